@@ -1,0 +1,240 @@
+"""Certificates: bounds on the optimality gap computed from the statistics, never from a solver's word.
+
+With h(a) = 1/2 ||M a - z||^2, g = G a - c its gradient and w the column weights,
+
+* P(kappa): every a' in the ball has h(a') >= h(a) + <g, a' - a>, so
+  ``gap = <g, a> + kappa max_j |g_j| / w_j`` bounds h(a) - h* (the Frank-Wolfe gap);
+* Q(lam): the residual r = z - M a scaled by s is dual feasible when s |g_j| <= lam w_j, so
+  ``gap = lam sum_j w_j |a_j| + s <g, a> + (1 - s)^2 h(a)`` bounds the objective's excess.
+  (Primal minus dual, written so that nothing cancels at s = 1.)
+
+Free columns F (w = 0) are eliminated first: with P = pinv(G_FF), the excess 1/2 g_F' P g_F is added
+and g_B is replaced by g_B - G_BF P g_F; at a least-squares optimum of a_F both are zero. A column
+with a sign constraint counts in the maximum only in the direction in which it may move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+
+from cimf.errors import CertificateError, InputError
+from cimf.statistics import Gram
+from formulations.columns import Columns, as_float64, per_row
+
+# Rows judged together: bounds the memory of the gradient to 256 x N.
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was recomputed in float64 from the statistics, one entry per row.
+
+    Attributes
+    ----------
+    objective : (r,)
+        h(a) = 1/2 ||M a - z||^2, plus lam sum_j w_j |a_j| for Q(lam).
+    gap : (r,)
+        Bound on the objective's excess over the optimum, divided by 1/2 ||z||^2 (relative gap).
+    violation : (r,)
+        max(0, sum_j w_j |a_j| - kappa), or the largest |a_j| that an excluded column or a sign
+        forbids where that is larger. In the units of kappa and of the coefficients.
+    lam : (r,)
+        max_j |g_j| / w_j, the smallest multiplier for which a would be dual feasible (P(kappa)),
+        or the given lam (Q(lam)).
+    norm : (r,)
+        sum_j w_j |a_j| over the bounded columns.
+    tol : float
+        Tolerance that `passed` refers to: gap <= tol, and violation <= tol * kappa (for kappa = 0
+        and for forbidden columns: exactly zero).
+    passed : (r,) bool
+    """
+
+    objective: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    violation: NDArray[np.float64]
+    lam: NDArray[np.float64]
+    norm: NDArray[np.float64]
+    tol: float
+    passed: NDArray[np.bool_]
+
+    @property
+    def worst_gap(self) -> float:
+        """The largest relative gap over all rows (0 for no rows)."""
+        return float(self.gap.max(initial=0.0))
+
+    def raise_if_failed(self) -> None:
+        """Raise `CertificateError` naming the rows that failed, if any did."""
+        failed = np.flatnonzero(~self.passed)
+        if failed.size:
+            worst = failed[np.argmax(self.gap[failed])]
+            raise CertificateError(
+                f"{failed.size} of {self.passed.size} rows failed their certificate at tolerance "
+                f"{self.tol:g}; first rows {failed[:5].tolist()}, worst row {worst}: gap "
+                f"{self.gap[worst]:.3g}, violation {self.violation[worst]:.3g}"
+            )
+
+
+def certify(
+    gram: Gram,
+    coef: ArrayLike,
+    kappa: ArrayLike | None = None,
+    *,
+    lam: ArrayLike | None = None,
+    bounded: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    signs: ArrayLike | None = None,
+    tol: float = 1e-9,
+) -> Certificate:
+    """Judge coefficients, whoever produced them, for P(kappa) or Q(lam).
+
+    Parameters
+    ----------
+    gram : Gram
+        Statistics of the design (m, N) and the targets (m, r).
+    coef : (r, N), or (N,) where r = 1
+        NaN or infinite coefficients are judged (gap and violation infinite), not refused.
+    kappa, lam : float or (r,)
+        Exactly one: the radius of P(kappa) or the penalty of Q(lam).
+    bounded, weights, signs
+        As `formulations.columns.Columns.build`.
+    tol : float
+        Relative gap and violation that pass.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    InputError
+        Wrong shapes, neither or both of kappa and lam, negative values, float16.
+    """
+    a = as_float64("coef", coef, (1, 2), finite=False)
+    a = a[None, :] if a.ndim == 1 else a
+    if a.shape != (gram.n_targets, gram.n_features):
+        raise InputError(f"coef has shape {a.shape}; ({gram.n_targets}, {gram.n_features}) needed")
+    columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)
+    return certify_columns(gram, a, columns, kappa, lam, tol)
+
+
+def certify_columns(
+    gram: Gram,
+    coef: NDArray[np.float64],
+    columns: Columns,
+    kappa: ArrayLike | None,
+    lam: ArrayLike | None,
+    tol: float,
+) -> Certificate:
+    """`certify` for merged `columns` and coefficients (r, N)."""
+    if (kappa is None) == (lam is None):
+        raise InputError("give exactly one of kappa (problem P) and lam (problem Q)")
+    constrained = kappa is not None
+    level = per_row("kappa" if constrained else "lam", kappa if constrained else lam, gram.n_targets)  # type: ignore[arg-type]
+    free_block = _FreeBlock(gram.gram, columns.weights) if columns.shared else None
+    parts = []
+    for start in range(0, gram.n_targets, _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        chunk = columns if columns.shared else Columns(columns.weights[rows], columns.signs)
+        parts.append(_judge(gram, rows, coef[rows], chunk, level[rows], constrained, free_block))
+    objective, gap, violation, lam_out, norm = (
+        np.concatenate([part[k] for part in parts]) if parts else np.zeros(0) for k in range(5)
+    )
+    half_sq = 0.5 * gram.target_sq
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.where(gap == 0.0, 0.0, gap / half_sq)
+    limit = tol * level if constrained else np.zeros_like(level)
+    passed = (relative <= tol) & (violation <= limit)
+    return Certificate(objective, relative, violation, lam_out, norm, float(tol), passed)
+
+
+class _FreeBlock:
+    """Elimination of the free columns F, shared by all rows with the same weights."""
+
+    def __init__(self, g: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        self.index = np.flatnonzero(weights == 0.0)
+        if self.index.size:
+            self.cross = g[self.index]  # (|F|, N)
+            block = self.cross[:, self.index]
+            # Unit diagonal first: a free column of scale 1e-8 is not noise beside one of scale 1.
+            root = np.sqrt(np.diagonal(block))
+            self.scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+            value, vector = scipy.linalg.eigh(block * np.outer(self.scale, self.scale))
+            keep = value > np.finfo(np.float64).eps * self.index.size * max(value[-1], 0.0)
+            self.root = (self.scale[:, None] * vector[:, keep]) / np.sqrt(value[keep])
+
+    def eliminate(
+        self, gradient: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the reduced gradient and the excess 1/2 g_F' pinv(G_FF) g_F, row by row."""
+        if not self.index.size:
+            return gradient, np.zeros(gradient.shape[0])
+        reduced = np.empty_like(gradient)
+        excess = np.empty(gradient.shape[0])
+        for i, g in enumerate(gradient):  # row by row: bits independent of the other rows
+            half = self.root.T @ g[self.index]
+            excess[i] = 0.5 * float(half @ half)
+            reduced[i] = g - (self.root @ half) @ self.cross
+        return reduced, excess
+
+
+def _judge(
+    gram: Gram,
+    rows: slice,
+    coef: NDArray[np.float64],
+    columns: Columns,
+    level: NDArray[np.float64],
+    constrained: bool,
+    free_block: _FreeBlock | None,
+) -> tuple[NDArray[np.float64], ...]:
+    """Return objective, absolute gap, violation, lam and norm of a chunk of rows."""
+    bad = ~np.isfinite(coef).all(axis=1)
+    if bad.any():
+        coef = np.where(bad[:, None], 0.0, coef)
+    # A sparse product works row by row: its bits do not depend on which rows are judged together.
+    quad = scipy.sparse.csr_array(coef) @ gram.gram
+    corr, target_sq = gram.corr[rows], gram.target_sq[rows]
+    gradient = quad - corr
+    inner = (gradient * coef).sum(axis=1)
+    loss = np.maximum(0.5 * (target_sq + inner - (corr * coef).sum(axis=1)), 0.0)
+    if free_block is None:
+        reduced, excess = gradient.copy(), np.zeros(coef.shape[0])
+        for i in range(coef.shape[0]):
+            block = _FreeBlock(gram.gram, columns.row(i))
+            part, excess[i : i + 1] = block.eliminate(gradient[i : i + 1])
+            reduced[i] = part[0]
+    else:
+        reduced, excess = free_block.eliminate(gradient)
+    weights = np.broadcast_to(columns.weights, coef.shape)
+    in_ball = (weights > 0) & np.isfinite(weights)
+    inner = np.where(in_ball, reduced * coef, 0.0).sum(axis=1)
+    # A column may move along -g_j only where its sign allows.
+    slope = np.where(columns.signs == 0, np.abs(reduced), np.maximum(-columns.signs * reduced, 0.0))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = np.where(in_ball & (slope > 0), slope / weights, 0.0)
+    steepest = ratio.max(axis=1, initial=0.0)
+    norm = columns.norm(coef)
+    violation = columns.off_pattern(coef)
+    if constrained:
+        objective = loss
+        gap = inner + level * steepest + excess
+        violation = np.maximum(violation, np.maximum(norm - level, 0.0))
+        lam = steepest
+    else:
+        objective = loss + level * norm
+        with np.errstate(divide="ignore", invalid="ignore"):
+            largest = np.where(steepest > 0, level / steepest, np.inf)
+            best = np.where(loss > 0, 1.0 - inner / (2.0 * loss), 1.0)
+        s = np.clip(best, 0.0, largest)
+        gap = level * norm + s * inner + (1.0 - s) ** 2 * loss + excess
+        lam = level
+    if bad.any():
+        objective = np.where(bad, np.nan, objective)
+        gap, violation = np.where(bad, np.inf, gap), np.where(bad, np.inf, violation)
+    # Rounding can leave a gap of -1e-17 at the optimum; a clearly negative one means infeasible.
+    gap = np.where((gap < 0) & (violation == 0.0), 0.0, gap)
+    return objective, gap, violation, lam, norm

@@ -1,0 +1,72 @@
+"""Row solutions: coefficients that always carry their certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cimf.judge.certificate import Certificate
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Solutions of r row problems with the certificate that was computed for them.
+
+    Attributes
+    ----------
+    coef : (r, N)
+        Coefficients; a zero is an exact zero.
+    certificate : Certificate
+        Recomputed in float64 from the statistics.
+    method : (r,) str
+        The solver of each row.
+    iterations : (r,) int
+        Iterations of that solver, in its own unit (pivots, inner iterations, ...).
+    seconds : Mapping[str, float]
+        Wall-clock seconds by phase: "solve", "certify", for CVXPY also "build".
+    why : str
+        Why this method was picked where the caller left it open; empty otherwise.
+    """
+
+    coef: NDArray[np.float64]
+    certificate: Certificate
+    method: NDArray[np.str_]
+    iterations: NDArray[np.int64]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def objective(self) -> NDArray[np.float64]:
+        """Objective of each row, shape (r,)."""
+        return self.certificate.objective
+
+    @property
+    def gap(self) -> NDArray[np.float64]:
+        """Relative gap (bound on the excess over the optimum, by 1/2 ||z||^2), shape (r,)."""
+        return self.certificate.gap
+
+    @property
+    def violation(self) -> NDArray[np.float64]:
+        """Violation of the ball, the signs and the excluded columns, shape (r,)."""
+        return self.certificate.violation
+
+    @property
+    def lam(self) -> NDArray[np.float64]:
+        """Multiplier of the ball (P) or penalty (Q), shape (r,)."""
+        return self.certificate.lam
+
+    @property
+    def status(self) -> NDArray[np.str_]:
+        """'optimal', 'inaccurate' (gap above the tolerance) or 'infeasible', per row."""
+        cert = self.certificate
+        return np.where(
+            cert.passed, "optimal", np.where(cert.gap <= cert.tol, "infeasible", "inaccurate")
+        )
+
+    def raise_if_failed(self) -> Solution:
+        """Return self; raise `CertificateError` if a row is not certified."""
+        self.certificate.raise_if_failed()
+        return self

@@ -1,0 +1,1 @@
+"""How row problems are solved."""

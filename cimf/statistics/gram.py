@@ -1,0 +1,237 @@
+"""The shared float64 Gram matrix of a design and its correlations with many targets."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.linalg.blas
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cimf.errors import InputError, RunError
+from cimf.files import atomic_path
+from formulations.columns import as_float64
+
+# Samples converted to float64 at a time: 4096 x 16,000 columns is 0.5 GB beside a 2 GB Gram.
+_BLOCK = 4096
+
+
+class Gram:
+    """Statistics of a design M (m, N) and r targets z_i (m,), accumulated in float64.
+
+    They determine h(a) = 1/2 ||M a - z_i||^2 for every row i and every a:
+    h(a) = 1/2 a' G a - c_i' a + 1/2 ||z_i||^2.
+
+    Parameters
+    ----------
+    n_features, n_targets : int
+        N >= 1 and r >= 0.
+
+    Attributes
+    ----------
+    gram : (N, N)
+        G = M' M, symmetric.
+    corr : (r, N)
+        Row i is c_i = M' z_i.
+    target_sq : (r,)
+        ||z_i||^2.
+    n_samples : int
+        m, the number of samples seen.
+
+    Notes
+    -----
+    `update` may be called any number of times and partial statistics of several processes are
+    added with `merge`. Peak memory is one Gram and one block of samples while streaming, two
+    Grams in `merge` and `save`.
+    """
+
+    def __init__(self, n_features: int, n_targets: int) -> None:
+        if n_features < 1 or n_targets < 0:
+            raise InputError(f"n_features >= 1 and n_targets >= 0 needed, got {n_features} and {n_targets}")
+        self._gram = np.zeros((n_features, n_features), order="F")
+        self._lower_is_stale = False
+        self.corr: NDArray[np.float64] = np.zeros((n_targets, n_features))
+        self.target_sq: NDArray[np.float64] = np.zeros(n_targets)
+        self.n_samples = 0
+
+    @classmethod
+    def from_arrays(cls, design: Any, targets: ArrayLike) -> Gram:
+        """Return the statistics of design (m, N), dense or scipy.sparse, and targets (m, r) or (m,).
+
+        Raises
+        ------
+        InputError
+            As `update`.
+        """
+        shape = np.shape(design)
+        if len(shape) != 2:
+            raise InputError(f"design has shape {shape}; (samples, columns) needed")
+        z = np.asarray(targets)
+        return cls(shape[1], 1 if z.ndim == 1 else z.shape[-1]).update(design, targets)
+
+    @classmethod
+    def from_moments(cls, gram: ArrayLike, corr: ArrayLike, target_sq: ArrayLike, n_samples: int) -> Gram:
+        """Return a `Gram` around given moments, shapes as the attributes.
+
+        Raises
+        ------
+        InputError
+            Wrong shapes, NaN, an unsymmetric matrix, negative squares.
+        """
+        g = as_float64("gram", gram, 2)
+        c = as_float64("corr", corr, 2)
+        t = as_float64("target_sq", target_sq, 1)
+        if g.shape[0] != g.shape[1] or c.shape != (t.shape[0], g.shape[0]):
+            raise InputError(f"gram {g.shape}, corr {c.shape}, target_sq {t.shape} do not fit together")
+        if not np.allclose(g, g.T, rtol=1e-10, atol=1e-12 * np.abs(g).max(initial=0.0)):
+            raise InputError("gram is not symmetric")
+        if (t < 0).any() or (np.diagonal(g) < 0).any():
+            raise InputError("target_sq and the diagonal of gram must be >= 0")
+        out = cls(g.shape[0], c.shape[0])
+        out._gram[:] = g
+        out._lower_is_stale = True  # the upper triangle is kept, so G is exactly symmetric
+        out.corr, out.target_sq, out.n_samples = c.copy(), t.copy(), int(n_samples)
+        return out
+
+    @property
+    def n_features(self) -> int:
+        """N, the number of columns of the design."""
+        return self._gram.shape[0]
+
+    @property
+    def n_targets(self) -> int:
+        """r, the number of targets (rows to be solved)."""
+        return self.corr.shape[0]
+
+    @property
+    def gram(self) -> NDArray[np.float64]:
+        """G = M' M, shape (N, N), exactly symmetric; a view, not a copy."""
+        if self._lower_is_stale:
+            for start in range(0, self.n_features, _BLOCK):
+                stop = min(start + _BLOCK, self.n_features)
+                self._gram[stop:, start:stop] = self._gram[start:stop, stop:].T
+                block = self._gram[start:stop, start:stop]
+                block[:] = np.triu(block) + np.triu(block, 1).T
+            self._lower_is_stale = False
+        return self._gram.T  # symmetric: the transpose of the Fortran array is C-contiguous
+
+    def update(self, design_batch: Any, target_batch: ArrayLike) -> Gram:
+        """Add a batch: design (b, N), dense or scipy.sparse, float32 or float64; targets (b, r).
+
+        Nothing is added unless the whole batch is valid.
+
+        Raises
+        ------
+        InputError
+            Empty batch, wrong shapes, float16, NaN or infinity.
+        """
+        sparse = scipy.sparse.issparse(design_batch)
+        z = np.asarray(target_batch)
+        z = z[:, None] if z.ndim == 1 else z
+        shape = np.shape(design_batch)
+        if len(shape) != 2 or shape[1] != self.n_features or z.shape != (shape[0], self.n_targets):
+            raise InputError(
+                f"design {shape} and targets {z.shape} do not fit: (b, {self.n_features}) and "
+                f"(b, {self.n_targets}) needed"
+            )
+        if shape[0] == 0:
+            raise InputError("empty batch: a design with no samples")
+        z = as_float64("targets", z, 2)
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.square(z).sum())
+        if sparse:
+            m = design_batch.tocsr()
+            as_float64("design", m.data, 1)
+            m = m.astype(np.float64)
+            self._gram += (m.T @ m).toarray()
+            self._lower_is_stale = True
+            self.corr += (m.T @ z).T
+        else:
+            raw = np.asarray(design_batch)
+            as_float64("design", raw[:0], 2)
+            if not (np.isfinite(raw).all() and finite):
+                as_float64("design", raw, 2)
+            for start in range(0, shape[0], _BLOCK):
+                block = np.ascontiguousarray(raw[start : start + _BLOCK], dtype=np.float64)
+                # dsyrk does half the work of a product and writes into the Gram itself.
+                self._gram = scipy.linalg.blas.dsyrk(
+                    1.0, block.T, beta=1.0, c=self._gram, overwrite_c=1
+                )
+                self._lower_is_stale = True
+                self.corr += z[start : start + _BLOCK].T @ block
+        self.target_sq += np.square(z).sum(axis=0)
+        self.n_samples += shape[0]
+        return self
+
+    def merge(self, other: Gram) -> Gram:
+        """Add the statistics of other samples of the same columns and targets.
+
+        Raises
+        ------
+        InputError
+            If the shapes differ.
+        """
+        if (self.n_features, self.n_targets) != (other.n_features, other.n_targets):
+            raise InputError("only statistics of the same columns and targets can be merged")
+        self._gram += other._gram
+        self._lower_is_stale = True
+        self.corr += other.corr
+        self.target_sq += other.target_sq
+        self.n_samples += other.n_samples
+        return self
+
+    def rows(self, index: Any) -> Gram:
+        """Return the statistics of a selection of the targets; G is shared, not copied."""
+        out = object.__new__(Gram)
+        out._gram, out._lower_is_stale = self.gram.T, False
+        out.corr = np.atleast_2d(self.corr[index])
+        out.target_sq = np.atleast_1d(self.target_sq[index])
+        out.n_samples = self.n_samples
+        return out
+
+    def columns(self, index: Any) -> Gram:
+        """Return the statistics of a selection of the columns (a copy)."""
+        select = np.arange(self.n_features)[index]
+        return Gram.from_moments(
+            self.gram[np.ix_(select, select)], self.corr[:, select], self.target_sq, self.n_samples
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, atomically, with a SHA-256 of its content."""
+        tensors = {"gram": np.ascontiguousarray(self.gram), "corr": self.corr, "target_sq": self.target_sq}
+        meta = {"n_samples": str(self.n_samples), "sha256": _digest(tensors, self.n_samples)}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Gram:
+        """Read a file written by `save`.
+
+        Raises
+        ------
+        RunError
+            If the file is missing, truncated, or does not match its checksum.
+        """
+        try:
+            with safe_open(path, framework="numpy") as stream:
+                meta = stream.metadata() or {}
+                tensors = {name: stream.get_tensor(name) for name in ("gram", "corr", "target_sq")}
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path} cannot be read as saved statistics: {error}") from error
+        n_samples = int(meta.get("n_samples", "-1"))
+        if meta.get("sha256") != _digest(tensors, n_samples):
+            raise RunError(f"{path} does not match its checksum; compute the statistics again")
+        return cls.from_moments(tensors["gram"], tensors["corr"], tensors["target_sq"], n_samples)
+
+
+def _digest(tensors: dict[str, NDArray[np.float64]], n_samples: int) -> str:
+    digest = hashlib.sha256(str(n_samples).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].shape}".encode())
+        digest.update(tensors[name].data)
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""Which columns of a row problem are in the l1 ball, at what weight, with what sign.
+
+The one place where `bounded`, `weights` and `signs` become numbers. Every problem of the toolkit
+penalises or bounds ``sum_j w_j |a_j|`` with
+
+    w_j > 0 finite   a bounded column,
+    w_j = 0          a free column (eliminated by least squares before a gap is taken),
+    w_j = inf        an excluded column, a_j = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.errors import InputError
+
+
+def as_float64(name: str, value: Any, ndim: int | tuple[int, ...], *, finite: bool = True) -> NDArray[np.float64]:
+    """Return `value` as a float64 array of the given number of dimensions.
+
+    Raises
+    ------
+    InputError
+        For float16 (its rounding, 5e-4, is above every tolerance used here), for a non-numeric or
+        complex dtype, a wrong number of dimensions, and (where `finite`) for NaN or infinity.
+    """
+    array = np.asarray(value)
+    if array.dtype == np.float16:
+        raise InputError(f"{name} is float16: convert it to float32 or float64 where it was computed")
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} has dtype {array.dtype}; a real numeric array is needed")
+    allowed = (ndim,) if isinstance(ndim, int) else ndim
+    if array.ndim not in allowed:
+        raise InputError(f"{name} has shape {array.shape}; {' or '.join(map(str, allowed))} dimension(s) needed")
+    array = array.astype(np.float64, copy=False)
+    if finite and not np.isfinite(array).all():
+        raise InputError(f"{name} holds {int((~np.isfinite(array)).sum())} NaN or infinite value(s)")
+    return array
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Weights and signs of the N columns of a row problem.
+
+    Attributes
+    ----------
+    weights : (N,) or (r, N)
+        w_j as above, one vector for all r rows or one per row.
+    signs : (N,) int8
+        +1: a_j >= 0; -1: a_j <= 0; 0: no constraint.
+    """
+
+    weights: NDArray[np.float64]
+    signs: NDArray[np.int8]
+
+    @classmethod
+    def build(
+        cls,
+        n_features: int,
+        n_targets: int,
+        bounded: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+        signs: ArrayLike | None = None,
+    ) -> Columns:
+        """Validate and merge the three arguments.
+
+        Parameters
+        ----------
+        bounded : (N,) bool, optional
+            True: inside the ball; False: free. Default: every column is bounded.
+        weights : (N,) or (r, N), optional
+            w_j >= 0, infinity allowed. Default: ones.
+        signs : (N,), optional
+            -1, 0 or +1 per column. Default: zeros.
+
+        Raises
+        ------
+        InputError
+            Wrong shapes or dtypes, negative or NaN weights, signs other than -1, 0, +1.
+        """
+        w = np.ones(n_features) if weights is None else as_float64("weights", weights, (1, 2), finite=False)
+        if w.shape not in ((n_features,), (n_targets, n_features)):
+            raise InputError(
+                f"weights has shape {w.shape}; ({n_features},) or ({n_targets}, {n_features}) needed"
+            )
+        if np.isnan(w).any() or (w < 0).any():
+            raise InputError("weights must be >= 0 (0: free column, infinity: excluded column), without NaN")
+        if bounded is not None:
+            mask = np.asarray(bounded)
+            if mask.dtype != np.bool_ or mask.shape != (n_features,):
+                raise InputError(
+                    f"bounded must be a boolean mask of shape ({n_features},), got {mask.dtype} {mask.shape}"
+                )
+            w = np.where(mask | np.isinf(w), w, 0.0)
+        if signs is None:
+            s = np.zeros(n_features, dtype=np.int8)
+        else:
+            raw = np.asarray(signs)
+            if raw.shape != (n_features,) or not np.isin(raw, (-1, 0, 1)).all():
+                raise InputError(f"signs must have shape ({n_features},) and hold only -1, 0, +1")
+            s = raw.astype(np.int8)
+        return cls(w, s)
+
+    @property
+    def shared(self) -> bool:
+        """Whether all rows have the same weights."""
+        return self.weights.ndim == 1
+
+    def row(self, i: int) -> NDArray[np.float64]:
+        """Weights (N,) of row `i`."""
+        return self.weights if self.shared else self.weights[i]
+
+    def norm(self, coef: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return sum_j w_j |a_j| over the bounded columns: shape (r,) for coef (r, N)."""
+        return (np.where(np.isfinite(self.weights), self.weights, 0.0) * np.abs(coef)).sum(axis=-1)
+
+    def off_pattern(self, coef: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the largest |a_j| that an excluded column or a sign forbids: shape (r,)."""
+        wrong = np.where(np.isinf(self.weights), np.abs(coef), np.maximum(-self.signs * coef, 0.0))
+        return wrong.max(axis=-1, initial=0.0)
+
+
+def per_row(name: str, value: ArrayLike, n_targets: int) -> NDArray[np.float64]:
+    """Return a non-negative number per row, shape (r,), from one number or r of them.
+
+    Raises
+    ------
+    InputError
+        For NaN, infinity, a negative value or a wrong shape.
+    """
+    array = as_float64(name, value, (0, 1))
+    if (array < 0).any():
+        raise InputError(f"{name} must be >= 0, got {array.min():g}")
+    if array.ndim == 1 and array.shape != (n_targets,):
+        raise InputError(f"{name} has shape {array.shape}; one number or {n_targets} numbers needed")
+    return np.broadcast_to(array, (n_targets,)).copy()

@@ -1,0 +1,24 @@
+"""The exceptions that `formulations` and `cimf` raise: one tree, rooted here because imports run formulations <- cimf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class CimfError(Exception):
+    """Root of every error raised on purpose by `formulations` or `cimf`."""
+
+
+class InputError(CimfError, ValueError):
+    """An argument cannot be used: wrong shape, NaN, an empty batch, a forbidden value."""
+
+
+class UnknownNameError(InputError):
+    """A name is not in a dictionary of formulations, losses, sets, methods, backends, ..."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
+
+
+class FormulationError(CimfError, ValueError):
+    """A problem is not convex by CVXPY's rules (DCP), or not separable where it must be."""
