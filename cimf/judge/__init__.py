@@ -1,6 +1,16 @@
-"""How good a solution is: certificates, solutions that carry one, and the accounting of non-zeros."""
+"""How good a solution is: certificates, solutions that carry one, accounting of non-zeros."""
 
+from cimf.judge.accounting import DENOMINATORS, BlockCount, NonZeros, count_nonzeros
 from cimf.judge.certificate import Certificate, certify, certify_columns
 from cimf.judge.solution import Solution
 
-__all__ = ["Certificate", "Solution", "certify", "certify_columns"]
+__all__ = [
+    "DENOMINATORS",
+    "BlockCount",
+    "Certificate",
+    "NonZeros",
+    "Solution",
+    "certify",
+    "certify_columns",
+    "count_nonzeros",
+]

@@ -1,0 +1,84 @@
+"""cimf: certified convex sparsification of trained networks through implicit models.
+
+A trained network becomes an implicit model X = phi(A X + B U), Y = C X + D U; the rows of (A, B)
+solve constrained LASSO problems on captured states, and every solution carries a certificate.
+
+Names are loaded on first use (PEP 562), so `import cimf` is fast and pulls in neither torch nor
+cvxpy.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cimf.activations import ACTIVATIONS as ACTIVATIONS
+    from cimf.activations import Activation as Activation
+    from cimf.capture import States as States
+    from cimf.capture import capture_states as capture_states
+    from cimf.errors import CimfError as CimfError
+    from cimf.judge import Certificate as Certificate
+    from cimf.judge import Solution as Solution
+    from cimf.judge import certify as certify
+    from cimf.model import ImplicitModel as ImplicitModel
+    from cimf.solve import solve_cvxpy as solve_cvxpy
+    from cimf.solve import solve_path as solve_path
+    from cimf.solve import solve_rows as solve_rows
+    from cimf.sparsify import sparsify_path as sparsify_path
+    from cimf.statistics import Gram as Gram
+
+# Public name -> module that defines it.
+_HOMES = {
+    "ACTIVATIONS": "cimf.activations",
+    "Activation": "cimf.activations",
+    "Certificate": "cimf.judge",
+    "CimfError": "cimf.errors",
+    "Gram": "cimf.statistics",
+    "ImplicitModel": "cimf.model",
+    "Solution": "cimf.judge",
+    "States": "cimf.capture",
+    "capture_states": "cimf.capture",
+    "certify": "cimf.judge",
+    "solve_cvxpy": "cimf.solve",
+    "solve_path": "cimf.solve",
+    "solve_rows": "cimf.solve",
+    "sparsify": "cimf.sparsify",
+    "sparsify_path": "cimf.sparsify",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+try:
+    __version__ = version("cimf")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"
+
+
+class _Package(ModuleType):
+    """The type of this package: a public function wins over the submodule of the same name.
+
+    Importing the module `cimf.sparsify` would otherwise hide the function `cimf.sparsify`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOMES):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cimf' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
