@@ -30,7 +30,7 @@ Monotone = Literal["strictly increasing", "increasing", "not monotone"]
 class Activation:
     """One elementwise function phi: a family name and the values of its parameters.
 
-    Build it with `activation(name, **parameters)`, or take the default from `ACTIVATIONS`.
+    Build it with `as_activation(name, **parameters)`, or take the default from `ACTIVATIONS`.
 
     Attributes
     ----------
@@ -81,14 +81,14 @@ class Activation:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Activation:
         """Return the activation that `to_json` described."""
-        return activation(record["name"], **record["params"])
+        return as_activation(record["name"], **record["params"])
 
     def __str__(self) -> str:
         inner = ", ".join(f"{key}={value}" for key, value in self.params)
         return f"{self.name}({inner})" if inner else self.name
 
 
-def activation(name: str | Activation, **params: Any) -> Activation:
+def as_activation(name: str | Activation, **params: Any) -> Activation:
     """Return the activation `name`, its parameters defaulting to torch's.
 
     Raises

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from cimf.activations import Activation, activation as find_activation
+from cimf.activations import Activation, as_activation
 from cimf.blocks import Block, check_blocks, check_scale, homogeneous_rows, lipschitz_rows
 from cimf.errors import InputError
 from cimf.model.equilibrium import ConvergenceWarning, Equilibrium, solve_equilibrium
@@ -65,7 +65,7 @@ class ImplicitModel:
         if p < 1:
             raise InputError("a model needs at least one input column in B and D")
         if isinstance(activation, str | Activation):
-            activation = (Block("states", 0, n, find_activation(activation)),)
+            activation = (Block("states", 0, n, as_activation(activation)),)
         self.blocks = check_blocks(activation, n)
         self.bias = bool(bias)
 
