@@ -1,1 +1,84 @@
-"""What is minimised."""
+"""What is minimised: convex problems in CVXPY, with numpy records that judge their solutions.
+
+`FORMULATIONS`, `LOSSES` and `SETS` map names to classes. A leaf package: numpy, scipy and CVXPY,
+nothing else of this project. CVXPY is imported when a problem, loss or set is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from formulations.columns import Columns
+from formulations.errors import CimfError, FormulationError, InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from formulations.catalogue import FORMULATIONS
+    from formulations.constrained import Constrained, RowProblem
+    from formulations.exact import Exact
+    from formulations.lasso import Lasso
+    from formulations.least_squares import LeastSquares
+    from formulations.losses import LOSSES, Loss
+    from formulations.problem import ExactRecord, ModelRecord, RelaxedRecord, RowRecord
+    from formulations.relaxed import ModelProblem, OutputRow, Relaxed, StateRow
+    from formulations.rows import Rows
+    from formulations.sets import SETS, ConstraintSet
+    from formulations.terms import Check
+
+_MODULES = {
+    "FORMULATIONS": "catalogue",
+    "LOSSES": "losses",
+    "SETS": "sets",
+    "Check": "terms",
+    "Constrained": "constrained",
+    "ConstraintSet": "sets",
+    "Exact": "exact",
+    "ExactRecord": "problem",
+    "Lasso": "lasso",
+    "LeastSquares": "least_squares",
+    "Loss": "losses",
+    "ModelProblem": "relaxed",
+    "ModelRecord": "problem",
+    "OutputRow": "relaxed",
+    "Relaxed": "relaxed",
+    "RelaxedRecord": "problem",
+    "RowProblem": "constrained",
+    "RowRecord": "problem",
+    "Rows": "rows",
+    "StateRow": "relaxed",
+}
+
+__all__ = [
+    "FORMULATIONS",
+    "LOSSES",
+    "SETS",
+    "Check",
+    "CimfError",
+    "Columns",
+    "Constrained",
+    "ConstraintSet",
+    "Exact",
+    "ExactRecord",
+    "FormulationError",
+    "InputError",
+    "Lasso",
+    "LeastSquares",
+    "Loss",
+    "ModelProblem",
+    "ModelRecord",
+    "OutputRow",
+    "Relaxed",
+    "RelaxedRecord",
+    "RowProblem",
+    "RowRecord",
+    "Rows",
+    "StateRow",
+    "UnknownNameError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name on first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'formulations' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"formulations.{_MODULES[name]}"), name)

@@ -19,7 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.errors import InputError
 
 
-def as_float64(name: str, value: Any, ndim: int | tuple[int, ...], *, finite: bool = True) -> NDArray[np.float64]:
+def as_float64(
+    name: str, value: Any, ndim: int | tuple[int, ...], *, finite: bool = True
+) -> NDArray[np.float64]:
     """Return `value` as a float64 array of the given number of dimensions.
 
     Raises
@@ -30,15 +32,21 @@ def as_float64(name: str, value: Any, ndim: int | tuple[int, ...], *, finite: bo
     """
     array = np.asarray(value)
     if array.dtype == np.float16:
-        raise InputError(f"{name} is float16: convert it to float32 or float64 where it was computed")
+        raise InputError(
+            f"{name} is float16: convert it to float32 or float64 where it was computed"
+        )
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name} has dtype {array.dtype}; a real numeric array is needed")
     allowed = (ndim,) if isinstance(ndim, int) else ndim
     if array.ndim not in allowed:
-        raise InputError(f"{name} has shape {array.shape}; {' or '.join(map(str, allowed))} dimension(s) needed")
+        raise InputError(
+            f"{name} has shape {array.shape}; {' or '.join(map(str, allowed))} dimension(s) needed"
+        )
     array = array.astype(np.float64, copy=False)
     if finite and not np.isfinite(array).all():
-        raise InputError(f"{name} holds {int((~np.isfinite(array)).sum())} NaN or infinite value(s)")
+        raise InputError(
+            f"{name} holds {int((~np.isfinite(array)).sum())} NaN or infinite value(s)"
+        )
     return array
 
 
@@ -82,18 +90,26 @@ class Columns:
         InputError
             Wrong shapes or dtypes, negative or NaN weights, signs other than -1, 0, +1.
         """
-        w = np.ones(n_features) if weights is None else as_float64("weights", weights, (1, 2), finite=False)
+        w = (
+            np.ones(n_features)
+            if weights is None
+            else as_float64("weights", weights, (1, 2), finite=False)
+        )
         if w.shape not in ((n_features,), (n_targets, n_features)):
             raise InputError(
-                f"weights has shape {w.shape}; ({n_features},) or ({n_targets}, {n_features}) needed"
+                f"weights has shape {w.shape}; ({n_features},) or "
+                f"({n_targets}, {n_features}) needed"
             )
         if np.isnan(w).any() or (w < 0).any():
-            raise InputError("weights must be >= 0 (0: free column, infinity: excluded column), without NaN")
+            raise InputError(
+                "weights must be >= 0 (0: free column, infinity: excluded column), without NaN"
+            )
         if bounded is not None:
             mask = np.asarray(bounded)
             if mask.dtype != np.bool_ or mask.shape != (n_features,):
                 raise InputError(
-                    f"bounded must be a boolean mask of shape ({n_features},), got {mask.dtype} {mask.shape}"
+                    f"bounded must be a boolean mask of shape ({n_features},), "
+                    f"got {mask.dtype} {mask.shape}"
                 )
             w = np.where(mask | np.isinf(w), w, 0.0)
         if signs is None:
@@ -124,6 +140,31 @@ class Columns:
         return wrong.max(axis=-1, initial=0.0)
 
 
+def shrink(
+    coef: NDArray[np.float64], weights: NDArray[np.float64], radius: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return coef (r, N) with the rows outside the ball sum_j w_j |a_j| <= radius_i scaled into it.
+
+    Parameters
+    ----------
+    weights : (N,) or (r, N)
+        Columns of weight 0 are free and stay as they are, as do excluded ones (infinity).
+    radius : (r,)
+    """
+    columns = Columns(weights, np.zeros(coef.shape[1], dtype=np.int8))
+    in_ball = np.broadcast_to((weights > 0) & np.isfinite(weights), coef.shape)
+    norm = columns.norm(coef)
+    outside = norm > radius
+    factor = np.divide(radius, norm, out=np.ones_like(norm), where=outside)
+    out = coef
+    while outside.any():
+        out = np.where(in_ball & outside[:, None], factor[:, None] * coef, out)
+        # Rounding can leave the norm an ulp above the radius: shrink again until it is not.
+        factor = np.nextafter(factor, 0.0)
+        outside = outside & (columns.norm(out) > radius)
+    return out
+
+
 def per_row(name: str, value: ArrayLike, n_targets: int) -> NDArray[np.float64]:
     """Return a non-negative number per row, shape (r,), from one number or r of them.
 
@@ -136,5 +177,7 @@ def per_row(name: str, value: ArrayLike, n_targets: int) -> NDArray[np.float64]:
     if (array < 0).any():
         raise InputError(f"{name} must be >= 0, got {array.min():g}")
     if array.ndim == 1 and array.shape != (n_targets,):
-        raise InputError(f"{name} has shape {array.shape}; one number or {n_targets} numbers needed")
+        raise InputError(
+            f"{name} has shape {array.shape}; one number or {n_targets} numbers needed"
+        )
     return np.broadcast_to(array, (n_targets,)).copy()

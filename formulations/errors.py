@@ -1,4 +1,7 @@
-"""The exceptions that `formulations` and `cimf` raise: one tree, rooted here because imports run formulations <- cimf."""
+"""The exceptions that `formulations` and `cimf` raise: one tree.
+
+Rooted here because imports run formulations <- cimf.
+"""
 
 from __future__ import annotations
 

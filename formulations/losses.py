@@ -1,0 +1,329 @@
+r"""Losses l(A, B, C, D) of the problems (2)-(5), paper section 2. A new one is a class and a line.
+
+Each class states its formula, with W = [[A, B], [C, D]] of shape (n + q, n + p); gives it once as
+a CVXPY expression and once in numpy; and says by `separable` whether it is a sum over the rows of
+W. `docs/add_a_loss.md` goes through an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import cvxpy as cp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.columns import as_float64
+from formulations.errors import InputError
+from formulations.rows import Rows
+from formulations.terms import (
+    RowFunction,
+    Term,
+    as_term,
+    convexity_problems,
+    disagree,
+    number,
+    one_row,
+)
+
+
+class Loss(Term):
+    """A convex function of (some rows of) W."""
+
+    kind: ClassVar[str] = "loss"
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return the loss as a convex scalar; `rows.values` is a CVXPY expression (r, N)."""
+        raise NotImplementedError
+
+    def value(self, rows: Rows) -> float:
+        """Return the loss in float64; `rows.values` is an array (r, N)."""
+        raise NotImplementedError
+
+    def _problem(self, rows: Rows) -> cp.Problem:
+        return cp.Problem(cp.Minimize(self.expression(rows) + cp.sum(rows.values)))
+
+    def _problems(self, rows: Rows, point: Rows) -> list[str]:
+        found = convexity_problems(self.expression(rows), "the expression")
+        if found:
+            return found
+        value = self.value(point)
+        constant = Rows(cp.Constant(point.values), point.index, point.n_states)
+        said = number(self.expression(constant))
+        if disagree(value, said):
+            found.append(f"value() gives {value:.10g} where expression() gives {said:.10g}")
+        if self.separable:
+            total = sum(self.value(one_row(point, i)) for i in range(len(point.index)))
+            if disagree(value, total):
+                found.append(
+                    f"it is declared separable, but the loss of all rows is {value:.10g} and the "
+                    f"sum over the rows {total:.10g}: set separable = False"
+                )
+        return found
+
+
+@dataclass(frozen=True)
+class Zero(Loss):
+    """l = 0: only the matching terms count."""
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return 0."""
+        return cp.Constant(0.0)
+
+    def value(self, rows: Rows) -> float:
+        """Return 0."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class L1(Loss):
+    """l = weight * sum_ij |W_ij|."""
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _nonnegative(weight=self.weight)
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return weight * sum_ij |W_ij|."""
+        return self.weight * cp.sum(cp.abs(rows.values))
+
+    def value(self, rows: Rows) -> float:
+        """Return weight * sum_ij |W_ij|."""
+        return self.weight * float(np.abs(rows.values).sum())
+
+
+@dataclass(frozen=True)
+class WeightedL1(Loss):
+    """l = sum_ij V_ij |W_ij|.
+
+    Parameters
+    ----------
+    weights : (N,), or (n + q, N)
+        V >= 0, one vector for all rows or one per row of W = [[A, B], [C, D]].
+    """
+
+    weights: ArrayLike
+
+    def __post_init__(self) -> None:
+        v = as_float64("weights", self.weights, (1, 2))
+        if (v < 0).any():
+            raise InputError("weights must be >= 0; for forbidden entries use the set 'pattern'")
+        object.__setattr__(self, "weights", v)
+
+    @classmethod
+    def example(cls, n_states: int, n_inputs: int, n_outputs: int) -> Self:
+        """Return weights that grow along the rows and the columns."""
+        rows, columns = n_states + n_outputs, n_states + n_inputs
+        return cls(np.linspace(0.5, 1.5, rows * columns).reshape(rows, columns))
+
+    def _of(self, rows: Rows) -> NDArray[np.float64]:
+        v = np.asarray(self.weights)
+        return np.broadcast_to(v, rows.values.shape) if v.ndim == 1 else v[rows.index]
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return sum_ij V_ij |W_ij|."""
+        return cp.sum(cp.multiply(self._of(rows), cp.abs(rows.values)))
+
+    def value(self, rows: Rows) -> float:
+        """Return sum_ij V_ij |W_ij|."""
+        return float((self._of(rows) * np.abs(rows.values)).sum())
+
+
+@dataclass(frozen=True)
+class ElasticNet(Loss):
+    """l = l1 * sum_ij |W_ij| + 1/2 l2 * sum_ij W_ij^2."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+
+    def __post_init__(self) -> None:
+        _nonnegative(l1=self.l1, l2=self.l2)
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return l1 * sum_ij |W_ij| + 1/2 l2 * sum_ij W_ij^2."""
+        w = rows.values
+        return self.l1 * cp.sum(cp.abs(w)) + 0.5 * self.l2 * cp.sum_squares(w)
+
+    def value(self, rows: Rows) -> float:
+        """Return l1 * sum_ij |W_ij| + 1/2 l2 * sum_ij W_ij^2."""
+        w = rows.values
+        return float(self.l1 * np.abs(w).sum() + 0.5 * self.l2 * np.square(w).sum())
+
+
+@dataclass(frozen=True)
+class Group(Loss):
+    """l = weight * sum_i sum_g sqrt(|g|) ||W_ig||_2: sparse groups of columns in each row.
+
+    Parameters
+    ----------
+    weight : float
+    groups : (N,) int, optional
+        The group of each column. Default: two groups, the states and the inputs.
+    """
+
+    weight: float = 1.0
+    groups: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        _nonnegative(weight=self.weight)
+
+    def _split(self, rows: Rows) -> list[NDArray[np.intp]]:
+        n_columns = rows.values.shape[1]
+        if self.groups is None:
+            label = (np.arange(n_columns) >= rows.n_states).astype(np.intp)
+        else:
+            label = np.asarray(self.groups)
+            if label.shape != (n_columns,):
+                raise InputError(f"groups has shape {label.shape}; ({n_columns},) needed")
+        return [np.flatnonzero(label == g) for g in np.unique(label)]
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return weight * sum_i sum_g sqrt(|g|) ||W_ig||_2."""
+        return self.weight * sum(
+            np.sqrt(g.size) * cp.sum(cp.norm(rows.values[:, g], 2, axis=1))
+            for g in self._split(rows)
+        )
+
+    def value(self, rows: Rows) -> float:
+        """Return weight * sum_i sum_g sqrt(|g|) ||W_ig||_2."""
+        return self.weight * sum(
+            np.sqrt(g.size) * float(np.linalg.norm(rows.values[:, g], axis=1).sum())
+            for g in self._split(rows)
+        )
+
+
+@dataclass(frozen=True)
+class ColumnGroup(Loss):
+    """l = weight * sum_j ||W_:j||_2: a column is a state or an input that nothing uses.
+
+    Couples the rows, so problems with it are solved whole.
+    """
+
+    separable = False
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _nonnegative(weight=self.weight)
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return weight * sum_j ||W_:j||_2."""
+        return self.weight * cp.sum(cp.norm(rows.values, 2, axis=0))
+
+    def value(self, rows: Rows) -> float:
+        """Return weight * sum_j ||W_:j||_2."""
+        return self.weight * float(np.linalg.norm(rows.values, axis=0).sum())
+
+
+@dataclass(frozen=True)
+class Perspective(Loss):
+    """The perspective relaxation of l0 * ||W||_0 + 1/2 l2 * ||W||_F^2, the tightest convex one.
+
+    l = sum_ij min_{0 < y <= 1} (l0 y + 1/2 l2 W_ij^2 / y); with t = sqrt(2 l0 / l2) that is
+    l2 t |w| for |w| <= t and l0 + 1/2 l2 w^2 beyond (the reverse Huber function). The relaxation
+    that the paper's baseline SPR uses (Cacciola et al. 2022).
+    """
+
+    l0: float = 1.0
+    l2: float = 1.0
+
+    def __post_init__(self) -> None:
+        _nonnegative(l0=self.l0, l2=self.l2)
+        if self.l2 == 0:
+            raise InputError("l2 must be > 0: without it the relaxation of ||W||_0 is zero")
+
+    @property
+    def _knee(self) -> float:
+        return float(np.sqrt(2.0 * self.l0 / self.l2))
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return l2 sum_ij (t |W_ij| + 1/2 max(|W_ij| - t, 0)^2), the same without y."""
+        size = cp.abs(rows.values)
+        return self.l2 * (
+            self._knee * cp.sum(size) + 0.5 * cp.sum_squares(cp.pos(size - self._knee))
+        )
+
+    def value(self, rows: Rows) -> float:
+        """Return the two cases of the formula."""
+        size = np.abs(rows.values)
+        beyond = self.l0 + 0.5 * self.l2 * np.square(size)
+        return float(np.where(size <= self._knee, self.l2 * self._knee * size, beyond).sum())
+
+
+@dataclass(frozen=True)
+class Robust(Loss):
+    """l = radius * sum_i ||W_i||_2: the worst change of each row's output, summed over the rows.
+
+    W_i (x; u) changes by at most radius * ||W_i||_2 when (x; u) is off by at most `radius` in
+    Euclidean norm; it is the penalty of robust least squares (El Ghaoui and Lebret 1997).
+    """
+
+    radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        _nonnegative(radius=self.radius)
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return radius * sum_i ||W_i||_2."""
+        return self.radius * cp.sum(cp.norm(rows.values, 2, axis=1))
+
+    def value(self, rows: Rows) -> float:
+        """Return radius * sum_i ||W_i||_2."""
+        return self.radius * float(np.linalg.norm(rows.values, axis=1).sum())
+
+
+class FunctionLoss(Loss):
+    """A loss given as a plain function of CVXPY expressions.
+
+    l(a, b), with a (n,) and b (p,) of one row, is summed over the rows; l(A, B, C, D) is taken to
+    couple them.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._call = RowFunction(function)
+        self.separable = self._call.by_rows
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return f"loss {self._call.name}"
+
+    def expression(self, rows: Rows) -> cp.Expression:
+        """Return the function's value, summed over the rows where it takes one row."""
+        return cp.sum(cp.hstack([cp.Constant(0.0), *self._call(rows)]))
+
+    def value(self, rows: Rows) -> float:
+        """Return the expression's value."""
+        return number(self.expression(rows))
+
+    def _problems(self, rows: Rows, point: Rows) -> list[str]:
+        for part in self._call(rows):
+            found = convexity_problems(part, "the expression")
+            if found:
+                return found
+        return super()._problems(rows, point)
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "zero": Zero,
+    "l1": L1,
+    "weighted-l1": WeightedL1,
+    "elastic-net": ElasticNet,
+    "group": Group,
+    "column-group": ColumnGroup,
+    "perspective": Perspective,
+    "robust": Robust,
+}
+
+
+def as_loss(given: Any) -> Loss:
+    """Return a loss from an instance, a name in `LOSSES`, or a function of CVXPY expressions."""
+    return as_term(given, Loss, LOSSES, FunctionLoss)
+
+
+def _nonnegative(**values: float) -> None:
+    for name, value in values.items():
+        if not (np.isfinite(value) and value >= 0):
+            raise InputError(f"{name} must be >= 0 and finite, got {value}")

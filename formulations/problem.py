@@ -1,0 +1,291 @@
+"""Frozen numpy records of what is minimised: shapes, objective, violation, scaling.
+
+A record knows no solver. Every CVXPY problem of this package carries the record that it was built
+from, and whoever solves it is judged by the record, in float64.
+
+Scaling
+-------
+The toolkit's loss of one row is h(a) = 1/2 ||M a - z||^2, without 1/m. Equations (3), (4) and (5)
+of the paper (Tsai, Gao, El Ghaoui 2024) have lam ||M a - z||^2 without the 1/2. `paper_weight` is
+the one place that converts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.columns import Columns, per_row, shrink
+from formulations.errors import InputError
+from formulations.least_squares import LeastSquares
+from formulations.losses import Loss
+from formulations.rows import Rows
+from formulations.sets import ConstraintSet
+
+Array = NDArray[np.float64]
+
+
+def paper_weight(lam: Array) -> Array:
+    """Return w with w h(a) = lam ||M a - z||^2: the paper's lam_1, lam_2 as weights of our h."""
+    return 2.0 * lam
+
+
+@dataclass(frozen=True)
+class RowRecord:
+    """Rows of P(kappa) or Q(lam), paper section 3, with any columns free, excluded or signed.
+
+    P(kappa): min h_i(a) subject to sum_j w_j |a_j| <= kappa_i.
+    Q(lam):   min h_i(a) + lam_i sum_j w_j |a_j|.
+
+    Attributes
+    ----------
+    fit : LeastSquares
+        Design (m, N) and targets (m, r).
+    columns : Columns
+        Weights (0: free, infinity: excluded) and signs.
+    kappa, lam : (r,) or None
+        Exactly one is given.
+    """
+
+    fit: LeastSquares
+    columns: Columns
+    kappa: Array | None = None
+    lam: Array | None = None
+
+    @classmethod
+    def build(
+        cls,
+        fit: LeastSquares,
+        *,
+        kappa: ArrayLike | None = None,
+        lam: ArrayLike | None = None,
+        bounded: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+        signs: ArrayLike | None = None,
+    ) -> RowRecord:
+        """Validate; parameters as the attributes and as `Columns.build`.
+
+        Raises
+        ------
+        InputError
+            Wrong shapes, negative or non-finite kappa or lam, both or neither given.
+        """
+        r = fit.n_targets
+        columns = Columns.build(fit.n_features, r, bounded, weights, signs)
+        if (kappa is None) == (lam is None):
+            raise InputError("give exactly one of kappa (problem P) and lam (problem Q)")
+        if kappa is not None:
+            return cls(fit, columns, kappa=per_row("kappa", kappa, r))
+        assert lam is not None
+        return cls(fit, columns, lam=per_row("lam", lam, r))
+
+    def objective(self, coef: Array) -> Array:
+        """Return the objective of each row, shape (r,), for coef (r, N)."""
+        value = self.fit.value(coef)
+        return value if self.lam is None else value + self.lam * self.columns.norm(coef)
+
+    def violation(self, coef: Array) -> Array:
+        """Return the excess over the ball or the largest forbidden |a_j|, shape (r,)."""
+        worst = self.columns.off_pattern(coef)
+        if self.kappa is None:
+            return worst
+        return np.maximum(worst, np.maximum(self.columns.norm(coef) - self.kappa, 0.0))
+
+    def feasible(self, coef: Array) -> Array:
+        """Return coef (r, N) with forbidden entries set to zero and the ball scaled into."""
+        forbidden = np.isinf(self.columns.weights) | (self.columns.signs * coef < 0)
+        out = np.where(forbidden, 0.0, coef)
+        return out if self.kappa is None else shrink(out, self.columns.weights, self.kappa)
+
+    def row(self, i: int) -> RowRecord:
+        """Return the record of row `i` alone."""
+        columns = Columns(self.columns.row(i), self.columns.signs)
+        return RowRecord(
+            self.fit.rows([i]),
+            columns,
+            None if self.kappa is None else self.kappa[[i]],
+            None if self.lam is None else self.lam[[i]],
+        )
+
+    def reduced(self) -> RowRecord:
+        """Return the same problem on at most N samples (`LeastSquares.reduced`)."""
+        return replace(self, fit=self.fit.reduced())
+
+    def normalised(self) -> tuple[RowRecord, Array]:
+        """Return an equivalent record of unit scale and the factors that map its solution back.
+
+        With s the largest column norm of M, t_i = ||z_i|| and v the largest finite weight, the
+        record has design M/s, targets z_i/t_i and weights w/v; a = (t_i / s) a'. Interior-point
+        tolerances are meant for such data: at scale 1e8 Clarabel stops far from the solution.
+
+        Returns
+        -------
+        record : RowRecord
+        factor : (r,)
+            coef = factor[:, None] * coefficients of the returned record.
+        """
+        s = self.fit.design_scale
+        t = np.sqrt(self.fit.target_sq)
+        t = np.where(t > 0, t, 1.0)
+        w = self.columns.weights
+        finite = w[np.isfinite(w)]
+        v = float(finite.max(initial=0.0)) or 1.0
+        record = RowRecord(
+            self.fit.scaled(s, t),
+            Columns(w / v, self.columns.signs),
+            None if self.kappa is None else self.kappa * s / (t * v),
+            None if self.lam is None else self.lam * v / (s * t),
+        )
+        return record, t / s
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """Rows of W = [[A, B], [C, D]] with a loss and constraint sets: problems (2)-(5) of the paper.
+
+    Attributes
+    ----------
+    fit : LeastSquares
+        Design (X', U') (m, N), N = n + p, and the targets: rows of Z, then rows of Y.
+    index : (r,) int, increasing
+        The rows of W: 0..n-1 are rows of (A, B), from n on rows of (C, D).
+    n_states : int
+        n.
+    kappa : (r,)
+        Bound on sum_j |A_ij|; infinity: no bound (rows of (C, D) have none).
+    loss : Loss
+    sets : tuple of ConstraintSet
+    """
+
+    fit: LeastSquares
+    index: NDArray[np.intp]
+    n_states: int
+    kappa: Array
+    loss: Loss
+    sets: tuple[ConstraintSet, ...]
+
+    def rows(self, values: Any) -> Rows:
+        """Return values (r, N) as the `Rows` that losses and sets take."""
+        return Rows(values, self.index, self.n_states)
+
+    @property
+    def separable(self) -> bool:
+        """Whether the loss and every set separate over the rows."""
+        return self.loss.separable and all(s.separable for s in self.sets)
+
+    @property
+    def coupling(self) -> tuple[str, ...]:
+        """Names of the terms that couple the rows."""
+        return tuple(term.name for term in (self.loss, *self.sets) if not term.separable)
+
+    @property
+    def scale(self) -> float:
+        """What the objective and the gap are divided by: a typical size of the objective."""
+        raise NotImplementedError
+
+    @property
+    def unit(self) -> float:
+        """A typical size of W: the largest ||z_i|| over the largest column norm of M."""
+        target = float(np.sqrt(self.fit.target_sq.max(initial=0.0)))
+        return target / self.fit.design_scale or 1.0
+
+    def objective(self, values: Array) -> float:
+        """Return the objective at values (r, N)."""
+        raise NotImplementedError
+
+    def violations(self, values: Array) -> Mapping[str, float]:
+        """Return the violation of every constraint at values (r, N), relative to its own size.
+
+        "ball": excess of sum_j |A_ij| by kappa_i (by 1 where kappa_i = 0); a set: its violation by
+        the largest |W_ij|, or by 1 where that is smaller.
+        """
+        rows = self.rows(values)
+        size = max(float(np.abs(values).max(initial=0.0)), 1.0)
+        excess = np.abs(rows.states).sum(axis=1) - self.kappa
+        ball = np.maximum(excess, 0.0) / np.where(self.kappa > 0, self.kappa, 1.0)
+        found = {s.name: s.violation(rows) / size for s in self.sets}
+        return {"ball": float(ball.max(initial=0.0)), **found}
+
+    def nearest(self, values: Array) -> Array:
+        """Return values (r, N) moved inside the sets and the ball, as far as that is defined."""
+        out = values
+        for s in self.sets:
+            out = s.nearest(self.rows(out))
+        in_ball = np.where(np.arange(out.shape[1]) < self.n_states, 1.0, 0.0)
+        return shrink(out, in_ball, self.kappa)
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """Return the record of some of the rows; of a coupled problem only all make sense."""
+        return replace(
+            self, fit=self.fit.rows(rows), index=self.index[rows], kappa=self.kappa[rows]
+        )
+
+    def reduced(self) -> Self:
+        """Return the same problem on at most N samples (`LeastSquares.reduced`)."""
+        return replace(self, fit=self.fit.reduced())
+
+    def split(self, values: Array) -> dict[str, Array]:
+        """Return values (r, N) as the blocks "A", "B", "C", "D" that have rows."""
+        blocks = zip("ABCD", self.rows(values).blocks, strict=True)
+        return {name: block for name, block in blocks if block.shape[0]}
+
+
+@dataclass(frozen=True)
+class RelaxedRecord(ModelRecord):
+    """Problem (3) and its rows (4), (5): min l(W) + sum_i lam_i ||z_i - M w_i||^2, W in C, ball.
+
+    Attributes
+    ----------
+    lam : (r,)
+        lam_1 for rows of (A, B), lam_2 for rows of (C, D); in the paper's scaling, without 1/2.
+    """
+
+    lam: Array
+
+    @property
+    def scale(self) -> float:
+        """sum_i lam_i ||z_i||^2, the matching term at W = 0 (1 where that is 0)."""
+        return float(self.lam @ self.fit.target_sq) or 1.0
+
+    def objective(self, values: Array) -> float:
+        """Return l(W) + sum_i lam_i ||z_i - M w_i||^2."""
+        matching = float(paper_weight(self.lam) @ self.fit.value(values))
+        return self.loss.value(self.rows(values)) + matching
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """Return the record of some of the rows."""
+        return replace(super().take(rows), lam=self.lam[rows])
+
+
+@dataclass(frozen=True)
+class ExactRecord(ModelRecord):
+    """Problem (2): min l(W) subject to Z = A X + B U, Y = C X + D U, W in C, ball.
+
+    Attributes
+    ----------
+    tolerance : float
+        Each row may miss its target by tolerance * ||z_i||; 0: exact matching.
+    """
+
+    tolerance: float
+
+    @property
+    def scale(self) -> float:
+        """l at the least-squares solution of least norm, without sign (1 where that is 0)."""
+        least = np.linalg.lstsq(self.fit.design, self.fit.target, rcond=None)[0].T
+        return abs(self.objective(least)) or 1.0
+
+    def objective(self, values: Array) -> float:
+        """Return l(W)."""
+        return self.loss.value(self.rows(values))
+
+    def violations(self, values: Array) -> Mapping[str, float]:
+        """Return also "matching": the largest ||z_i - M w_i|| / ||z_i|| beyond the tolerance."""
+        norm = np.sqrt(self.fit.target_sq)
+        missed = np.sqrt(2.0 * self.fit.value(values)) / np.where(norm > 0, norm, 1.0)
+        matching = float(np.maximum(missed - self.tolerance, 0.0).max(initial=0.0))
+        return {**super().violations(values), "matching": matching}

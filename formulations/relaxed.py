@@ -1,0 +1,267 @@
+"""The relaxed problem (3) of the paper and its rows (4) and (5), with any convex loss and sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import cvxpy as cp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.columns import as_float64, per_row
+from formulations.errors import InputError
+from formulations.least_squares import LeastSquares
+from formulations.losses import Loss, as_loss
+from formulations.problem import ModelRecord, RelaxedRecord
+from formulations.sets import ConstraintSet, as_set
+
+Array = NDArray[np.float64]
+
+
+class ModelProblem(cp.Problem):
+    """Base of the problems in A, B, C, D: a CVXPY problem with the record it was built from.
+
+    Attributes
+    ----------
+    record : ModelRecord
+    """
+
+    record: ModelRecord
+    _values: cp.Expression
+
+    @classmethod
+    def from_record(cls, record: ModelRecord, *, normalised: bool = False) -> Self:
+        """Return the problem of an existing record; nothing is checked again.
+
+        Parameters
+        ----------
+        record : ModelRecord
+        normalised : bool
+            The same problem with variables W / unit and objective / scale, both of size about 1,
+            which interior-point tolerances are meant for: with data of scale 1e8 Clarabel calls a
+            feasible problem infeasible, with 1e-4 it stops 1e-5 from the optimum.
+        """
+        problem = cls.__new__(cls)
+        if not normalised:
+            problem._build(record)
+        else:
+            problem._build(record, record.unit, record.scale)
+        return problem
+
+    @property
+    def coefficients(self) -> Array | None:
+        """W as the variables have it now, shape (r, N); None before a solve."""
+        return None if self._values.value is None else np.asarray(self._values.value)
+
+    def _build(self, record: ModelRecord, unit: float = 1.0, scale: float = 1.0) -> None:
+        """Write the record in CVXPY, with the variables that have rows among "A", "B", "C", "D"."""
+        self.record = record
+        n = record.n_states
+        k = record.rows(np.empty((record.index.size, 0))).n_state_rows
+        blocks = []
+        for left, right, size in (("A", "B", k), ("C", "D", record.index.size - k)):
+            if size:
+                pair = [cp.Variable((size, n), name=left)]
+                if record.fit.n_features > n:
+                    pair.append(cp.Variable((size, record.fit.n_features - n), name=right))
+                blocks.append(cp.hstack(pair))
+        values = unit * cp.vstack(blocks)
+        self._values = values
+        rows = record.rows(values)
+        constraints = [c for s in record.sets for c in s.constraints(rows)]
+        constraints += _ball(rows.states, record.kappa)
+        matching, more = self._matching(values, scale)
+        objective = record.loss.expression(rows) / scale + matching
+        super().__init__(cp.Minimize(objective), constraints + more)
+
+    def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
+        """Return the matching terms of the objective, over scale, and the matching constraints."""
+        raise NotImplementedError
+
+
+class Relaxed(ModelProblem):
+    r"""(3): min l(A,B,C,D) + lam1 ||Z - A X - B U||_F^2 + lam2 ||Y - C X - D U||_F^2.
+
+    Subject to ||A||_inf <= kappa (row sums) and (A, B, C, D) in C. A CVXPY problem with variables
+    "A", "B", "C", "D" and `record`. No factor 1/2, as in the paper.
+
+    Parameters
+    ----------
+    X, U, Z, Y : (n, m), (p, m), (n, m), (q, m)
+        States after and inputs of the activation, network inputs, states before it, outputs;
+        samples in columns.
+    kappa : float, (n,) or None
+        None: no ball.
+    loss : str, Loss, or function
+        A name in `LOSSES`, an instance, or a function l(a, b) of one row or l(A, B, C, D) of all,
+        of CVXPY expressions.
+    sets : the same for `SETS`, one or several
+        A function returns CVXPY constraints.
+    lam1, lam2 : float
+        >= 0.
+
+    Raises
+    ------
+    InputError
+        Wrong shapes, NaN, unknown names.
+    FormulationError
+        A loss or set that is not convex by the DCP rules, whose numpy value does not agree with
+        its expression, or that is declared separable and is not. The message names the part.
+    """
+
+    record: RelaxedRecord
+
+    def __init__(
+        self,
+        X: ArrayLike,
+        U: ArrayLike,
+        Z: ArrayLike,
+        Y: ArrayLike,
+        *,
+        kappa: ArrayLike | None = 0.99,
+        loss: Any = "zero",
+        sets: Any = (),
+        lam1: float = 1.0,
+        lam2: float = 1.0,
+    ) -> None:
+        fit, n, index = states_and_targets(X, U, Z, Y)
+        lam = np.where(index < n, _weight("lam1", lam1), _weight("lam2", lam2))
+        loss, sets = checked(loss, sets, n, fit.n_features - n, index.size - n)
+        self._build(RelaxedRecord(fit, index, n, balls(kappa, index, n), loss, sets, lam))
+
+    def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
+        fit, lam = self.record.fit, self.record.lam / scale
+        # Row weights go on the residual: one quadratic form instead of one per row.
+        root = np.sqrt(lam)
+        residual = fit.design @ values.T @ np.diag(root) - fit.target * root
+        return cp.sum_squares(residual) + float(lam @ fit.remainder), []
+
+
+class StateRow(Relaxed):
+    r"""(4): min l(a, b) + lam1 ||z - M (a; b)||^2 subject to ||a||_1 <= kappa, M = (X', U').
+
+    Variables "A" (1, n) and "B" (1, p), row `row` of A and B in the sets and losses that hold data
+    per row. Parameters as `Relaxed`; z has shape (m,).
+    """
+
+    def __init__(
+        self,
+        X: ArrayLike,
+        U: ArrayLike,
+        z: ArrayLike,
+        *,
+        row: int = 0,
+        kappa: float | None = 0.99,
+        loss: Any = "zero",
+        sets: Any = (),
+        lam1: float = 1.0,
+    ) -> None:
+        fit, n = states_and_row(X, U, z)
+        if not 0 <= row < n:
+            raise InputError(f"row {row} of A does not exist: it has {n} rows")
+        index = np.array([row])
+        loss, sets = checked(loss, sets, n, fit.n_features - n, 1, by_rows="a row of (A, B)")
+        lam = np.array([_weight("lam1", lam1)])
+        self._build(RelaxedRecord(fit, index, n, balls(kappa, index, n), loss, sets, lam))
+
+
+class OutputRow(Relaxed):
+    r"""(5): min l(c, d) + lam2 ||y - M (c; d)||^2, M = (X', U').
+
+    Variables "C" (1, n) and "D" (1, p), row `row` of C and D. Parameters as `Relaxed`; y has shape
+    (m,).
+    """
+
+    def __init__(
+        self,
+        X: ArrayLike,
+        U: ArrayLike,
+        y: ArrayLike,
+        *,
+        row: int = 0,
+        loss: Any = "zero",
+        sets: Any = (),
+        lam2: float = 1.0,
+    ) -> None:
+        fit, n = states_and_row(X, U, y)
+        if row < 0:
+            raise InputError(f"row {row} of C does not exist")
+        index = np.array([n + row])
+        loss, sets = checked(loss, sets, n, fit.n_features - n, row + 1, by_rows="a row of (C, D)")
+        lam = np.array([_weight("lam2", lam2)])
+        self._build(RelaxedRecord(fit, index, n, balls(None, index, n), loss, sets, lam))
+
+
+def states_and_targets(
+    X: ArrayLike, U: ArrayLike, Z: ArrayLike, Y: ArrayLike
+) -> tuple[LeastSquares, int, NDArray[np.intp]]:
+    """Return the data with targets (Z', Y'), n, and the index of all rows of W."""
+    design, n = _design(X, U)
+    z, y = as_float64("Z", Z, 2), as_float64("Y", Y, 2)
+    m = design.shape[0]
+    if z.shape != (n, m) or y.shape[1:] != (m,):
+        raise InputError(
+            f"Z {z.shape} and Y {y.shape} do not fit X: ({n}, {m}) and (q, {m}) needed"
+        )
+    fit = LeastSquares.from_arrays(design, np.vstack([z, y]).T)
+    return fit, n, np.arange(n + y.shape[0])
+
+
+def states_and_row(X: ArrayLike, U: ArrayLike, z: ArrayLike) -> tuple[LeastSquares, int]:
+    """Return the data with the one target z (m,), and n."""
+    design, n = _design(X, U)
+    return LeastSquares.from_arrays(design, as_float64("target", z, 1)), n
+
+
+def _design(X: ArrayLike, U: ArrayLike) -> tuple[Array, int]:
+    x, u = as_float64("X", X, 2), as_float64("U", U, 2)
+    if x.shape[1] != u.shape[1]:
+        raise InputError(f"X {x.shape} and U {u.shape} must have the same samples (columns)")
+    return np.vstack([x, u]).T, x.shape[0]
+
+
+def balls(kappa: ArrayLike | None, index: NDArray[np.intp], n: int) -> Array:
+    """Return kappa per row of W, infinity for rows of (C, D) and where kappa is None."""
+    out = np.full(index.size, np.inf)
+    if kappa is not None:
+        out[index < n] = per_row("kappa", kappa, int((index < n).sum()))
+    return out
+
+
+def checked(
+    loss: Any, sets: Any, n: int, p: int, q: int, by_rows: str = ""
+) -> tuple[Loss, tuple[ConstraintSet, ...]]:
+    """Return the loss and the sets, checked on W of these sizes.
+
+    Raises
+    ------
+    FormulationError
+        As `Term.check`; where `by_rows` is given, also for a term that couples the rows.
+    """
+    given = sets if isinstance(sets, Sequence) and not isinstance(sets, str) else (sets,)
+    terms = as_loss(loss), tuple(as_set(s) for s in given)
+    for term in (terms[0], *terms[1]):
+        if by_rows and not term.separable:
+            raise InputError(
+                f"{term.name} couples the rows, so {by_rows} alone is not a problem; use "
+                "'relaxed', which solves it whole"
+            )
+        term.check(n, p, q, cones=False).raise_if_failed()
+    return terms
+
+
+def _ball(states: cp.Expression, kappa: Array) -> list[cp.Constraint]:
+    """Return sum_j |A_ij| <= kappa_i; of radius zero as equalities, as it has no interior."""
+    found: list[cp.Constraint] = []
+    zero = np.flatnonzero(kappa == 0)
+    some = np.flatnonzero((kappa > 0) & np.isfinite(kappa))
+    if zero.size:
+        found.append(states[zero] == 0)
+    if some.size:
+        found.append(cp.sum(cp.abs(states[some]), axis=1) <= kappa[some])
+    return found
+
+
+def _weight(name: str, value: float) -> float:
+    return float(per_row(name, value, 1)[0])

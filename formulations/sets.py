@@ -1,0 +1,292 @@
+r"""Constraint sets C of the problems (2)-(5), paper section 2. A new one is a class and a line.
+
+Each class gives the set once as CVXPY constraints and once as a numpy violation, in the units of
+the coefficients, on (some rows of) W = [[A, B], [C, D]]. `nearest` moves a point that is outside
+by rounding inside; where it is not defined the point is judged as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import cvxpy as cp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.columns import as_float64, shrink
+from formulations.errors import InputError
+from formulations.rows import Rows
+from formulations.terms import RowFunction, Term, as_term, constraint_problems, one_row
+
+Array = NDArray[np.float64]
+
+
+class ConstraintSet(Term):
+    """A convex set of (some rows of) W."""
+
+    kind: ClassVar[str] = "set"
+
+    def constraints(self, rows: Rows) -> list[cp.Constraint]:
+        """Return CVXPY constraints; `rows.values` is a CVXPY expression (r, N)."""
+        raise NotImplementedError
+
+    def violation(self, rows: Rows) -> float:
+        """Return how far outside the point is (0 inside); `rows.values` is an array (r, N)."""
+        raise NotImplementedError
+
+    def nearest(self, rows: Rows) -> Array:
+        """Return the values (r, N) moved inside the set; unchanged where a set has no such map."""
+        return rows.values
+
+    def _problem(self, rows: Rows) -> cp.Problem:
+        return cp.Problem(cp.Minimize(cp.sum(rows.values)), self.constraints(rows))
+
+    def _problems(self, rows: Rows, point: Rows) -> list[str]:
+        found = [p for c in self.constraints(rows) for p in constraint_problems(c, "the set")]
+        if found:
+            return found
+        moved = Rows(self.nearest(point), point.index, point.n_states)
+        for here in (point, moved):
+            constant = Rows(cp.Constant(here.values), here.index, here.n_states)
+            outside = max((_largest(c) for c in self.constraints(constant)), default=0.0)
+            value = self.violation(here)
+            if (value > 1e-9) != (outside > 1e-9):
+                found.append(
+                    f"violation() gives {value:.3g} where the constraints give {outside:.3g}"
+                )
+            if self.separable:
+                worst = max(self.violation(one_row(here, i)) for i in range(len(here.index)))
+                if abs(worst - value) > 1e-9:
+                    found.append(
+                        f"it is declared separable, but all rows violate it by {value:.3g} and the "
+                        f"worst row by {worst:.3g}: set separable = False"
+                    )
+        return found
+
+
+@dataclass(frozen=True)
+class L1Ball(ConstraintSet):
+    """sum_j |W_ij| <= radius in every row i of (A, B) and (C, D).
+
+    The well-posedness ball ||A||_inf <= kappa is an argument of the problems; this set is for
+    balls beyond it: over the inputs too, or over the rows of (C, D).
+
+    Parameters
+    ----------
+    radius : float
+    columns : {"all", "states", "inputs"}
+        Which columns count.
+    """
+
+    radius: float = 1.0
+    columns: str = "all"
+
+    def __post_init__(self) -> None:
+        as_float64("radius", self.radius, 0)
+        if self.radius < 0 or self.columns not in ("all", "states", "inputs"):
+            raise InputError("radius >= 0 and columns 'all', 'states' or 'inputs' needed")
+
+    def _part(self, rows: Rows) -> Any:
+        return rows.values if self.columns == "all" else getattr(rows, self.columns)
+
+    def constraints(self, rows: Rows) -> list[cp.Constraint]:
+        """Return one ball per row; of radius zero as equalities, which leave no empty interior."""
+        part = self._part(rows)
+        if self.radius == 0:
+            return [part == 0]
+        return [cp.sum(cp.abs(part), axis=1) <= self.radius]
+
+    def violation(self, rows: Rows) -> float:
+        """Return the largest excess over the radius."""
+        norm = np.abs(self._part(rows)).sum(axis=1)
+        return float(np.maximum(norm - self.radius, 0.0).max(initial=0.0))
+
+    def nearest(self, rows: Rows) -> Array:
+        """Return the rows scaled into the ball."""
+        out = rows.values.copy()
+        part = self._part(Rows(out, rows.index, rows.n_states))
+        part[:] = shrink(part, np.ones(part.shape[1]), np.full(part.shape[0], self.radius))
+        return out
+
+
+class _Mask(ConstraintSet):
+    """W_ij = 0 wherever `allowed` is False."""
+
+    def allowed_in(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return where these rows may be non-zero, shape (r, N)."""
+        raise NotImplementedError
+
+    def constraints(self, rows: Rows) -> list[cp.Constraint]:
+        """Return W_ij == 0 for the forbidden entries."""
+        forbidden = np.nonzero(~self.allowed_in(rows))
+        return [rows.values[forbidden] == 0] if forbidden[0].size else []
+
+    def violation(self, rows: Rows) -> float:
+        """Return the largest forbidden |W_ij|."""
+        return float(np.abs(np.where(self.allowed_in(rows), 0.0, rows.values)).max(initial=0.0))
+
+    def nearest(self, rows: Rows) -> Array:
+        """Return the values with forbidden entries set to zero."""
+        return np.where(self.allowed_in(rows), rows.values, 0.0)
+
+
+@dataclass(frozen=True)
+class Pattern(_Mask):
+    """W_ij = 0 wherever `allowed` is False.
+
+    Parameters
+    ----------
+    allowed : (n + q, N) bool
+    """
+
+    allowed: ArrayLike
+
+    def __post_init__(self) -> None:
+        mask = np.asarray(self.allowed)
+        if mask.dtype != np.bool_ or mask.ndim != 2:
+            raise InputError(f"allowed must be a boolean matrix, got {mask.dtype} {mask.shape}")
+        object.__setattr__(self, "allowed", mask)
+
+    @classmethod
+    def example(cls, n_states: int, n_inputs: int, n_outputs: int) -> Self:
+        """Return a chequerboard."""
+        i, j = np.indices((n_states + n_outputs, n_states + n_inputs))
+        return cls((i + j) % 2 == 0)
+
+    def allowed_in(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return these rows of `allowed`."""
+        mask = np.asarray(self.allowed)
+        if mask.shape[1] != rows.values.shape[1] or mask.shape[0] <= rows.index.max(initial=0):
+            raise InputError(
+                f"pattern {mask.shape} does not fit W with {rows.values.shape[1]} columns and at "
+                f"least {rows.index.max(initial=0) + 1} rows"
+            )
+        return mask[rows.index]
+
+
+@dataclass(frozen=True)
+class NoSelfLoop(_Mask):
+    """A_ii = 0: no state feeds itself."""
+
+    def allowed_in(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return everything but the diagonal of A."""
+        is_output = rows.index[:, None] >= rows.n_states
+        return is_output | (np.arange(rows.values.shape[1]) != rows.index[:, None])
+
+
+@dataclass(frozen=True)
+class Causal(_Mask):
+    """A strictly block upper triangular: a state is fed by earlier layers and inputs only.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Sizes of the diagonal blocks of A from the top (the last layer) to the bottom (the first),
+        summing to n.
+    """
+
+    sizes: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) == 0 or min(self.sizes) < 1:
+            raise InputError(f"sizes must be positive block sizes, got {list(self.sizes)}")
+
+    @classmethod
+    def example(cls, n_states: int, n_inputs: int, n_outputs: int) -> Self:
+        """Return two blocks."""
+        return cls((1, n_states - 1) if n_states > 1 else (1,))
+
+    def allowed_in(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return the blocks to the right of each state's own, all inputs, and all of (C, D)."""
+        if sum(self.sizes) != rows.n_states:
+            raise InputError(f"blocks {self.sizes} do not sum to n = {rows.n_states} states")
+        block = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        allowed = np.ones(rows.values.shape, dtype=bool)
+        k = rows.n_state_rows
+        allowed[:k, : rows.n_states] = block > block[rows.index[:k], None]
+        return allowed
+
+
+@dataclass(frozen=True)
+class Box(ConstraintSet):
+    """lower <= W_ij <= upper."""
+
+    lower: float = -1.0
+    upper: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lower <= self.upper:
+            raise InputError(f"lower <= upper needed, got {self.lower} and {self.upper}")
+
+    def constraints(self, rows: Rows) -> list[cp.Constraint]:
+        """Return the finite sides."""
+        sides = []
+        if np.isfinite(self.lower):
+            sides.append(rows.values >= self.lower)
+        if np.isfinite(self.upper):
+            sides.append(rows.values <= self.upper)
+        return sides
+
+    def violation(self, rows: Rows) -> float:
+        """Return the largest distance of an entry from the interval."""
+        return float(np.abs(rows.values - self.nearest(rows)).max(initial=0.0))
+
+    def nearest(self, rows: Rows) -> Array:
+        """Return the values clipped."""
+        return np.clip(rows.values, self.lower, self.upper)
+
+
+@dataclass(frozen=True)
+class Nonnegative(Box):
+    """W_ij >= 0."""
+
+    lower: float = 0.0
+    upper: float = np.inf
+
+
+class FunctionSet(ConstraintSet):
+    """A set given as a plain function that returns a CVXPY constraint or a list of them.
+
+    Called with (a, b) of each row, or once with (A, B, C, D); see `FunctionLoss`.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._call = RowFunction(function)
+        self.separable = self._call.by_rows
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return f"set {self._call.name}"
+
+    def constraints(self, rows: Rows) -> list[cp.Constraint]:
+        """Return the function's constraints on every row or on all of W."""
+        found: list[cp.Constraint] = []
+        for part in self._call(rows):
+            found += part if isinstance(part, (list, tuple)) else [part]
+        return found
+
+    def violation(self, rows: Rows) -> float:
+        """Return the largest violation of a constraint, as CVXPY measures it."""
+        return max((_largest(c) for c in self.constraints(rows)), default=0.0)
+
+
+SETS: dict[str, type[ConstraintSet]] = {
+    "l1-ball": L1Ball,
+    "causal": Causal,
+    "no-self-loop": NoSelfLoop,
+    "pattern": Pattern,
+    "nonnegative": Nonnegative,
+    "box": Box,
+}
+
+
+def as_set(given: Any) -> ConstraintSet:
+    """Return a set from an instance, a name in `SETS`, or a function of CVXPY expressions."""
+    return as_term(given, ConstraintSet, SETS, FunctionSet)
+
+
+def _largest(constraint: cp.Constraint) -> float:
+    return float(np.max(constraint.violation(), initial=0.0))
