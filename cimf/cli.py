@@ -1,0 +1,203 @@
+"""The command line: `cimf demo`, `cimf sparsify module:function`, `cimf doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cimf import __version__
+from cimf.errors import InputError
+from cimf.files import sha256
+from cimf.terminal import one_line_errors, out
+
+app = typer.Typer(
+    help="Certified convex sparsification of trained networks through implicit models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")]
+Jobs = Annotated[int | None, typer.Option(help="Processes or threads for the rows.")]
+Method = Annotated[str, typer.Option(help="Row solver: auto, exact, bisection, or cvxpy.")]
+Backend = Annotated[str, typer.Option(help="With --method cvxpy: auto, mosek or clarabel.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"cimf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Certified convex sparsification of trained networks through implicit models."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/demo"),
+    seed: Seed = 0,
+    method: Method = "auto",
+    backend: Backend = "auto",
+    n_jobs: Jobs = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a small network on embedded digits and regenerate a Table-1-style sweep."""
+    with one_line_errors():
+        from cimf.demo import run
+
+        run(out, seed=seed, overwrite=overwrite, method=method, backend=backend, n_jobs=n_jobs)
+
+
+@app.command()
+def sparsify(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FUNCTION",
+            help="A function without arguments that returns (net, calibration batches) or "
+            "(net, calibration batches, test batches); modules of the current folder are found.",
+        ),
+    ],
+    kappa: Annotated[
+        list[float] | None, typer.Option(help="Radius of the ball; repeat it. Default: 0.5.")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="All kappas of the paper's Table 1.")
+    ] = False,
+    design: Annotated[str, typer.Option(help="Row design: full, no-self-loop or causal.")] = "full",
+    rescale: Annotated[
+        bool, typer.Option(help="Rescale the states so that the network itself is feasible.")
+    ] = True,
+    output_inputs: Annotated[
+        bool, typer.Option("--output-inputs", help="Let D use all inputs, not only the bias.")
+    ] = False,
+    method: Method = "auto",
+    backend: Backend = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder. Default: results/FUNCTION.")
+    ] = None,
+    seed: Seed = 0,
+    n_jobs: Jobs = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Report uncertified rows instead of stopping.")
+    ] = False,
+    allow_ill_posed: Annotated[
+        bool, typer.Option("--allow-ill-posed", help="Permit kappa > 1 where A has feedback.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn your trained network into certified sparse implicit models."""
+    with one_line_errors():
+        if kappa and sweep:
+            raise InputError("give --kappa or --sweep, not both")
+        function = load_function(target)
+        from cimf.reference import Reference
+        from cimf.sweep import KAPPAS, run_sweep
+
+        run_sweep(
+            target,
+            out or Path("results") / function.__name__,
+            {"target": target, "source": source_digest(function), "seed": seed},
+            lambda: Reference.capture(*call_seeded(function, seed)),
+            kappas=tuple(kappa) if kappa else KAPPAS if sweep else (0.5,),
+            configurations=((design, rescale),),
+            overwrite=overwrite,
+            models=True,
+            output_inputs=output_inputs,
+            method=method,
+            backend=backend,
+            n_jobs=n_jobs,
+            keep_going=keep_going,
+            allow_ill_posed=allow_ill_posed,
+        )
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works here; exit code 1 where the main job could not run."""
+    with one_line_errors():
+        from cimf.doctor import examine
+
+        if not examine():
+            raise typer.Exit(1)
+
+
+def load_function(target: str) -> Callable[[], Any]:
+    """Return the function named by ``module:function``, looked up in the current folder first.
+
+    Raises
+    ------
+    InputError
+        If the text has another form, or the module or the function does not exist. An error inside
+        the module keeps its traceback.
+    """
+    module_name, separator, function_name = target.partition(":")
+    if not (module_name and separator and function_name):
+        raise InputError(f"{target!r} is not of the form module:function, e.g. mynet:load")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise InputError(
+            f"there is no module {module_name!r} in the current folder or the environment"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = [name for name, value in vars(module).items() if callable(value)]
+        raise InputError(
+            f"{module_name} has no function {function_name!r}; it has {', '.join(known) or 'none'}"
+        )
+    return function
+
+
+def source_digest(function: Callable[[], Any]) -> str | None:
+    """Return the SHA-256 of the file of `function`: an edited one makes another run."""
+    path = inspect.getsourcefile(function)
+    return sha256(path) if path else None
+
+
+def call_seeded(function: Callable[[], Any], seed: int) -> tuple[Any, ...]:
+    """Call `function` with numpy's and torch's global generators seeded; return its 2 or 3 values.
+
+    Raises
+    ------
+    InputError
+        If it returns anything but (net, batches) or (net, batches, test batches).
+    """
+    import numpy as np
+    import torch
+
+    np.random.seed(seed)  # noqa: NPY002 - the user's code may use the global generator
+    torch.manual_seed(seed)
+    value = function()
+    if not (isinstance(value, tuple) and len(value) in (2, 3)):
+        raise InputError(
+            f"{function.__name__} returned {type(value).__name__}; (net, calibration batches) or "
+            "(net, calibration batches, test batches) needed"
+        )
+    if not isinstance(value[0], torch.nn.Module):
+        raise InputError(
+            f"{function.__name__} returned {type(value[0]).__name__} first, not a torch.nn.Module"
+        )
+    return value
+
+
+if __name__ == "__main__":
+    app()

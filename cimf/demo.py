@@ -1,0 +1,37 @@
+"""The demonstration: the main job on data that is embedded in scikit-learn, within a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cimf import datasets
+from cimf.reference import Reference
+from cimf.sparsify import Sparsified
+from cimf.sweep import run_sweep
+from cimf.training import batches, trained_mlp
+
+SIZES = (64, 32, 16, 10)
+TRAINING = {"epochs": 40, "learning_rate": 1e-2}
+
+
+def run(folder: str | Path, *, seed: int = 0, **options: Any) -> list[Sparsified]:
+    """Train an MLP 64-32-16-10 on the digits and sweep kappa; options as `cimf.sweep.run_sweep`."""
+    data = datasets.digits()
+
+    def network() -> Reference:
+        return Reference.capture(
+            trained_mlp(SIZES, data, seed=seed, **TRAINING),
+            batches(data.train_inputs, data.train_labels),
+            batches(data.test_inputs, data.test_labels),
+        )
+
+    return run_sweep(
+        f"digits, MLP {'-'.join(map(str, SIZES))}",
+        folder,
+        {"network": {"sizes": SIZES, **TRAINING}, "seed": seed},
+        network,
+        configurations=(("full", True), ("causal", True)),
+        dataset=data,
+        **options,
+    )

@@ -1,0 +1,155 @@
+"""The trained network as everything after it sees it: captured states, labelled test data, totals.
+
+Captured once and shared by every row design and every kappa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from cimf.capture import States, capture_states
+from cimf.errors import InputError
+from cimf.model import ImplicitModel, state_scales
+
+# The largest kappa of the paper's Table 1: there the network itself must be allowed.
+FEASIBLE_AT = 0.99
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network captured on calibration batches and, where there are any, on test batches.
+
+    Attributes
+    ----------
+    calibration : States
+        What the row problems are solved on.
+    test : States or None
+        What models are evaluated on; calibration samples where there is none.
+    labels : (m_test,) int64 or None
+        Class labels of the test samples.
+    network_weights, network_parameters : int
+        Entries of the network's matrices and kernels; of all its parameters.
+    net : torch.nn.Module
+    input_shape : tuple[int, ...]
+        Shape of one input sample.
+    """
+
+    calibration: States
+    test: States | None
+    labels: NDArray[np.int64] | None
+    network_weights: int
+    network_parameters: int
+    net: Any
+    input_shape: tuple[int, ...]
+
+    @classmethod
+    def capture(
+        cls, net: Any, batches: Iterable[Any], test: Iterable[Any] | None = None
+    ) -> Reference:
+        """Run `net` over the batches and keep its states.
+
+        Parameters
+        ----------
+        net : torch.nn.Module
+        batches, test
+            Input tensors or (input, label) pairs; labels of `batches` are ignored. `test` is
+            scored by accuracy where all its batches carry labels.
+
+        Raises
+        ------
+        CaptureError, InputError
+            As `cimf.capture_states`; InputError also for labels that are not integer classes.
+        """
+        batches = list(batches)
+        states = capture_states(net, batches)
+        first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
+        held_out, labels = None, None
+        if test is not None:
+            test = list(test)
+            held_out, labels = capture_states(net, test), _labels(test)
+            if labels is not None and len(labels) != held_out.Y.shape[1]:
+                raise InputError(f"{len(labels)} labels for {held_out.Y.shape[1]} test samples")
+        parameters = list(net.parameters())
+        return cls(
+            states,
+            held_out,
+            labels,
+            sum(parameter.numel() for parameter in parameters if parameter.ndim >= 2),
+            sum(parameter.numel() for parameter in parameters),
+            net,
+            tuple(first.shape[1:]),
+        )
+
+    @property
+    def evaluation(self) -> States:
+        """The states that models are evaluated on: test samples, else calibration samples."""
+        return self.calibration if self.test is None else self.test
+
+    @cached_property
+    def scale(self) -> NDArray[np.float64]:
+        """Units s (n,), x = s x~, in which the network is feasible at kappa = `FEASIBLE_AT`.
+
+        Raises
+        ------
+        CaptureError
+            If the network's own (A, B) cannot be read off; rescale=False does without.
+        """
+        own = ImplicitModel.from_network(self.net, self.input_shape, sparse=True)
+        bounded = np.arange(own.n_inputs) < own.n_inputs - int(own.bias)
+        return state_scales(own.A, own.B, FEASIBLE_AT, bounded, self.calibration.scalable)
+
+    def accuracy(self, outputs: NDArray[np.float64]) -> float | None:
+        """Return the fraction of test samples classified correctly by outputs (q, m_test).
+
+        The class is the largest output, or the sign where there is only one output. None without
+        labels. A sample with a NaN output is wrong.
+        """
+        if self.labels is None:
+            return None
+        guess = outputs.argmax(axis=0) if len(outputs) > 1 else (outputs[0] > 0).astype(np.int64)
+        return float(np.mean((guess == self.labels) & np.isfinite(outputs).all(axis=0)))
+
+    @cached_property
+    def dense_accuracy(self) -> float | None:
+        """Accuracy of the network itself on the test samples."""
+        return self.accuracy(self.evaluation.Y)
+
+    @cached_property
+    def control_accuracy(self) -> float | None:
+        """Accuracy of the control: the least-squares linear map from the input to the outputs.
+
+        Fitted to the network's outputs on the calibration samples. A model that is not clearly
+        better has learned nothing from the states.
+        """
+        if self.labels is None:
+            return None
+        control = least_squares(self.calibration.U, self.calibration.Y)
+        return self.accuracy(control @ self.evaluation.U)
+
+
+def least_squares(
+    regressors: NDArray[np.float64], targets: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the minimiser W (q, k) of ||targets - W regressors||_F^2 of smallest norm.
+
+    This is problem (5) of the paper with l = 0: regressors (k, m) are the chosen rows of X and U,
+    targets (q, m) the outputs Y.
+    """
+    return scipy.linalg.lstsq(regressors.T, targets.T, lapack_driver="gelsd")[0].T
+
+
+def _labels(batches: list[Any]) -> NDArray[np.int64] | None:
+    """Return the labels of (input, label) pairs, None where the batches are bare tensors."""
+    if not all(isinstance(batch, (tuple, list)) and len(batch) == 2 for batch in batches):
+        return None
+    parts = [np.asarray(label.cpu() if hasattr(label, "cpu") else label) for _, label in batches]
+    if any(part.ndim != 1 or part.dtype.kind not in "iub" for part in parts):
+        raise InputError("test labels must be integer class numbers, one per sample")
+    return np.concatenate(parts).astype(np.int64)

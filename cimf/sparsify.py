@@ -1,0 +1,250 @@
+"""From a trained network to a certified sparse implicit model: the paper's Algorithm 2.
+
+For every state i, in units x~ = x / s that make the network itself feasible,
+
+    minimise 1/2 ||z~_i - A_i X~ - B_i U||^2   subject to   sum_j |A_ij| + sum_k |B_ik| <= kappa
+
+over the columns that the row design allows, the bias left free; then (C, D) by least squares,
+problem (5). All rows share one Gram matrix, and every row carries a certificate.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cimf.capture import States
+from cimf.designs import DESIGNS, row_problems
+from cimf.errors import InputError, UnknownNameError
+from cimf.judge import count_nonzeros
+from cimf.model import ImplicitModel
+from cimf.model.equilibrium import solve_equilibrium
+from cimf.reference import Reference, least_squares
+from cimf.report import Report, block_errors, evaluate
+from cimf.solve import solve_path
+from formulations.columns import as_float64
+
+# m N^2 up to which (C, D) are fitted a second time, with all inputs, only to report that accuracy:
+# about a second on two cores (0.37 s at 6e9: 10,000 samples, 785 columns).
+_CHEAP = 2e10
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """A sparse implicit model, in the network's units, and what is known about it."""
+
+    model: ImplicitModel
+    report: Report
+
+
+def sparsify(
+    net: Any,
+    batches: Iterable[Any],
+    kappa: float = 0.5,
+    design: str = "full",
+    rescale: bool = True,
+    *,
+    test: Iterable[Any] | None = None,
+    **options: Any,
+) -> Sparsified:
+    """Return the certified sparse implicit model of a trained network at one kappa.
+
+    Parameters
+    ----------
+    net : torch.nn.Module
+        A trained network whose nonlinearities are elementwise.
+    batches : iterable
+        Calibration samples: input tensors, or (input, label) pairs whose labels are ignored.
+    kappa : float
+        Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units.
+    design : str
+        A key of `cimf.designs.DESIGNS`: "full", "no-self-loop" or "causal".
+    rescale : bool
+        Measure every state in units in which the network itself is feasible at 0.99 (Theorem 8),
+        so that the ball does not forbid the network. The model comes back in the network's units.
+    test : iterable, optional
+        Held-out batches; (input, integer label) pairs give accuracies.
+    **options
+        As `sparsify_path`.
+
+    Returns
+    -------
+    Sparsified
+        ``.model`` and ``.report``.
+
+    Raises
+    ------
+    CimfError
+        As `Reference.capture` and `sparsify_path`.
+    """
+    reference = Reference.capture(net, batches, test)
+    return sparsify_path(reference, [kappa], design, rescale, **options)[0]
+
+
+def sparsify_path(
+    reference: Reference,
+    kappas: Sequence[float],
+    design: str = "full",
+    rescale: bool = True,
+    *,
+    method: str = "auto",
+    backend: str = "auto",
+    tol: float = 1e-9,
+    refit: bool = True,
+    output_inputs: bool = False,
+    allow_ill_posed: bool = False,
+    keep_going: bool = False,
+    n_jobs: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Sparsified, ...]:
+    """Return one certified sparse implicit model per kappa, from one pass over the rows.
+
+    Parameters
+    ----------
+    reference : Reference
+        The captured network, ``Reference.capture(net, batches, test)``.
+    kappas, design, rescale
+        As `sparsify`.
+    method : str
+        "auto", "exact" or "bisection" as `cimf.solve_path`; "cvxpy" solves every row by `backend`.
+    backend : str
+        "auto", "mosek" or "clarabel"; used by method "cvxpy" only.
+    tol : float
+        Relative gap at which a row is certified.
+    refit : bool
+        Fit (C, D) to the states that the sparse model itself reaches on the calibration samples
+        (True), or to the captured states, problem (5) literally (False).
+    output_inputs : bool
+        Let D use all inputs. By default D holds only the bias, so that no accuracy comes from a
+        linear map of the input.
+    allow_ill_posed : bool
+        Permit kappa > 1 where the design has feedback: well-posedness is then not implied.
+    keep_going : bool
+        Report rows whose certificate fails instead of raising.
+    n_jobs, progress
+        As `cimf.solve_path`.
+
+    Raises
+    ------
+    InputError
+        Unknown names; kappa negative, NaN or infinite; kappa > 1 with feedback unless allowed.
+    CertificateError
+        If a row is not certified, unless `keep_going`.
+    """
+    if design not in DESIGNS:
+        raise UnknownNameError("design", design, DESIGNS)
+    levels = _check_kappas(kappas, design, allow_ill_posed)
+    states, notes = reference.calibration, []
+    if states.n_samples < states.n_columns:
+        notes.append(
+            f"{states.n_samples} calibration samples for {states.n_columns} columns: rows can fit "
+            "the samples by chance; give more samples"
+        )
+        warnings.warn(notes[-1], stacklevel=2)
+    if rescale and not states.scalable.all():
+        notes.append(
+            f"{np.count_nonzero(~states.scalable)} states keep their units: their activation is "
+            "not positively homogeneous"
+        )
+    scale = reference.scale if rescale else np.ones(states.n_states)
+    allowed = DESIGNS[design].allowed(states)
+    gram, weights = row_problems(states.scaled(scale), allowed)
+    if method == "cvxpy":
+        solutions = solve_path_cvxpy(gram, levels, weights=weights, backend=backend, tol=tol)
+    else:
+        solutions = solve_path(
+            gram, levels, weights=weights, method=method, tol=tol, n_jobs=n_jobs, progress=progress
+        )
+    output_pattern = np.broadcast_to(
+        _output_columns(states, output_inputs), (states.n_outputs, states.n_columns)
+    )
+    units = scale[:, None] / np.concatenate([scale, np.ones(states.n_inputs)])
+    results = []
+    for kappa, solution in zip(levels, solutions, strict=True):
+        if not keep_going:
+            solution.raise_if_failed()
+        model, wide, more = _with_outputs(reference, solution.coef * units, refit, output_inputs)
+        report = Report(
+            design=design,
+            rescale=rescale,
+            kappa=kappa,
+            solution=solution,
+            nonzeros=count_nonzeros(
+                np.hstack([model.A, model.B]),
+                np.hstack([model.C, model.D]),
+                bias=states.bias,
+                blocks=[(block.name, block.start, block.stop) for block in states.blocks],
+                admissible=(allowed, output_pattern),
+                network_weights=reference.network_weights,
+                network_parameters=reference.network_parameters,
+            ),
+            wellposedness=model.wellposedness(),
+            state_error=block_errors(
+                states.blocks, states.Z, model.A @ states.X + model.B @ states.U
+            ),
+            evaluation=evaluate(model, reference, wide),
+            dense_accuracy=reference.dense_accuracy,
+            control_accuracy=reference.control_accuracy,
+            notes=(*notes, *more),
+        )
+        results.append(Sparsified(model, report))
+    return tuple(results)
+
+
+def _check_kappas(
+    kappas: Sequence[float], design: str, allow_ill_posed: bool
+) -> NDArray[np.float64]:
+    levels = as_float64("kappas", kappas, 1)
+    if not levels.size or (levels < 0).any():
+        raise InputError(f"kappas must be one or more numbers >= 0, got {list(kappas)}")
+    if levels.max() > 1 and DESIGNS[design].feedback and not allow_ill_posed:
+        raise InputError(
+            f"kappa = {levels.max():g} with design {design!r}: above 1 the bound does not imply a "
+            "unique equilibrium. Use kappa <= 1, or the design 'causal' (well-posed for any kappa), "
+            "or allow_ill_posed=True (--allow-ill-posed) and read the report"
+        )
+    return levels
+
+
+def _with_outputs(
+    reference: Reference, rows: NDArray[np.float64], refit: bool, output_inputs: bool
+) -> tuple[ImplicitModel, ImplicitModel | None, list[str]]:
+    """Return the model of the rows (A, B) with (C, D) of problem (5).
+
+    Also the variant in which D uses all inputs, where labels make it worth reporting, and notes.
+    """
+    states, notes = reference.calibration, []
+    n = states.n_states
+    A, B = rows[:, :n], rows[:, n:]
+    X, usable = states.X, np.ones(states.n_samples, dtype=bool)
+    if refit:
+        reached = solve_equilibrium(A, B @ states.U, states.blocks)
+        X, usable = reached.X, reached.converged
+        if usable.sum() < min(states.n_samples, states.n_columns):
+            X, usable = states.X, np.ones_like(usable)
+            notes.append(
+                "too few calibration samples reached an equilibrium: (C, D) fit the captured states"
+            )
+    regressors = np.concatenate([X, states.U])[:, usable]
+
+    def fit(columns: NDArray[np.bool_]) -> ImplicitModel:
+        outputs = np.zeros((states.n_outputs, states.n_columns))
+        outputs[:, columns] = least_squares(regressors[columns], states.Y[:, usable])
+        return ImplicitModel(A, B, outputs[:, :n], outputs[:, n:], states.blocks, states.bias)
+
+    model = fit(_output_columns(states, output_inputs))
+    if output_inputs or reference.labels is None or regressors.size * len(regressors) > _CHEAP:
+        return model, None, notes
+    return model, fit(_output_columns(states, True)), notes
+
+
+def _output_columns(states: States, inputs: bool) -> NDArray[np.bool_]:
+    """Return which columns (C, D) may use: states and bias, or all of them. Shape (N,)."""
+    if inputs:
+        return np.ones(states.n_columns, dtype=bool)
+    return (np.arange(states.n_columns) < states.n_states) | states.free_columns

@@ -1,0 +1,67 @@
+"""What a person sees while and after a command runs: one-line errors, progress, tables."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from cimf.errors import CimfError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn errors of our own tree into one line and exit code 1, and warnings into one line each.
+
+    Errors of any other kind keep their traceback: they are somebody's bug.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: _say(
+            "warning: ", "yellow", message
+        )
+        try:
+            yield
+        except CimfError as error:
+            _say("error: ", "bold red", error)
+            raise typer.Exit(1) from None
+
+
+def _say(label: str, style: str, message: object) -> None:
+    err.print(Text.assemble((label, style), str(message)), soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a callback that takes the number of steps done; silent where stderr is no terminal."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        disable=not err.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", left: int = 1
+) -> None:
+    """Print a table, the first `left` columns left-aligned and the others right-aligned."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for k, name in enumerate(header):
+        table.add_column(name, justify="left" if k < left else "right", no_wrap=k >= left)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table)

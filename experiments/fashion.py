@@ -1,0 +1,57 @@
+"""The paper's Table 1 on Fashion-MNIST: MLP 784-64-32-16-10, 10,000 calibration images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cimf.terminal import one_line_errors
+
+SIZES = (784, 64, 32, 16, 10)
+TRAINING = {"epochs": 20, "learning_rate": 5e-3, "batch_size": 256}
+CALIBRATION = 10_000
+CONFIGURATIONS = (("full", True), ("causal", True), ("full", False), ("causal", False))
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/fashion"),
+    seed: Annotated[int, typer.Option(help="Seed of initialisation and training.")] = 0,
+    n_jobs: Annotated[int | None, typer.Option(help="Processes or threads for the rows.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another run in --out.")
+    ] = False,
+) -> None:
+    """Sweep kappa for two row designs, with and without rescaled states."""
+    with one_line_errors():
+        from cimf import datasets
+        from cimf.reference import Reference
+        from cimf.sweep import run_sweep
+        from cimf.training import batches, trained_mlp
+
+        data = datasets.fashion_mnist()
+
+        def network() -> Reference:
+            cache = datasets.cache_folder() / "networks"
+            net = trained_mlp(SIZES, data, seed=seed, cache=cache, **TRAINING)
+            return Reference.capture(
+                net,
+                batches(data.train_inputs[:CALIBRATION], data.train_labels[:CALIBRATION]),
+                batches(data.test_inputs, data.test_labels),
+            )
+
+        run_sweep(
+            f"Fashion-MNIST, MLP {'-'.join(map(str, SIZES))}, {CALIBRATION:,} calibration images",
+            out,
+            {
+                "network": {"sizes": SIZES, **TRAINING},
+                "calibration": CALIBRATION,
+                "seed": seed,
+            },
+            network,
+            configurations=CONFIGURATIONS,
+            overwrite=overwrite,
+            dataset=data,
+            n_jobs=n_jobs,
+        )
