@@ -4,9 +4,9 @@ An `Activation` is a name and parameter values: it compares, hashes and serialis
 it does is looked up in one table of families at the bottom; a new activation is one entry there.
 
 For every family the numpy and the torch function agree to rounding in float64, and with L the
-Lipschitz constant, |phi(a) - phi(b)| <= L |a - b| for all real a, b. That inequality is all the proof
-of the paper's Theorem 7 uses, so the condition there reads lambda_pf(diag(L) |A|) < 1 for any L;
-strict monotonicity is reported, not needed (ReLU is not strictly increasing either).
+Lipschitz constant, |phi(a) - phi(b)| <= L |a - b| for all real a, b. That inequality is all the
+proof of the paper's Theorem 7 uses, so the condition there reads lambda_pf(diag(L) |A|) < 1 for any
+L; strict monotonicity is reported, not needed (ReLU is not strictly increasing either).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Activation:
         return self._family.numpy(z, **dict(self.params))
 
     def torch(self, z: Any) -> Any:
-        """Return phi(z) of a torch tensor: out of place, differentiable, on its device and dtype."""
+        """Return phi(z) of a torch tensor: out of place, differentiable, same device and dtype."""
         import torch
 
         return self._family.torch(torch, z, **dict(self.params))

@@ -32,8 +32,9 @@ def capture_states(
     """Run a network and return the states of all samples.
 
     The network may be any torch module whose nonlinearities are elementwise and known
-    (`cimf.ACTIVATIONS`): in-place and functional activations, modules used twice, residual additions,
-    convolutions, batch norm and dropout in eval mode, average pooling, reshapes and concatenations.
+    (`cimf.ACTIVATIONS`): in-place and functional activations, modules used twice, residual
+    additions, convolutions, batch norm and dropout in eval mode, average pooling, reshapes,
+    concatenations.
     Everything runs on a float64 copy in eval mode on the CPU, so the states are exact to rounding
     whatever the dtype, mode or device of the network, and the network itself is left untouched.
 
@@ -42,8 +43,8 @@ def capture_states(
     net : torch.nn.Module
         Called with one tensor (b, ...), it returns one tensor (b, ...).
     batches : iterable, or one tensor
-        Input tensors (b, ...), or (input, label) pairs whose labels are ignored: a list, a generator,
-        a DataLoader. Sizes b may differ. A single tensor (or numpy array) is all samples at once.
+        Input tensors (b, ...), or (input, label) pairs whose labels are ignored: a list, a
+        generator, a DataLoader. Sizes b may differ. A single tensor or numpy array is all samples.
     activations : mapping of module type to activation, optional
         Modules of your own that apply one known activation elementwise.
     progress : callable, optional
@@ -52,8 +53,8 @@ def capture_states(
     Returns
     -------
     States
-        U (p, m) with a last row of ones, X and Z (n, m), Y (q, m); `reconstruction` holds the errors
-        of the checks below.
+        U (p, m) with a last row of ones, X and Z (n, m), Y (q, m); `reconstruction` holds the
+        errors of the checks below.
 
     Raises
     ------
@@ -113,8 +114,9 @@ def _iterate_inputs(batches: Any) -> Iterator[torch.Tensor]:
         u = _input_of(batch, k)
         if shape is not None and u.shape[1:] != shape:
             raise InputError(
-                f"batch {k} has samples of shape {tuple(u.shape[1:])}, those before {tuple(shape)}. (One "
-                "(input, label) pair by itself must be in a list: [(input, label)])"
+                f"batch {k} has samples of shape {tuple(u.shape[1:])}, those before "
+                f"{tuple(shape)}. (One (input, label) pair by itself must be in a list: "
+                "[(input, label)])"
             )
         shape = u.shape[1:]
         yield u
@@ -131,8 +133,8 @@ def _input_of(batch: Any, k: int) -> torch.Tensor:
         )
     if batch.ndim < 2:
         raise InputError(
-            f"batch {k} has shape {tuple(batch.shape)}; (samples, ...) is needed, with at least two "
-            "dimensions (a data set of single samples needs a DataLoader)"
+            f"batch {k} has shape {tuple(batch.shape)}; (samples, ...) is needed, with at least "
+            "two dimensions (a data set of single samples needs a DataLoader)"
         )
     if not batch.numel():
         raise InputError(f"batch {k} is empty: shape {tuple(batch.shape)}")
@@ -207,7 +209,7 @@ def _check_output(Y: np.ndarray, plain: np.ndarray) -> float:
     error = np.abs(Y - plain).max(initial=0.0) / max(1.0, np.abs(plain).max(initial=0.0))
     if not error <= TOLERANCE:
         raise CaptureError(
-            f"the traced network differs from the network itself by {error:.1e}: its forward pass does "
-            "something that tracing does not see"
+            f"the traced network differs from the network itself by {error:.1e}: its forward pass "
+            "does something that tracing does not see"
         )
     return float(error)

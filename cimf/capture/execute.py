@@ -45,6 +45,7 @@ class Lane(fx.Interpreter):
         self._output: Any = None
 
     def run_node(self, n: fx.Node) -> Any:
+        """Return the value of a node; raises `CaptureError` naming it if it fails."""
         try:
             return self._run_cut(n) if n in self.network.cuts else self._run_plain(n)
         except CaptureError:
@@ -57,7 +58,7 @@ class Lane(fx.Interpreter):
     def _run_plain(self, n: fx.Node) -> Any:
         out = super().run_node(n)
         if n.op == "call_method" and n.target in _CASTS:
-            source = self.env[n.args[0]]
+            source = self.env[n.all_input_nodes[0]]
             if source.is_floating_point() and out.is_floating_point():
                 return source
         if n.op == "output":

@@ -94,7 +94,7 @@ class Network:
             seen.update(dead)
 
     def where(self, node: fx.Node) -> str:
-        """Return words that name a node: the layer's path and type, or the function and its owner."""
+        """Return words that name a node: a layer's path and type, or a function and its owner."""
         if node.op == "call_module":
             kind = type(self.module.get_submodule(str(node.target))).__name__
             return f"layer {str(node.target)!r} ({kind})"
@@ -169,8 +169,8 @@ def float64_copy(net: nn.Module) -> nn.Module:
         out = copy.deepcopy(net, memo).to("cpu", torch.float64).eval()
     except Exception as error:
         raise CaptureError(
-            f"the network cannot be copied to float64 on the CPU: {error} (quantised networks are not "
-            "supported; a lazy one must have been run once)"
+            f"the network cannot be copied to float64 on the CPU: {error} (quantised networks are "
+            "not supported; a lazy one must have been run once)"
         ) from error
     out.requires_grad_(False)
     hooked = []
@@ -183,8 +183,8 @@ def float64_copy(net: nn.Module) -> nn.Module:
             module._forward_hooks.clear()
     if hooked:
         warnings.warn(
-            f"forward hooks on {', '.join(hooked[:5])} are not run during capture; if they change the "
-            "layer's output, the states are those without them",
+            f"forward hooks on {', '.join(hooked[:5])} are not run during capture; if they change "
+            "the layer's output, the states are those without them",
             HookWarning,
             stacklevel=4,
         )

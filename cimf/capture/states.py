@@ -98,22 +98,22 @@ class States:
 
     @property
     def n_states(self) -> int:
-        """n."""
+        """Number of states n."""
         return self.X.shape[0]
 
     @property
     def n_inputs(self) -> int:
-        """p, with the row of ones where there is one."""
+        """Number of inputs p, with the row of ones where there is one."""
         return self.U.shape[0]
 
     @property
     def n_outputs(self) -> int:
-        """q."""
+        """Number of outputs q."""
         return self.Y.shape[0]
 
     @property
     def n_samples(self) -> int:
-        """m."""
+        """Number of samples m."""
         return self.X.shape[1]
 
     @property
@@ -135,11 +135,11 @@ class States:
 
     @property
     def scalable(self) -> NDArray[np.bool_]:
-        """States whose activation is positively homogeneous, so that Theorem 8 applies: (n,) bool."""
+        """States with a positively homogeneous activation, which Theorem 8 may scale: (n,) bool."""
         return homogeneous_rows(self.blocks, self.n_states)
 
     def causal_mask(self) -> NDArray[np.bool_]:
-        """Columns every row may use if only earlier blocks and the inputs are allowed: (n, N) bool."""
+        """Columns a row may use if only earlier blocks and the inputs are allowed: (n, N) bool."""
         mask = np.zeros((self.n_states, self.n_columns), dtype=bool)
         for block in self.blocks:
             mask[block.rows, block.stop :] = True
@@ -180,8 +180,11 @@ class States:
         reconstruction = first.reconstruction
         for part in found[1:]:
             reconstruction = reconstruction.merge(part.reconstruction)
-        arrays = {
-            name: np.concatenate([getattr(part, name) for part in found], axis=1)
-            for name in ("U", "X", "Z", "Y")
-        }
-        return replace(first, reconstruction=reconstruction, **arrays)
+        return replace(
+            first,
+            U=np.concatenate([part.U for part in found], axis=1),
+            X=np.concatenate([part.X for part in found], axis=1),
+            Z=np.concatenate([part.Z for part in found], axis=1),
+            Y=np.concatenate([part.Y for part in found], axis=1),
+            reconstruction=reconstruction,
+        )

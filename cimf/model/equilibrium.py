@@ -1,8 +1,8 @@
 """Solving X = phi(A X + B U), one independent problem per sample.
 
-No arithmetic mixes samples: sparse products accumulate every column by itself in a fixed order, and a
-sample is frozen the moment it converges. So a sample's equilibrium, its residual and its iteration
-count are the same bits whatever batch it is solved in.
+No arithmetic mixes samples: sparse products accumulate every column by itself in a fixed order, and
+a sample is frozen the moment it converges. So a sample's equilibrium, its residual and its
+iteration count are the same bits whatever batch it is solved in.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RIDGE = 1e-14
 
 
 class ConvergenceWarning(UserWarning):
-    """Some samples did not reach an equilibrium; the values returned for them are the last iterate."""
+    """Some samples did not reach an equilibrium; what is returned for them is a last iterate."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _System:
 
 
 def relative_residual(x: Array, g: Array) -> Array:
-    """Return max_i |x - g|_i / max(1, max_i |x_i|) per column; infinity where either is not finite."""
+    """Return max_i |x - g|_i / max(1, max_i |x_i|) per column; infinite where not finite."""
     size = np.maximum(1.0, np.abs(x).max(axis=0, initial=0.0))
     out = np.abs(x - g).max(axis=0, initial=0.0) / size
     return np.where(np.isfinite(out) & np.isfinite(size), out, np.inf)

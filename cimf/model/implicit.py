@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,8 @@ class ImplicitModel:
         found = {name: getattr(self, name).shape for name in wanted}
         if found != wanted:
             raise InputError(
-                f"the shapes {found} do not fit together: A (n, n), B (n, p), C (q, n), D (q, p) needed"
+                f"the shapes {found} do not fit together: A (n, n), B (n, p), C (q, n) and "
+                "D (q, p) needed"
             )
         if p < 1:
             raise InputError("a model needs at least one input column in B and D")
@@ -77,6 +78,7 @@ class ImplicitModel:
         *,
         sparse: bool = False,
         memory_limit: float = 4e9,
+        activations: Mapping[type[torch.nn.Module], Activation | str] | None = None,
     ) -> ImplicitModel:
         """Return the implicit model that equals a layered network, biases included.
 
@@ -94,6 +96,8 @@ class ImplicitModel:
             Return scipy.sparse CSR matrices (convolutions are mostly zeros).
         memory_limit : float
             Bytes that A, B, C and D may take.
+        activations : mapping of module type to activation, optional
+            As `cimf.capture_states`.
 
         Raises
         ------
@@ -109,17 +113,17 @@ class ImplicitModel:
 
     @property
     def n_states(self) -> int:
-        """n."""
+        """Number of states n."""
         return self.A.shape[0]
 
     @property
     def n_inputs(self) -> int:
-        """p, with the constant input where there is one."""
+        """Number of inputs p, with the constant one where there is one."""
         return self.B.shape[1]
 
     @property
     def n_outputs(self) -> int:
-        """q."""
+        """Number of outputs q."""
         return self.C.shape[0]
 
     def __repr__(self) -> str:
@@ -236,8 +240,8 @@ class ImplicitModel:
         for block in self.blocks:
             if not block.activation.positively_homogeneous and block.stop > block.start:
                 raise InputError(
-                    f"block {block.name!r} has activation {block.activation}, which is not positively "
-                    "homogeneous (as ReLU is): its states cannot be rescaled"
+                    f"block {block.name!r} has activation {block.activation}, which is not "
+                    "positively homogeneous (as ReLU is): its states cannot be rescaled"
                 )
         scale = homogeneous_scales(self.A, kappa)
         return self.scaled(scale), scale

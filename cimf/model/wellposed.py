@@ -135,7 +135,7 @@ def _noda(block: Any, rtol: float, max_iter: int) -> tuple[float, float]:
         low, high = max(low, float(ratio.min())), min(high, float(ratio.max()))
         if high - low <= rtol * high:
             break
-        # A shift just above the bound keeps the matrix a nonsingular M-matrix, its inverse positive.
+        # Just above the bound the matrix is a nonsingular M-matrix: its inverse is positive.
         shifted = (high * (1.0 + 1e-14)) * identity - work
         try:
             v_new = (
@@ -231,8 +231,8 @@ def state_scales(
     order = levels(magnitude)
     if order is None:
         raise InputError(
-            "A has a cycle, so its rows cannot be scaled one after the other; for an implicit model "
-            "with feedback use ImplicitModel.rescale"
+            "A has a cycle, so its rows cannot be scaled one after the other; for an implicit "
+            "model with feedback use ImplicitModel.rescale"
         )
     from_inputs = inputs @ inside.astype(np.float64)
     s = np.ones(n)
@@ -243,7 +243,7 @@ def state_scales(
 
 
 def scale_rows(A: Any, B: Any, C: Any, scale: Array) -> tuple[Any, Any, Any]:
-    """Return S^-1 A S, S^-1 B, C S: the matrices in the units x~ = x / s (the paper's Theorem 8)."""
+    """Return S^-1 A S, S^-1 B, C S: the matrices in the units x~ = x / s (Theorem 8)."""
     inverse = 1.0 / scale
     return _two_sided(inverse, A, scale), _two_sided(inverse, B, None), _two_sided(None, C, scale)
 

@@ -1,0 +1,131 @@
+"""Exact conversion of a layered network into (A, B, C, D)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import nn
+
+from cimf.activations import Activation
+from cimf.blocks import Block
+from cimf.capture.execute import Lane, run
+from cimf.capture.network import Network, trace_network
+from cimf.capture.probe import Probe, probe
+from cimf.errors import CaptureError, InputError
+
+# Unit vectors are scaled by a power of two so large that biases are lost in the sum: a weight w
+# next to a bias b is read with error 1e-16 |w| + 1e-34 |b| instead of 1e-16 (|w| + |b|).
+_UNIT = 2.0**60
+# Numbers held by one batch of unit vectors (0.5 GB of float64).
+_BATCH_NUMBERS = 2**26
+
+
+def convert_network(
+    net: nn.Module,
+    input_shape: Sequence[int] | None,
+    *,
+    sparse: bool,
+    memory_limit: float,
+    activations: Mapping[type[nn.Module], Activation | str] | None = None,
+) -> tuple[tuple[Any, Any, Any, Any], tuple[Block, ...]]:
+    """Return (A, B, C, D) and the blocks of a network; see `ImplicitModel.from_network`."""
+    network = trace_network(net, activations)
+    shape = _input_shape(network) if input_shape is None else tuple(input_shape)
+    if any(not isinstance(d, int) or d < 1 for d in shape) or not shape:
+        raise InputError(f"input_shape must hold positive integers, got {shape}")
+    found = probe(network, shape)
+    n = sum(block.stop - block.start for block in found.blocks)
+    n_rows, n_columns = n + found.n_outputs, n + found.n_inputs + 1
+    size = f"n = {n} states, p = {found.n_inputs + 1} inputs, q = {found.n_outputs} outputs"
+    if not sparse and 8 * n_rows * n_columns > memory_limit:
+        raise CaptureError(
+            f"(A, B, C, D) with {size} would take {8e-9 * n_rows * n_columns:.3g} GB as dense "
+            f"matrices, the limit is {1e-9 * memory_limit:.3g} GB: pass sparse=True or a larger "
+            "memory_limit"
+        )
+    whole = _read_matrix(network, found, shape, (n_rows, n_columns), sparse, memory_limit, size)
+    A, B, C, D = whole[:n, :n], whole[:n, n:], whole[n:, :n], whole[n:, n:]
+    return (A, B, C, D), found.blocks
+
+
+def _input_shape(network: Network) -> tuple[int, ...]:
+    """Return (in_features,) if the input goes into a Linear layer first."""
+    for node in network.module.graph.nodes:
+        if node.op == "call_module":
+            layer = network.module.get_submodule(str(node.target))
+            if isinstance(layer, nn.Linear):
+                return (layer.in_features,)
+            break
+        if node.op in ("call_function", "call_method"):
+            break
+    raise InputError(
+        "input_shape is needed: the shape of one sample, e.g. (1, 28, 28); it can be left out only "
+        "where the first layer is nn.Linear"
+    )
+
+
+def _read_matrix(
+    network: Network,
+    found: Probe,
+    input_shape: tuple[int, ...],
+    shape: tuple[int, int],
+    sparse: bool,
+    memory_limit: float,
+    size: str,
+) -> Any:
+    """Return ((A, B), (C, D)) as one matrix: rows (Z, Y), columns (X, U, 1)."""
+    n = shape[1] - found.n_inputs - 1
+    # Sources in order of execution, the input first: their shapes and their first columns.
+    ran = found.blocks[::-1]
+    shapes = [input_shape, *(block.shape for block in ran)]
+    offsets = [n, *(block.start for block in ran)]
+    constant = _outputs(
+        run(network, *_cut([torch.zeros(1, *s, dtype=torch.float64) for s in shapes]))
+    )
+    out = None if sparse else np.zeros(shape)
+    parts: list[Any] = []
+    used = 0.0
+    chunk = max(1, _BATCH_NUMBERS // sum(shape))
+    for k, (source, offset) in enumerate(zip(shapes, offsets, strict=True)):
+        width = int(np.prod(source))
+        for start in range(0, width, chunk):
+            stop = min(start + chunk, width)
+            values = [torch.zeros(stop - start, *s, dtype=torch.float64) for s in shapes]
+            rows = torch.arange(stop - start)
+            values[k].view(stop - start, -1)[rows, start + rows] = _UNIT
+            columns = _outputs(run(network, *_cut(values))) - constant
+            # Rounding of the constants themselves, where layers are chained between two cuts.
+            columns[np.abs(columns) <= 1e-14 * np.abs(constant)] = 0.0
+            columns /= _UNIT
+            if out is not None:
+                out[:, offset + start : offset + stop] = columns
+                continue
+            row, column = np.nonzero(columns)
+            parts.append((columns[row, column], row, column + offset + start))
+            used += 24.0 * row.size
+            if used > memory_limit:
+                raise CaptureError(
+                    f"(A, B, C, D) with {size} have more non-zeros than fit into "
+                    f"{1e-9 * memory_limit:.3g} GB: pass a larger memory_limit"
+                )
+    if out is not None:
+        out[:, -1] = constant[:, 0]
+        return out
+    row = np.flatnonzero(constant[:, 0])
+    parts.append((constant[row, 0], row, np.full(row.size, shape[1] - 1)))
+    data, i, j = (np.concatenate([part[k] for part in parts]) for k in range(3))
+    return scipy.sparse.csr_array((data, (i, j)), shape=shape)
+
+
+def _cut(values: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return values[0], values[1:]
+
+
+def _outputs(lane: Lane) -> np.ndarray:
+    """Return (Z, Y) as rows, shape (n + q, k), the last block on top."""
+    found = [*reversed(lane.z), lane.y]
+    return np.concatenate([value.reshape(value.shape[0], -1).numpy().T for value in found])

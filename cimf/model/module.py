@@ -1,0 +1,134 @@
+"""An implicit model as a torch module."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import scipy.sparse
+import torch
+from torch import nn
+
+from cimf.errors import InputError
+from cimf.model.equilibrium import ConvergenceWarning
+
+if TYPE_CHECKING:
+    from cimf.model.implicit import ImplicitModel
+
+
+class ImplicitModule(nn.Module):
+    """A view of an `ImplicitModel` with samples in rows: (batch, p) in, (batch, q) out.
+
+    Parameters
+    ----------
+    model : ImplicitModel
+        Its matrices become dense buffers A, B, C, D (float64; ``.to(dtype)`` moves them).
+    tol : float, optional
+        Residual, relative to max(1, max_i |x_i|), at which a sample stops. Default: 1e-12, or ten
+        times the rounding unit of the buffers' dtype where that is larger.
+    max_iter : int
+        Iterations at most, forward and backward.
+
+    Notes
+    -----
+    For an acyclic A the iteration is exact after as many steps as A has levels, and gradients flow
+    through those steps. Otherwise plain fixed-point iteration is used (no Anderson acceleration:
+    `ImplicitModel.predict` is the reference), and gradients come from the implicit function theorem
+    by iterating the adjoint equation; both converge at the rate of the Perron-Frobenius eigenvalue,
+    so a model without a well-posedness margin may not converge, which is warned about. Second
+    derivatives are only available for an acyclic A.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    C: torch.Tensor
+    D: torch.Tensor
+
+    def __init__(
+        self, model: ImplicitModel, tol: float | None = None, max_iter: int = 2000
+    ) -> None:
+        super().__init__()
+        for name in "ABCD":
+            matrix = getattr(model, name)
+            dense = matrix.toarray() if scipy.sparse.issparse(matrix) else matrix
+            self.register_buffer(name, torch.tensor(dense))
+        self.blocks, self.bias = model.blocks, model.bias
+        self.n_levels = model.wellposedness().n_levels if model.n_states else 0
+        self.acyclic = self.n_levels > 0 or model.n_states == 0
+        self.tol, self.max_iter = tol, max_iter
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for ``print(module)``."""
+        return f"n={self.A.shape[0]}, p={self.B.shape[1]}, q={self.C.shape[0]}, bias={self.bias}"
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        """Return Y^T (batch, q) for inputs u (batch, p), or (batch, p - 1) where there is a bias.
+
+        Raises
+        ------
+        InputError
+            For another shape.
+        """
+        p = self.B.shape[1]
+        if u.ndim == 2 and self.bias and u.shape[1] == p - 1:
+            u = torch.cat([u, u.new_ones(u.shape[0], 1)], dim=1)
+        if u.ndim != 2 or u.shape[1] != p:
+            wanted = f"(batch, {p - 1}) or (batch, {p})" if self.bias else f"(batch, {p})"
+            raise InputError(
+                f"input of shape {tuple(u.shape)}; {wanted} needed: samples are rows in a module"
+            )
+        b = u @ self.B.T
+        x = self._unrolled(b) if self.acyclic else self._implicit(b)
+        return x @ self.C.T + u @ self.D.T
+
+    def _step(self, x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        z = x @ self.A.T + b
+        return torch.cat([block.activation.torch(z[:, block.rows]) for block in self.blocks], dim=1)
+
+    def _unrolled(self, b: torch.Tensor) -> torch.Tensor:
+        x = torch.zeros_like(b)
+        for _ in range(self.n_levels):
+            x = self._step(x, b)
+        return x
+
+    def _implicit(self, b: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            x = self._fixed_point(lambda x: self._step(x, b), torch.zeros_like(b), "forward")
+        if not torch.is_grad_enabled():
+            return x
+        out = self._step(x, b)  # one differentiable step at the equilibrium
+        if out.requires_grad:
+            x = x.requires_grad_()
+            again = self._step(x, b.detach())
+
+            def adjoint(grad: torch.Tensor) -> torch.Tensor:
+                def step(g: torch.Tensor) -> torch.Tensor:
+                    return grad + torch.autograd.grad(again, x, g, retain_graph=True)[0]
+
+                return self._fixed_point(step, grad, "backward")
+
+            out.register_hook(adjoint)
+        return out
+
+    def _fixed_point(
+        self, step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, name: str
+    ) -> torch.Tensor:
+        """Iterate x <- step(x), every row until it converged."""
+        tol = self.tol if self.tol is not None else max(1e-12, 10 * torch.finfo(x.dtype).eps)
+        done: Any = torch.zeros(x.shape[0], 1, dtype=torch.bool, device=x.device)
+        for _ in range(self.max_iter):
+            new = step(x)
+            size = x.abs().amax(1, keepdim=True).clamp(min=1.0)
+            now = (new - x).abs().amax(1, keepdim=True) <= tol * size
+            x = torch.where(done | now, x, new)
+            done = done | now
+            if bool(done.all()):
+                return x
+        warnings.warn(
+            f"{int((~done).sum())} of {x.shape[0]} samples did not converge to {tol:g} in the "
+            f"{name} iteration",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+        return x

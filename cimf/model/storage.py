@@ -1,0 +1,96 @@
+"""Implicit models as files: one safetensors file, its header holding a JSON record; no pickle.
+
+A dense matrix is one tensor under its name, a sparse one its CSR parts ``A.data``, ``A.indices``,
+``A.indptr``. The record has the format version, shapes, and blocks with their activations; beside it
+stands a SHA-256 over the record and the tensors, so that an altered file is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cimf.blocks import Block
+from cimf.errors import CimfError, RunError
+from cimf.files import atomic_path
+
+if TYPE_CHECKING:
+    from cimf.model.implicit import ImplicitModel
+
+_FORMAT = "cimf.ImplicitModel"
+_VERSION = 1
+_PARTS = ("data", "indices", "indptr")
+
+
+def save_model(model: ImplicitModel, path: str | Path) -> None:
+    """Write `model` to `path`, atomically."""
+    tensors: dict[str, np.ndarray] = {}
+    shapes = {}
+    for name in "ABCD":
+        matrix = getattr(model, name)
+        shapes[name] = list(matrix.shape)
+        if scipy.sparse.issparse(matrix):
+            tensors.update({f"{name}.{part}": getattr(matrix, part) for part in _PARTS})
+        else:
+            tensors[name] = matrix
+    record = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "bias": model.bias,
+        "shapes": shapes,
+        "blocks": [block.to_json() for block in model.blocks],
+    }
+    text = json.dumps(record, sort_keys=True)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"model": text, "sha256": _digest(text, tensors)})
+
+
+def load_model(path: str | Path) -> ImplicitModel:
+    """Read a file written by `save_model`; raises `RunError` for anything else."""
+    from cimf.model.implicit import ImplicitModel
+
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            header = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read as a saved model: {error}") from error
+    text = header.get("model", "")
+    if header.get("sha256") != _digest(text, tensors):
+        raise RunError(f"{path} is not a saved model, or does not match its checksum")
+    try:
+        record = json.loads(text)
+        if record["format"] != _FORMAT or record["version"] > _VERSION:
+            raise RunError(
+                f"{path} has format {record['format']} version {record['version']}; this version "
+                f"of cimf reads {_FORMAT} up to {_VERSION}"
+            )
+        matrices = [_matrix(tensors, name, tuple(record["shapes"][name])) for name in "ABCD"]
+        A, B, C, D = matrices
+        blocks = [Block.from_json(block) for block in record["blocks"]]
+        return ImplicitModel(A, B, C, D, activation=blocks, bias=record["bias"])
+    except RunError:
+        raise
+    except (CimfError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} holds an inconsistent model: {error}") from error
+
+
+def _matrix(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> Any:
+    if name in tensors:
+        return tensors[name].reshape(shape)
+    return scipy.sparse.csr_array(tuple(tensors[f"{name}.{part}"] for part in _PARTS), shape=shape)
+
+
+def _digest(text: str, tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
