@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import cvxpy as cp
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from formulations.least_squares import LeastSquares
 from formulations.problem import RowRecord
@@ -28,6 +28,16 @@ class RowProblem(cp.Problem):
         problem = cls.__new__(cls)
         problem._build(record)
         return problem
+
+    @property
+    def coefficients(self) -> NDArray[np.float64]:
+        """The variable "a" as it stands, shape (r, N); NaN before a solve."""
+        value = self.var_dict["a"].value
+        return np.full(self.var_dict["a"].shape, np.nan) if value is None else np.asarray(value)
+
+    @coefficients.setter
+    def coefficients(self, value: NDArray[np.float64]) -> None:
+        self.var_dict["a"].value = value
 
     def _build(self, record: RowRecord) -> None:
         """Write the record in CVXPY: variable "a" (r, N) and, for P, one ball per row."""

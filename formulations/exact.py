@@ -99,7 +99,7 @@ class Exact(ModelProblem):
         slack = np.sqrt(np.maximum(reach - record.fit.target_sq + np.square(target).sum(axis=0), 0))
         norm = np.sqrt(record.fit.target_sq)
         norm = np.where(norm > 0, norm, 1.0)
-        missed = (s[:, None] * (vt @ values.T) - target) @ np.diag(1.0 / norm)
+        missed = ((s[:, None] * vt) @ values.T - target) @ np.diag(1.0 / norm)
         return 0.0, [cp.norm(missed, 2, axis=0) <= slack / norm]
 
 

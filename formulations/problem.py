@@ -275,7 +275,7 @@ class ExactRecord(ModelRecord):
 
     @property
     def scale(self) -> float:
-        """l at the least-squares solution of least norm, without sign (1 where that is 0)."""
+        """The absolute loss at the least-squares solution of least norm (1 where that is 0)."""
         least = np.linalg.lstsq(self.fit.design, self.fit.target, rcond=None)[0].T
         return abs(self.objective(least)) or 1.0
 
