@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from cimf import datasets
 from cimf.reference import Reference
 from cimf.sparsify import Sparsified
 from cimf.sweep import run_sweep
-from cimf.training import batches, trained_mlp
+from cimf.training import Schedule, batches, trained_mlp
 
 SIZES = (64, 32, 16, 10)
-TRAINING = {"epochs": 40, "learning_rate": 1e-2}
+SCHEDULE = Schedule(epochs=40, learning_rate=1e-2, batch_size=128)
 
 
 def run(folder: str | Path, *, seed: int = 0, **options: Any) -> list[Sparsified]:
@@ -21,7 +22,7 @@ def run(folder: str | Path, *, seed: int = 0, **options: Any) -> list[Sparsified
 
     def network() -> Reference:
         return Reference.capture(
-            trained_mlp(SIZES, data, seed=seed, **TRAINING),
+            trained_mlp(SIZES, data, seed=seed, schedule=SCHEDULE),
             batches(data.train_inputs, data.train_labels),
             batches(data.test_inputs, data.test_labels),
         )
@@ -29,7 +30,7 @@ def run(folder: str | Path, *, seed: int = 0, **options: Any) -> list[Sparsified
     return run_sweep(
         f"digits, MLP {'-'.join(map(str, SIZES))}",
         folder,
-        {"network": {"sizes": SIZES, **TRAINING}, "seed": seed},
+        {"network": {"sizes": SIZES, **asdict(SCHEDULE)}, "seed": seed},
         network,
         configurations=(("full", True), ("causal", True)),
         dataset=data,

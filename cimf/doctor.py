@@ -55,11 +55,8 @@ def _threads() -> Iterator[Finding]:
         "CPUs", "ok", f"{record['cpus']}; {limits or 'no thread limit in the environment'}"
     )
     for library in record["libraries"]:
-        yield Finding(
-            library["user_api"],
-            "ok",
-            f"{library['internal_api']} {library['version'] or ''} on {library['num_threads']} threads",
-        )
+        name = f"{library['internal_api']} {library['version'] or ''}".strip()
+        yield Finding(library["user_api"], "ok", f"{name}: {library['num_threads']} threads")
 
 
 def _backends() -> Iterator[Finding]:

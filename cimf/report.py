@@ -101,6 +101,7 @@ class Report:
             "control_accuracy": self.control_accuracy,
             **{f"sparsity_{name}": value for name, value in sparsity.items()},
             "nonzero_weights": self.nonzeros.weights,
+            "nonzero_weights_ab": int(self.nonzeros.per_row[: len(self.solution.gap)].sum()),
             "nonzero_biases": self.nonzeros.biases,
             "emptied_rows": len(self.nonzeros.emptied),
             "state_error": max(self.state_error.values(), default=0.0),
@@ -147,7 +148,7 @@ class Report:
             )
         )
         for block in self.nonzeros.blocks:
-            text = f"  {block.name}: {block.weights:,} weights in {block.rows} rows"
+            text = f"  block {block.name}: {block.weights:,} weights in {block.rows} rows"
             if block.name in self.state_error:
                 text += (
                     f", state error {self.state_error[block.name]:.4f}, drift of the equilibrium "

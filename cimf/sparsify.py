@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from cimf.capture import States
 from cimf.designs import DESIGNS, row_problems
 from cimf.errors import InputError, UnknownNameError
-from cimf.judge import count_nonzeros
+from cimf.judge import Solution, count_nonzeros
 from cimf.model import ImplicitModel
 from cimf.model.equilibrium import solve_equilibrium
 from cimf.reference import Reference, least_squares
 from cimf.report import Report, block_errors, evaluate
-from cimf.solve import solve_path
+from cimf.solve import solve_cvxpy, solve_path
+from cimf.statistics import Gram
 from formulations.columns import as_float64
+from formulations.constrained import Constrained
 
 # m N^2 up to which (C, D) are fitted a second time, with all inputs, only to report that accuracy:
 # about a second on two cores (0.37 s at 6e9: 10,000 samples, 785 columns).
@@ -155,7 +157,7 @@ def sparsify_path(
     allowed = DESIGNS[design].allowed(states)
     gram, weights = row_problems(states.scaled(scale), allowed)
     if method == "cvxpy":
-        solutions = solve_path_cvxpy(gram, levels, weights=weights, backend=backend, tol=tol)
+        solutions = _solve_by_cvxpy(gram, levels, weights, backend, tol, progress)
     else:
         solutions = solve_path(
             gram, levels, weights=weights, method=method, tol=tol, n_jobs=n_jobs, progress=progress
@@ -205,10 +207,33 @@ def _check_kappas(
     if levels.max() > 1 and DESIGNS[design].feedback and not allow_ill_posed:
         raise InputError(
             f"kappa = {levels.max():g} with design {design!r}: above 1 the bound does not imply a "
-            "unique equilibrium. Use kappa <= 1, or the design 'causal' (well-posed for any kappa), "
-            "or allow_ill_posed=True (--allow-ill-posed) and read the report"
+            "unique equilibrium. Use kappa <= 1, or the design 'causal' (well-posed for any "
+            "kappa), or allow_ill_posed=True (--allow-ill-posed) and read the report"
         )
     return levels
+
+
+def _solve_by_cvxpy(
+    gram: Gram,
+    levels: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    backend: str,
+    tol: float,
+    progress: Callable[[int], None] | None,
+) -> list[Solution]:
+    """Solve P(kappa) for every row and kappa by CVXPY, one kappa after the other."""
+    solutions: list[Solution] = []
+    for k, kappa in enumerate(levels):
+        problem = Constrained.from_moments(
+            gram.gram, gram.corr, gram.target_sq, kappa, weights=weights
+        )
+
+        def report(done: int, before: int = k * gram.n_targets) -> None:
+            if progress is not None:
+                progress((before + done) // len(levels))
+
+        solutions.append(solve_cvxpy(problem, backend, tol, progress=report))
+    return solutions
 
 
 def _with_outputs(
@@ -231,10 +256,13 @@ def _with_outputs(
                 "too few calibration samples reached an equilibrium: (C, D) fit the captured states"
             )
     regressors = np.concatenate([X, states.U])[:, usable]
+    units = np.linalg.norm(np.concatenate([states.X, states.U]), axis=1)
 
     def fit(columns: NDArray[np.bool_]) -> ImplicitModel:
         outputs = np.zeros((states.n_outputs, states.n_columns))
-        outputs[:, columns] = least_squares(regressors[columns], states.Y[:, usable])
+        outputs[:, columns] = least_squares(
+            regressors[columns], states.Y[:, usable], units[columns]
+        )
         return ImplicitModel(A, B, outputs[:, :n], outputs[:, n:], states.blocks, states.bias)
 
     model = fit(_output_columns(states, output_inputs))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,10 @@ def _write(
 ) -> None:
     """Print the table and write every file of the run."""
     table = tidy(result.report for result in results)
-    print_table(*render(table, TERMINAL), title=name)
+    out.print(name, style="bold")
+    for (design, rescale), part in table.groupby(["design", "rescale"], sort=False):
+        title = f"design {design}, states {'rescaled' if rescale else 'as captured'}"
+        print_table(*render(part, TERMINAL), title=title)
     summary = _summary(reference, table)
     for line in summary:
         out.print(line)
@@ -136,22 +140,22 @@ def _write(
         },
         dense_accuracy=first.dense_accuracy,
         control_accuracy=first.control_accuracy,
-        methods=[
-            {
-                "design": result.report.design,
-                "rescale": result.report.rescale,
-                "kappa": result.report.kappa,
-                "rows": result.report.methods,
-                "why": result.report.solution.why,
-            }
-            for result in results
-        ],
+        rows_by_method=_total(result.report.methods for result in results),
+        why_this_method=sorted({result.report.solution.why for result in results} - {""}),
         tolerance=first.solution.certificate.tol,
         worst_gap=float(table["worst_gap"].max()),
         all_certified=bool((table["certified"] == table["rows"]).all()),
         seconds=dict(seconds),
     )
     out.print(f"written to {run.path}/: {', '.join(['sweep.csv', 'sweep.md', *binary])}, ...")
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up counts by name; the methods of each kappa are in the table."""
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
 
 
 def _summary(reference: Reference, table: Any) -> list[str]:

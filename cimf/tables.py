@@ -39,6 +39,10 @@ def _percent(key: str) -> Callable[[Any], str]:
     return lambda row: "" if _missing(row[key]) else f"{100 * row[key]:.1f}"
 
 
+def _of(count: int, total: int) -> str:
+    return "all" if count == total else f"{count:,} of {total:,}"
+
+
 def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
@@ -55,13 +59,13 @@ _COLUMNS = {
     "emptied": _Column("emptied rows", lambda row: f"{row['emptied_rows']}"),
     "state error": _Column("state error", lambda row: f"{row['state_error']:.3f}"),
     "output error": _Column("output error", lambda row: f"{row['output_error']:.3f}"),
-    "converged": _Column("converged", lambda row: f"{row['converged']}/{row['evaluated']}"),
-    "certified": _Column("certified", lambda row: f"{row['certified']}/{row['rows']}"),
+    "converged": _Column("converged", lambda row: _of(row["converged"], row["evaluated"])),
+    "certified": _Column("certified", lambda row: _of(row["certified"], row["rows"])),
     "gap": _Column("worst gap", lambda row: f"{row['worst_gap']:.0e}"),
 }
 
 TERMINAL = (
-    "design", "kappa", "accuracy", "sparsity", "nonzeros", "output error", "converged",
+    "kappa", "accuracy", "sparsity", "nonzeros", "output error", "converged",
     "certified", "gap",
 )  # fmt: skip
 FULL = (

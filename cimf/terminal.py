@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -59,9 +60,19 @@ def print_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", left: int = 1
 ) -> None:
     """Print a table, the first `left` columns left-aligned and the others right-aligned."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k < left else "right", no_wrap=k >= left)
+        # Numbers are never broken, headings only between words.
+        cells = [*name.split(), *(row[k] for row in rows)] if k >= left else []
+        width = max(map(len, cells), default=None)
+        table.add_column(name, justify="left" if k < left else "right", min_width=width)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,8 +20,17 @@ from cimf.provenance import fingerprint
 from cimf.terminal import progress_bar
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How a network is trained, with a one-cycle schedule of the given peak learning rate."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+
+
 def mlp(sizes: Sequence[int], seed: int) -> nn.Sequential:
-    """Return a ReLU network with biases, sizes e.g. (784, 64, 32, 16, 10), initialised by `seed`."""
+    """Return a ReLU network with biases, sizes e.g. (784, 64, 32, 16, 10), seeded."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
@@ -34,9 +44,7 @@ def trained_mlp(
     data: Dataset,
     *,
     seed: int,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int = 128,
+    schedule: Schedule,
     cache: Path | None = None,
 ) -> nn.Sequential:
     """Return `mlp(sizes, seed)` trained on `data`, in eval mode.
@@ -48,11 +56,7 @@ def trained_mlp(
         which it is loaded the next time. A file that cannot be read is trained anew.
     """
     net = mlp(sizes, seed)
-    settings = {
-        "data": data.describe(),
-        "sizes": sizes,
-        "training": [seed, epochs, learning_rate, batch_size],
-    }
+    settings = {"data": data.describe(), "sizes": sizes, "seed": seed, **asdict(schedule)}
     path = cache / f"{data.name}-{fingerprint(settings)[:16]}.safetensors" if cache else None
     if path is not None and path.exists():
         try:
@@ -60,8 +64,8 @@ def trained_mlp(
             return net.eval()
         except (SafetensorError, RuntimeError):
             path.unlink()
-    with progress_bar("training", epochs) as progress:
-        _train(net, data, seed, epochs, learning_rate, batch_size, progress)
+    with progress_bar("training", schedule.epochs) as progress:
+        _train(net, data, seed, schedule, progress)
     if path is not None:
         with atomic_path(path) as temporary:
             save_file(net.state_dict(), temporary)
@@ -72,25 +76,24 @@ def _train(
     net: nn.Module,
     data: Dataset,
     seed: int,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
+    schedule: Schedule,
     progress: Callable[[int], None],
 ) -> None:
     """Minimise the cross-entropy in place by AdamW with a one-cycle schedule."""
     inputs, labels = torch.from_numpy(data.train_inputs), torch.from_numpy(data.train_labels)
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=learning_rate, total_steps=epochs * -(-len(labels) // batch_size)
+    peak, size = schedule.learning_rate, schedule.batch_size
+    optimiser = torch.optim.AdamW(net.parameters(), lr=peak, weight_decay=1e-4)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=peak, total_steps=schedule.epochs * -(-len(labels) // size)
     )
     net.train()
-    for epoch in range(epochs):
-        for index in torch.randperm(len(labels), generator=generator).split(batch_size):
+    for epoch in range(schedule.epochs):
+        for index in torch.randperm(len(labels), generator=generator).split(size):
             optimiser.zero_grad()
             nn.functional.cross_entropy(net(inputs[index]), labels[index]).backward()
             optimiser.step()
-            schedule.step()
+            cycle.step()
         progress(epoch + 1)
 
 

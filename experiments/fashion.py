@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,6 @@ import typer
 from cimf.terminal import one_line_errors
 
 SIZES = (784, 64, 32, 16, 10)
-TRAINING = {"epochs": 20, "learning_rate": 5e-3, "batch_size": 256}
 CALIBRATION = 10_000
 CONFIGURATIONS = (("full", True), ("causal", True), ("full", False), ("causal", False))
 
@@ -28,13 +28,14 @@ def main(
         from cimf import datasets
         from cimf.reference import Reference
         from cimf.sweep import run_sweep
-        from cimf.training import batches, trained_mlp
+        from cimf.training import Schedule, batches, trained_mlp
 
         data = datasets.fashion_mnist()
+        schedule = Schedule(epochs=20, learning_rate=5e-3, batch_size=256)
 
         def network() -> Reference:
             cache = datasets.cache_folder() / "networks"
-            net = trained_mlp(SIZES, data, seed=seed, cache=cache, **TRAINING)
+            net = trained_mlp(SIZES, data, seed=seed, schedule=schedule, cache=cache)
             return Reference.capture(
                 net,
                 batches(data.train_inputs[:CALIBRATION], data.train_labels[:CALIBRATION]),
@@ -45,7 +46,7 @@ def main(
             f"Fashion-MNIST, MLP {'-'.join(map(str, SIZES))}, {CALIBRATION:,} calibration images",
             out,
             {
-                "network": {"sizes": SIZES, **TRAINING},
+                "network": {"sizes": SIZES, **asdict(schedule)},
                 "calibration": CALIBRATION,
                 "seed": seed,
             },
