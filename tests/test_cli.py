@@ -1,0 +1,204 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import cimf
+from cimf import cli, demo
+from cimf.cli import app, load_function
+from cimf.errors import InputError
+from cimf.sweep import KAPPAS
+from cimf.training import Schedule
+
+NETWORK = """
+import torch
+
+def load():
+    net = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    inputs = torch.randn(200, 5)
+    labels = net(inputs).argmax(dim=1)
+    return net, [inputs[:150]], [(inputs[150:], labels[150:])]
+
+def unlabelled():
+    net, batches, _ = load()
+    return net, batches
+
+def wrong():
+    return 3
+
+def not_a_network():
+    return "net", [torch.zeros(3, 5)]
+
+def broken():
+    raise ZeroDivisionError("the user's own bug")
+
+value = 3
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the command line in an empty folder that holds a user's module."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "usernet.py").write_text(NETWORK)
+    sys.modules.pop("usernet", None)
+
+    def invoke(*arguments: str):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+def manifest(folder):
+    return json.loads((Path(folder) / "manifest.json").read_text())
+
+
+def test_demo_writes_a_complete_results_folder(run, monkeypatch):
+    monkeypatch.setattr(demo, "SCHEDULE", Schedule(epochs=6, learning_rate=1e-2, batch_size=64))
+    monkeypatch.setattr(demo, "SIZES", (64, 12, 8, 10))
+    result = run("demo", "--out", "results/x")
+    assert result.exit_code == 0, result.output
+    assert "dense network" in result.output
+    table = pd.read_csv("results/x/sweep.csv")
+    configurations = table.groupby(["design", "rescale"]).ngroups
+    assert len(table) == configurations * len(KAPPAS)
+    assert (table["certified"] == table["rows"]).all()
+    assert (table["converged"] == table["evaluated"]).all()
+    record = manifest("results/x")
+    for name in record["files"]:
+        assert (Path("results/x") / name).stat().st_size > 0
+    assert record["all_certified"] is True
+    assert record["worst_gap"] == table["worst_gap"].max() <= 1e-9
+    assert record["settings"]["seed"] == 0
+    assert record["settings"]["data"]["checksums"]["arrays"].startswith("sha256:")
+    assert record["samples"] == {"calibration": 1348, "evaluation": 449, "labelled": True}
+    assert sum(record["rows_by_method"].values()) == len(table) * 20
+    assert record["control_accuracy"] == table["control_accuracy"][0]
+    with Image.open("results/x/sweep.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.shape[1] > 900
+    assert 0.01 < (pixels < 128).mean() < 0.5, "the figure is empty or black"
+    text = Path("results/x/sweep.md").read_text()
+    assert text.count("\n| ") == len(table) + 2
+    assert "91.0 / 90.1" in text, "the paper's value at kappa 0.99"
+    assert Path("results/x/sweep.tex").read_text().count(r"\\") == len(table) + 1
+
+
+def test_a_run_is_reproducible_and_refreshable_but_not_replaceable(run):
+    arguments = ("sparsify", "usernet:load", "--kappa", "0.5")
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    before = Path("results/load/sweep.csv").read_text()
+    assert run(*arguments).exit_code == 0
+    assert Path("results/load/sweep.csv").read_text() == before
+    other = run(*arguments, "--kappa", "0.1")
+    assert other.exit_code == 1
+    assert "another run (other kappas)" in other.output
+    assert run(*arguments, "--seed", "1").exit_code == 1
+    assert Path("results/load/sweep.csv").read_text() == before
+    assert run(*arguments, "--seed", "1", "--overwrite").exit_code == 0
+    assert Path("results/load/sweep.csv").read_text() != before
+
+
+def test_sparsify_saves_models_that_predict_what_the_report_says(run):
+    result = run(
+        "sparsify", "usernet:load", "--kappa", "0.1", "--kappa", "0.5", "--design", "causal"
+    )
+    assert result.exit_code == 0, result.output
+    net, _, test = cli.call_seeded(load_function("usernet:load"), 0)
+    table = pd.read_csv("results/load/sweep.csv")
+    for kappa, accuracy in zip((0.1, 0.5), table["accuracy"], strict=True):
+        model = cimf.ImplicitModel.load(f"results/load/model-causal-rescaled-{kappa}.safetensors")
+        guess = model.predict(test[0][0].T.double().numpy()).argmax(axis=0)
+        assert np.mean(guess == test[0][1].numpy()) == pytest.approx(accuracy)
+
+
+def test_without_labels_the_figure_shows_the_output_error(run):
+    result = run("sparsify", "usernet:unlabelled", "--sweep", "--no-rescale", "--out", "o")
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv("o/sweep.csv")) == len(KAPPAS)
+    assert "accuracy" not in result.output
+    assert manifest("o")["dense_accuracy"] is None
+    with Image.open("o/sweep.png") as image:
+        assert image.size[0] > 900
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("usernet",), "not of the form module:function"),
+        (("usernet:",), "not of the form module:function"),
+        (("nosuchmodule:load",), "no module 'nosuchmodule'"),
+        (("usernet:lod",), "no function 'lod'; it has load, "),
+        (("usernet:value",), "no function 'value'"),
+        (("usernet:wrong",), "wrong returned int"),
+        (("usernet:not_a_network",), "not a torch.nn.Module"),
+        (("usernet:load", "--design", "layered"), "known: causal, full, no-self-loop"),
+        (("usernet:load", "--method", "magic"), "unknown"),
+        (("usernet:load", "--kappa", "-1"), "kappa"),
+        (("usernet:load", "--kappa", "nan"), "kappa"),
+        (("usernet:load", "--kappa", "1.5"), "--allow-ill-posed"),
+        (("usernet:load", "--kappa", "0.5", "--sweep"), "not both"),
+    ],
+)
+def test_our_errors_are_one_line_and_write_nothing(run, arguments, message):
+    result = run("sparsify", *arguments)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    lines = [line for line in result.output.splitlines() if line.strip()]
+    assert len(lines) == 1, result.output
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not Path("results").exists()
+
+
+def test_the_users_own_errors_keep_their_traceback(run):
+    assert isinstance(run("sparsify", "usernet:broken").exception, ZeroDivisionError)
+    Path("half.py").write_text("import a_module_that_is_not_there\n")
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        load_function("half:load")
+
+
+def test_usage_errors_exit_with_2(run):
+    assert run("sparsify").exit_code == 2
+    assert run("demo", "--seed", "x").exit_code == 2
+    assert run("--version").output.strip() == f"cimf {cimf.__version__}"
+
+
+def test_doctor_solves_and_says_so(run):
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    for word in ("numpy", "backend clarabel", "main job", "4 of 4 rows certified", "CIMF_DATA"):
+        assert word in result.output
+
+
+def test_doctor_fails_where_the_main_job_does(run, monkeypatch):
+    from cimf import doctor
+
+    def _main_job():
+        raise InputError("planted")
+        yield
+
+    monkeypatch.setattr(doctor, "CHECKS", (_main_job,))
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "planted" in result.output
+
+
+def test_help_is_fast_and_loads_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['cimf', '--help']; from cimf.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'cvxpy', 'matplotlib', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sparsify" in done.stdout

@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from cimf.errors import RunError
+from cimf.results import MANIFEST, RunFolder
+
+
+def finished(path, settings, files):
+    RunFolder.claim(path, settings).finish(files, note=1)
+    return path
+
+
+def test_the_same_run_may_be_refreshed(tmp_path):
+    folder = finished(tmp_path / "run", {"seed": 0}, {"a.txt": "old", "b.txt": "old"})
+    RunFolder.claim(folder, {"seed": 0}).finish({"a.txt": "new"})
+    assert (folder / "a.txt").read_text() == "new"
+    assert not (folder / "b.txt").exists(), "a file of the run that stood here before is left"
+    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt"]
+
+
+def test_another_run_is_refused_by_name_of_what_differs(tmp_path):
+    folder = finished(tmp_path / "run", {"seed": 0, "kappas": (0.1,)}, {"a.txt": "old"})
+    with pytest.raises(RunError, match=r"other seed.*--out.*--overwrite"):
+        RunFolder.claim(folder, {"seed": 1, "kappas": (0.1,)})
+    assert (folder / "a.txt").read_text() == "old"
+    RunFolder.claim(folder, {"seed": 1}, overwrite=True).finish({"c.txt": "new"})
+    assert sorted(path.name for path in folder.iterdir()) == ["c.txt", MANIFEST]
+
+
+def test_files_of_unknown_origin_are_refused_and_never_removed(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="holds files but no manifest"):
+        RunFolder.claim(tmp_path, {})
+    RunFolder.claim(tmp_path, {}, overwrite=True).finish({"a.txt": ""})
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"fingerprint": "x"}', '"text"'])
+def test_a_damaged_manifest_is_refused(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(RunError, match="cannot be read"):
+        RunFolder.claim(tmp_path, {})
+    RunFolder.claim(tmp_path, {}, overwrite=True)
+
+
+def test_a_manifest_cannot_name_files_outside_the_folder(tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("keep")
+    folder = finished(tmp_path / "run", {}, {"a.txt": ""})
+    record = json.loads((folder / MANIFEST).read_text())
+    record["files"] = ["../outside.txt"]
+    (folder / MANIFEST).write_text(json.dumps(record))
+    RunFolder.claim(folder, {}).finish({"a.txt": ""})
+    assert outside.read_text() == "keep"
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        RunFolder.claim(tmp_path / "run", {})
+
+
+def test_nothing_is_written_before_the_end(tmp_path):
+    RunFolder.claim(tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,279 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cimf
+from cimf import datasets, judge
+from cimf.designs import DESIGNS, row_problems
+from cimf.errors import BackendError, CertificateError, InputError, UnknownNameError
+from cimf.judge import certify
+from cimf.reference import Reference, least_squares
+from cimf.report import block_errors
+from cimf.solve.backends import probe
+from cimf.training import Schedule, batches, mlp, trained_mlp
+
+
+@pytest.fixture(scope="module")
+def data():
+    return datasets.synthetic(n_samples=1200, n_features=8, n_classes=3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def net(data):
+    schedule = Schedule(epochs=20, learning_rate=1e-2, batch_size=64)
+    return trained_mlp((8, 10, 6, 3), data, seed=0, schedule=schedule)
+
+
+@pytest.fixture(scope="module")
+def reference(data, net):
+    return Reference.capture(
+        net,
+        batches(data.train_inputs, data.train_labels, 100),
+        iter(batches(data.test_inputs, data.test_labels, 100)),
+    )
+
+
+def rows_in_solved_units(model, scale):
+    scaled = model.scaled(scale)
+    return np.hstack([scaled.A, scaled.B])
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("rescale", [True, False])
+def test_every_row_is_certified_and_in_its_ball(reference, design, rescale):
+    path = cimf.sparsify_path(reference, [0.0, 0.1, 0.9], design, rescale)
+    states = reference.calibration
+    scale = reference.scale if rescale else np.ones(states.n_states)
+    allowed = DESIGNS[design].allowed(states)
+    gram, weights = row_problems(states.scaled(scale), allowed)
+    for result, kappa in zip(path, (0.0, 0.1, 0.9), strict=True):
+        coef = result.report.solution.coef
+        assert certify(gram, coef, kappa, weights=weights).passed.all()
+        np.testing.assert_allclose(
+            rows_in_solved_units(result.model, scale), coef, rtol=1e-12, atol=0
+        )
+        assert np.abs(coef[:, :-1]).sum(axis=1).max() <= kappa * (1 + 1e-9)
+        assert not coef[~allowed].any()
+        assert result.report.row()["worst_gap"] <= 1e-9
+
+
+def test_designs_forbid_what_they_say(reference):
+    path = {name: cimf.sparsify_path(reference, [0.5], name, rescale=False)[0] for name in DESIGNS}
+    assert not np.diagonal(path["no-self-loop"].model.A).any()
+    causal = path["causal"].model
+    for block in reference.calibration.blocks:
+        assert not causal.A[block.rows, : block.stop].any()
+    assert causal.wellposedness().acyclic
+    assert np.diagonal(path["full"].model.A).any(), "this network uses self-loops"
+
+
+def test_rescaled_and_causal_the_network_itself_is_found_again(reference):
+    """It is feasible at 0.99 with residual zero, so that is the optimum."""
+    result = cimf.sparsify_path(reference, [0.99], "causal")[0]
+    assert max(result.report.state_error.values()) < 1e-6
+    assert result.report.evaluation.output_error < 1e-6
+    assert result.report.evaluation.accuracy == reference.dense_accuracy
+    states = reference.test
+    np.testing.assert_allclose(
+        result.model.predict(states.U), states.Y, atol=1e-5 * np.abs(states.Y).max()
+    )
+
+
+def test_accuracy_stands_between_dense_network_and_control(reference):
+    """No linear map separates this data; the network does, and so does its sparse model."""
+    report = cimf.sparsify_path(reference, [0.9], "causal")[0].report
+    assert report.dense_accuracy > 0.9
+    assert report.control_accuracy < 0.6
+    assert report.evaluation.accuracy > 0.85
+    assert report.evaluation.converged == report.evaluation.samples == len(reference.labels)
+
+
+def test_accuracy_is_computed_from_the_equilibrium(reference):
+    result = cimf.sparsify_path(reference, [0.1])[0]
+    states, model = reference.test, result.model
+    Y = model.predict(states.U)
+    assert result.report.evaluation.accuracy == np.mean(Y.argmax(axis=0) == reference.labels)
+    assert result.report.evaluation.output_error == pytest.approx(
+        np.linalg.norm(Y - states.Y) / np.linalg.norm(states.Y)
+    )
+    captured = model.output(states.X, states.U)
+    assert np.linalg.norm(captured - Y) > 1e-3, "captured states would have given another figure"
+
+
+def test_the_default_output_has_no_map_of_the_input(reference):
+    narrow = cimf.sparsify_path(reference, [0.1])[0]
+    assert not narrow.model.D[:, :-1].any()
+    wide = cimf.sparsify_path(reference, [0.1], output_inputs=True)[0]
+    assert wide.model.D[:, :-1].any()
+    assert wide.report.evaluation.accuracy == narrow.report.evaluation.accuracy_with_inputs
+    assert wide.report.evaluation.accuracy_with_inputs is None
+
+
+def test_without_refit_problem_5_gives_the_networks_own_head(reference, net):
+    model = cimf.sparsify_path(reference, [0.1], refit=False)[0].model
+    head = net[-1].weight.detach().double().numpy()
+    states = reference.calibration
+    np.testing.assert_allclose(
+        model.output(states.X, states.U), states.Y, atol=1e-8 * np.abs(states.Y).max()
+    )
+    last = states.blocks[0]
+    alive = states.X[last.rows].any(axis=1)
+    np.testing.assert_allclose(model.C[:, last.rows][:, alive], head[:, alive], atol=1e-6)
+
+
+def test_refit_is_no_worse_on_the_samples_it_was_fitted_to(reference):
+    states = reference.calibration
+    errors = []
+    for refit in (True, False):
+        model = cimf.sparsify_path(reference, [0.1], refit=refit)[0].model
+        errors.append(np.linalg.norm(model.predict(states.U) - states.Y))
+    assert errors[0] <= errors[1] * (1 + 1e-12)
+
+
+def test_kappa_zero_empties_every_row(reference):
+    report = cimf.sparsify_path(reference, [0.0])[0].report
+    n = reference.calibration.n_states
+    assert report.nonzeros.emptied[:n] == tuple(range(n))
+    assert f"{n - 6} emptied rows" in str(report)
+
+
+def test_a_failed_certificate_raises_or_is_reported_never_averaged(reference, monkeypatch):
+    import importlib
+
+    module = importlib.import_module("cimf.sparsify")
+    honest = module.solve_path
+
+    def corrupted(gram, kappas, **keywords):
+        out = []
+        for kappa, solution in zip(kappas, honest(gram, kappas, **keywords), strict=True):
+            coef = solution.coef.copy()
+            coef[2] *= 0.99
+            certificate = certify(gram, coef, kappa, weights=keywords["weights"])
+            out.append(dataclasses.replace(solution, coef=coef, certificate=certificate))
+        return tuple(out)
+
+    monkeypatch.setattr(module, "solve_path", corrupted)
+    with pytest.raises(CertificateError, match="1 of 16 rows"):
+        cimf.sparsify_path(reference, [0.1])
+    report = cimf.sparsify_path(reference, [0.1], keep_going=True)[0].report
+    assert report.certified == 15
+    assert report.row()["worst_gap"] > 1e-9
+    assert "15 of 16 rows certified" in str(report)
+
+
+@pytest.mark.parametrize("kappas", [[], [-0.1], [np.nan], [np.inf], [0.1, -1.0], ["a"]])
+def test_impossible_kappas(reference, kappas):
+    with pytest.raises(InputError):
+        cimf.sparsify_path(reference, kappas)
+
+
+def test_kappa_above_one_needs_a_reason(reference):
+    for design in ("full", "no-self-loop"):
+        with pytest.raises(InputError, match="unique equilibrium"):
+            cimf.sparsify_path(reference, [1.5], design)
+    assert cimf.sparsify_path(reference, [1.5], "causal")[0].report.wellposedness.acyclic
+    report = cimf.sparsify_path(reference, [1.5], allow_ill_posed=True)[0].report
+    assert report.certified == 16
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ({"design": "layered"}, "causal, full, no-self-loop"),
+        ({"method": "magic"}, "bisection"),
+        ({"method": "cvxpy", "backend": "gurobi"}, "clarabel"),
+    ],
+)
+def test_unknown_names_list_the_known_ones(reference, option, known):
+    with pytest.raises(UnknownNameError, match=known):
+        cimf.sparsify_path(reference, [0.1], **option)
+
+
+def test_cvxpy_agrees_with_the_fast_path(reference):
+    fast = cimf.sparsify_path(reference, [0.1, 0.5])
+    done = []
+    slow = cimf.sparsify_path(
+        reference, [0.1, 0.5], method="cvxpy", backend="clarabel", progress=done.append
+    )
+    for a, b in zip(fast, slow, strict=True):
+        first, second = a.report.solution, b.report.solution
+        half = np.maximum(first.objective, 1e-300)
+        assert np.all(first.objective <= second.objective * (1 + 1e-7) + 1e-12)
+        assert (np.abs(first.objective - second.objective) / half).max() < 1e-5
+        assert all("clarabel" in method for method in b.report.methods)
+    assert done[-1] == reference.calibration.n_states
+    assert done == sorted(done)
+
+
+@pytest.mark.skipif(probe("mosek").works, reason="MOSEK has a licence here")
+def test_an_unusable_backend_is_named(reference):
+    with pytest.raises(BackendError, match="mosek does not work here"):
+        cimf.sparsify_path(reference, [0.1], method="cvxpy", backend="mosek")
+
+
+def test_few_samples_warn(net, data):
+    with pytest.warns(UserWarning, match="20 calibration samples for 25 columns"):
+        report = cimf.sparsify(net, [torch.from_numpy(data.train_inputs[:20])]).report
+    assert "note: 20 calibration samples" in str(report)
+    assert report.evaluation.accuracy is None
+    assert report.row()["accuracy"] is None
+
+
+def test_states_that_cannot_be_rescaled_are_reported():
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    samples = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    report = cimf.sparsify(net, [samples]).report
+    assert any("5 states keep their units" in note for note in report.notes)
+    assert report.certified == 9
+
+
+def test_a_network_without_biases_and_one_output():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 1, bias=False))
+    inputs = torch.randn(300, 4)
+    labels = (net(inputs)[:, 0] > 0).long()
+    result = cimf.sparsify(net, [inputs], 0.99, "causal", test=[(inputs, labels)])
+    assert result.report.nonzeros.network_parameters == result.report.nonzeros.network_weights == 25
+    assert result.report.dense_accuracy == 1.0
+    assert result.report.evaluation.accuracy > 0.98
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(50), torch.zeros(50, 2, dtype=torch.long)])
+def test_labels_must_be_classes(labels):
+    inputs = torch.randn(50, 3)
+    with pytest.raises(InputError, match="integer class numbers"):
+        Reference.capture(mlp((3, 4, 2), 0), [inputs], [(inputs, labels)])
+
+
+def test_accounting_of_the_report_counts_the_model(reference):
+    result = cimf.sparsify_path(reference, [0.1])[0]
+    model, count = result.model, result.report.nonzeros
+    total = sum(np.count_nonzero(part) for part in (model.A, model.B, model.C, model.D))
+    assert count.weights + count.biases == total
+    assert count.network_weights == 8 * 10 + 10 * 6 + 6 * 3
+    assert count.network_parameters == count.network_weights + 10 + 6 + 3
+    assert [block.name for block in count.blocks][-1] == "output"
+    assert set(result.report.row()) >= {f"sparsity_{name}" for name in judge.DENOMINATORS}
+
+
+def test_block_errors_find_a_planted_error(reference):
+    states = reference.calibration
+    wrong = states.Z.copy()
+    wrong[states.blocks[1].rows] *= 1.1
+    errors = block_errors(states.blocks, states.Z, wrong)
+    assert errors[states.blocks[0].name] == 0.0
+    assert errors[states.blocks[1].name] == pytest.approx(0.1)
+
+
+def test_least_squares_ignores_what_is_noise_in_its_units():
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((2, 50))
+    regressors = np.vstack([signal, 1e-14 * rng.standard_normal((1, 50)), np.zeros((1, 50))])
+    targets = np.array([[1.0, -2.0], [0.5, 0.0]]) @ signal + 0.1 * rng.standard_normal((2, 50))
+    units = np.full(4, np.sqrt(50.0))
+    fitted = least_squares(regressors, targets, units)
+    assert np.abs(fitted[:, 2:]).max() < 1e-6
+    np.testing.assert_allclose(fitted[:, :2], least_squares(signal, targets), atol=1e-10)
