@@ -112,7 +112,7 @@ def test_sparsify_saves_models_that_predict_what_the_report_says(run):
         "sparsify", "usernet:load", "--kappa", "0.1", "--kappa", "0.5", "--design", "causal"
     )
     assert result.exit_code == 0, result.output
-    net, _, test = cli.call_seeded(load_function("usernet:load"), 0)
+    _, _, test = cli.call_seeded(load_function("usernet:load"), 0)
     table = pd.read_csv("results/load/sweep.csv")
     for kappa, accuracy in zip((0.1, 0.5), table["accuracy"], strict=True):
         model = cimf.ImplicitModel.load(f"results/load/model-causal-rescaled-{kappa}.safetensors")
