@@ -176,8 +176,8 @@ def _softplus_numpy(z: Array, beta: float, threshold: float) -> Array:
 
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
-# Largest slopes found on a grid of step 1e-6, rounded up: gelu at sqrt(2), tanh-gelu at 1.42,
-# silu at 2.40, mish at 1.49.
+# Largest slopes without a closed form: the derivative on a grid of step 5e-7, rounded up (gelu at
+# sqrt(2), tanh-gelu at 1.42, silu at 2.40, mish at 1.49).
 _FAMILIES: dict[str, _Family] = {
     "identity": _Family(
         lambda z: z.copy(),

@@ -12,7 +12,7 @@ from torch import nn
 
 from cimf.activations import Activation
 from cimf.blocks import Block, apply_blocks
-from cimf.capture.execute import run
+from cimf.capture.execute import KeepFloat64, run
 from cimf.capture.network import Network, trace_network
 from cimf.capture.probe import TOLERANCE, Probe, probe
 from cimf.capture.states import Reconstruction, States
@@ -152,12 +152,12 @@ def _capture_batch(network: Network, found: Probe, u: torch.Tensor) -> States:
     lane = run(network, u)
     X, Z = (_stack(tensors) for tensors in (lane.x, lane.z))
     Y = _rows(lane.y)
-    with torch.no_grad():
-        plain = _rows(network.reference(u.clone()))
+    with torch.no_grad(), KeepFloat64():
+        plain = network.reference(u.clone())
     _check_finite(found.blocks, X, Z, Y)
     errors = Reconstruction(
         activation=_check_activations(found.blocks, X, Z),
-        output=_check_output(Y, plain),
+        output=_check_output(Y, _rows(plain)),
         affinity=found.affinity,
         independence=found.independence,
     )

@@ -7,12 +7,29 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.overrides import TorchFunctionMode
 
 from cimf.capture.network import Network
 from cimf.errors import CaptureError
 
-# A layer that casts to a lower precision would round the float64 states: its casts are left out.
-_CASTS = {"float", "half", "bfloat16", "to", "type"}
+_CASTS = (
+    torch.Tensor.float,
+    torch.Tensor.half,
+    torch.Tensor.bfloat16,
+    torch.Tensor.to,
+    torch.Tensor.type,
+)
+
+
+class KeepFloat64(TorchFunctionMode):
+    """Leaves out casts of float64 tensors, which would round the states (``x.float()``)."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        lossy = func in _CASTS and args[0].dtype == torch.float64 and out.is_floating_point()
+        return args[0] if lossy else out
 
 
 class Lane(fx.Interpreter):
@@ -47,7 +64,8 @@ class Lane(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node; raises `CaptureError` naming it if it fails."""
         try:
-            return self._run_cut(n) if n in self.network.cuts else self._run_plain(n)
+            with KeepFloat64():
+                return self._run_cut(n) if n in self.network.cuts else self._run_plain(n)
         except CaptureError:
             raise
         except Exception as error:
@@ -57,10 +75,6 @@ class Lane(fx.Interpreter):
 
     def _run_plain(self, n: fx.Node) -> Any:
         out = super().run_node(n)
-        if n.op == "call_method" and n.target in _CASTS:
-            source = self.env[n.all_input_nodes[0]]
-            if source.is_floating_point() and out.is_floating_point():
-                return source
         if n.op == "output":
             self._output = out.clone() if isinstance(out, torch.Tensor) else out
         return out

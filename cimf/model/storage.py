@@ -1,8 +1,8 @@
 """Implicit models as files: one safetensors file, its header holding a JSON record; no pickle.
 
 A dense matrix is one tensor under its name, a sparse one its CSR parts ``A.data``, ``A.indices``,
-``A.indptr``. The record has the format version, shapes, and blocks with their activations; beside it
-stands a SHA-256 over the record and the tensors, so that an altered file is noticed.
+``A.indptr``. The record has the format version, shapes, and blocks with their activations; beside
+it stands a SHA-256 over the record and the tensors, so that an altered file is noticed.
 """
 
 from __future__ import annotations
