@@ -153,14 +153,13 @@ class LeastSquares:
         """Return data with the same h and at most N samples: the triangular factor of (M, Z).
 
         Orthogonal, so nothing is squared; five times faster for Clarabel at m = 2,000, N = 897.
-        Sparse designs that would not fit in 0.5 GB as dense ones are returned as they are.
+        With fewer samples than columns it still halves the entries. Sparse designs that would not
+        fit in 0.5 GB as dense ones, or have no more samples than columns, are returned as they are.
         """
         m, n = self.design.shape
-        if m <= n:
-            return self
         design = self.design
         if scipy.sparse.issparse(design):
-            if m * n > _DENSE_LIMIT:
+            if m <= n or m * n > _DENSE_LIMIT:
                 return self
             design = design.toarray()
         r = np.asarray(np.linalg.qr(np.column_stack([design, self.target]), mode="r"))

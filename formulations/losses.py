@@ -26,6 +26,7 @@ from formulations.terms import (
     disagree,
     number,
     one_row,
+    own_variables,
 )
 
 
@@ -51,9 +52,10 @@ class Loss(Term):
             return found
         value = self.value(point)
         constant = Rows(cp.Constant(point.values), point.index, point.n_states)
-        said = number(self.expression(constant))
-        if disagree(value, said):
-            found.append(f"value() gives {value:.10g} where expression() gives {said:.10g}")
+        written = self.expression(constant)
+        if not written.variables() and disagree(value, number(written)):
+            said = f"expression() gives {number(written):.10g}"
+            found.append(f"value() gives {value:.10g} where {said}")
         if self.separable:
             total = sum(self.value(one_row(point, i)) for i in range(len(point.index)))
             if disagree(value, total):
@@ -300,7 +302,7 @@ class FunctionLoss(Loss):
 
     def _problems(self, rows: Rows, point: Rows) -> list[str]:
         for part in self._call(rows):
-            found = convexity_problems(part, "the expression")
+            found = convexity_problems(part, "the expression") or own_variables([part], rows)
             if found:
                 return found
         return super()._problems(rows, point)

@@ -156,6 +156,18 @@ def constraint_problems(constraint: Any, what: str) -> list[str]:
     return [f"{what}: {constraint} is not DCP ({sides})"]
 
 
+def own_variables(parts: list[Any], rows: Rows) -> list[str]:
+    """Say which variables a plain function brought with it: its numpy value is then undefined."""
+    known = {v.id for v in rows.values.variables()}
+    own = sorted({v.name() for part in parts for v in part.variables() if v.id not in known})
+    if not own:
+        return []
+    return [
+        f"it has variables of its own ({', '.join(own)}), so that its value is a problem in "
+        "itself: write a class with expression() or constraints(), and value() or violation()"
+    ]
+
+
 def _smallest(expression: Any, good: Callable[[Any], bool]) -> list[Any]:
     """Return the sub-expressions that are not `good` although all their arguments are."""
     if good(expression):

@@ -2,12 +2,14 @@
 
 from cimf.judge.accounting import DENOMINATORS, BlockCount, NonZeros, count_nonzeros
 from cimf.judge.certificate import Certificate, certify, certify_columns
+from cimf.judge.model_solution import ModelSolution
 from cimf.judge.solution import Solution
 
 __all__ = [
     "DENOMINATORS",
     "BlockCount",
     "Certificate",
+    "ModelSolution",
     "NonZeros",
     "Solution",
     "certify",

@@ -1,0 +1,295 @@
+"""Losses and sets: every entry of the dictionaries, and user-defined ones, checked the same way."""
+
+import cvxpy as cp
+import numpy as np
+import pytest
+
+from formulations.errors import FormulationError, InputError
+from formulations.losses import (
+    L1,
+    LOSSES,
+    ElasticNet,
+    Group,
+    Loss,
+    Perspective,
+    WeightedL1,
+    as_loss,
+)
+from formulations.relaxed import Relaxed
+from formulations.rows import Rows
+from formulations.sets import SETS, Box, Causal, ConstraintSet, NoSelfLoop, Pattern, as_set
+
+N_STATES, N_INPUTS, N_OUTPUTS = 4, 3, 2
+SIZES = (N_STATES, N_INPUTS, N_OUTPUTS)
+INDEX = np.arange(N_STATES + N_OUTPUTS)
+
+
+def rows(seed=0, scale=1.0):
+    values = scale * np.random.default_rng(seed).normal(size=(6, 7))
+    return Rows(values, INDEX, N_STATES)
+
+
+def some(given, index):
+    return Rows(given.values[index], given.index[index], given.n_states)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *SETS])
+def test_check_passes(name):
+    term = {**LOSSES, **SETS}[name].example(*SIZES)
+    check = term.check(*SIZES)
+    assert check.ok, check.problems
+    assert "clarabel" not in check.missing
+    check.raise_if_failed()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_are_convex_and_agree_with_their_expression(name, seed):
+    loss = LOSSES[name].example(*SIZES)
+    x, y = rows(seed, 3.0), rows(seed + 10, 0.3)
+    middle = Rows(0.5 * (x.values + y.values), INDEX, N_STATES)
+    assert loss.value(middle) <= 0.5 * (loss.value(x) + loss.value(y)) + 1e-12
+    for point in (x, y, Rows(np.zeros((6, 7)), INDEX, N_STATES)):
+        constant = Rows(cp.Constant(point.values), INDEX, N_STATES)
+        assert loss.value(point) == pytest.approx(float(loss.expression(constant).value), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if LOSSES[n].separable])
+def test_separable_losses_are_sums_over_any_rows(name):
+    loss = LOSSES[name].example(*SIZES)
+    point = rows(1)
+    parts = [some(point, np.array(i)) for i in ([0, 2], [1, 3, 5], [4])]
+    assert sum(loss.value(p) for p in parts) == pytest.approx(loss.value(point), rel=1e-12)
+
+
+def test_column_group_is_not_a_sum_over_rows():
+    """The identity above can fail."""
+    loss, point = LOSSES["column-group"](), rows(1)
+    parts = [some(point, np.array([i])) for i in range(6)]
+    assert sum(loss.value(p) for p in parts) > 1.1 * loss.value(point)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("seed", range(3))
+def test_nearest_is_inside_and_violation_agrees_with_the_constraints(name, seed):
+    term = SETS[name].example(*SIZES)
+    point = rows(seed, 3.0)
+    assert term.violation(point) > 0  # the test can fail
+    inside = Rows(term.nearest(point), INDEX, N_STATES)
+    assert term.violation(inside) == 0
+    assert np.abs(inside.values).sum() > 0
+    np.testing.assert_array_equal(term.nearest(inside), inside.values)
+    constant = Rows(cp.Constant(point.values), INDEX, N_STATES)
+    worst = max(np.max(c.violation()) for c in term.constraints(constant))
+    assert term.violation(point) == pytest.approx(worst, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sets_of_one_row_are_the_rows_of_the_set(name):
+    term, point = SETS[name].example(*SIZES), rows(2, 3.0)
+    worst = max(term.violation(some(point, np.array([i]))) for i in range(6))
+    assert worst == term.violation(point)
+
+
+def test_known_values():
+    w = Rows(np.array([[3.0, -4.0, 0.0]]), np.array([0]), 2)
+    assert L1(2.0).value(w) == 14.0
+    assert WeightedL1([1.0, 0.5, 9.0]).value(w) == 5.0
+    assert ElasticNet(1.0, 2.0).value(w) == 7.0 + 25.0
+    assert Group(1.0).value(w) == pytest.approx(np.sqrt(2) * 5.0)
+    assert Group(1.0, [0, 1, 1]).value(w) == pytest.approx(3.0 + np.sqrt(2) * 4.0)
+    assert LOSSES["robust"](2.0).value(w) == 10.0
+    assert LOSSES["column-group"]().value(w) == 7.0
+    # knee at sqrt(2 * 2 / 1) = 2: 3 -> 2 + 4.5, 4 -> 2 + 8, 0 -> 0
+    assert Perspective(2.0, 1.0).value(w) == pytest.approx(16.5)
+    small = Rows(np.array([[0.5]]), np.array([0]), 1)
+    grid = np.linspace(1e-6, 1, 10**6)
+    assert Perspective(2.0, 1.0).value(small) == pytest.approx(
+        np.min(2.0 * grid + 0.5 * 0.25 / grid), rel=1e-9
+    )
+
+
+def test_patterns():
+    every = Rows(np.ones((6, 7)), INDEX, N_STATES)
+    np.testing.assert_array_equal(
+        Causal((2, 1, 1)).nearest(every)[:4, :4],
+        [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]],
+    )
+    assert (Causal((2, 1, 1)).nearest(every)[:, 4:] == 1).all()
+    assert (Causal((2, 1, 1)).nearest(every)[4:] == 1).all()
+    loops = NoSelfLoop().nearest(every)
+    assert (np.flatnonzero(loops == 0) == [0, 8, 16, 24]).all()  # not in (C, D)
+    with pytest.raises(InputError, match="do not sum to n = 4"):
+        Causal((1, 1)).violation(every)
+    with pytest.raises(InputError, match="does not fit"):
+        Pattern(np.ones((2, 2), dtype=bool)).violation(every)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: L1(-1.0),
+        lambda: ElasticNet(np.nan),
+        lambda: Perspective(1.0, 0.0),
+        lambda: WeightedL1([-1.0]),
+        lambda: Box(1.0, 0.0),
+        lambda: Pattern([[1, 0]]),
+        lambda: Causal(()),
+        lambda: SETS["l1-ball"](-1.0),
+        lambda: SETS["l1-ball"](1.0, "rows"),
+    ],
+)
+def test_bad_parameters(make):
+    with pytest.raises(InputError):
+        make()
+
+
+def concave(a, b):
+    return -cp.sum_squares(a)
+
+
+def not_dcp(a, b):
+    return cp.norm1(b) + cp.sqrt(cp.sum_squares(a))
+
+
+def not_dpp(a, b):
+    t, s = cp.Parameter(nonneg=True, value=1.0), cp.Parameter(nonneg=True, value=1.0)
+    return cp.norm1(b) + t * s * cp.norm1(a)
+
+
+def a_vector(a, b):
+    return a
+
+
+def a_number(A, B, C, D):
+    return 3.0
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (concave, "is concave, not convex"),
+        (not_dcp, r"because of the sub-expression .*\(quad_over_lin\(W\[0, 0:4\]"),
+        (not_dpp, "not DPP .* because of the sub-expression param"),
+        (a_vector, r"has shape \(4,\)"),
+        (a_number, "is a float"),
+    ],
+)
+def test_bad_losses_are_named(function, words):
+    check = as_loss(function).check(*SIZES)
+    assert function.__name__ in check.name
+    with pytest.raises(FormulationError, match=words):
+        check.raise_if_failed()
+
+
+def outside(a, b):
+    return cp.sum_squares(a) >= 1
+
+
+def product(A, B, C, D):
+    return [A >= 0, cp.norm(B[:3] @ D.T, "fro") <= 1]
+
+
+def no_constraint(a, b):
+    return [cp.norm1(a)]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (outside, r"1.0 <= quad_over_lin.* is not DCP \(1.0 is constant, .* is convex\)"),
+        (product, "because of the sub-expression .*@"),
+        (no_constraint, "holds a norm1"),
+    ],
+)
+def test_bad_sets_are_named(function, words):
+    with pytest.raises(FormulationError, match=words):
+        as_set(function).check(*SIZES).raise_if_failed()
+
+
+class WronglySeparable(Loss):
+    """The Frobenius norm is no sum over rows."""
+
+    def expression(self, rows):
+        return cp.norm(rows.values, "fro")
+
+    def value(self, rows):
+        return float(np.linalg.norm(rows.values))
+
+
+class WrongValue(Loss):
+    def expression(self, rows):
+        return cp.sum(cp.abs(rows.values))
+
+    def value(self, rows):
+        return float(np.abs(rows.values).max())
+
+
+class WronglySeparableSet(ConstraintSet):
+    def constraints(self, rows):
+        return [cp.sum(cp.abs(rows.values)) <= 1]
+
+    def violation(self, rows):
+        return max(float(np.abs(rows.values).sum()) - 1.0, 0.0)
+
+
+class WrongViolation(ConstraintSet):
+    def constraints(self, rows):
+        return [rows.values >= 0]
+
+    def violation(self, rows):
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [
+        (WronglySeparable(), "declared separable.* set separable = False"),
+        (WrongValue(), r"value\(\) gives"),
+        (WronglySeparableSet(), "declared separable"),
+        (WrongViolation(), r"violation\(\) gives 0"),
+    ],
+)
+def test_wrong_declarations_are_found(term, words):
+    with pytest.raises(FormulationError, match=words):
+        term.check(*SIZES).raise_if_failed()
+    rng = np.random.default_rng(0)
+    keyword = "loss" if isinstance(term, Loss) else "sets"
+    data = [rng.normal(size=(k, 10)) for k in (4, 3, 4, 2)]
+    with pytest.raises(FormulationError, match=words):
+        Relaxed(*data, **{keyword: term})
+
+
+class AtMostOnes(ConstraintSet):
+    """|A| <= a binary matrix: not convex, and not for Clarabel."""
+
+    def constraints(self, rows):
+        return [cp.abs(rows.states) <= cp.Variable(rows.states.shape, boolean=True)]
+
+    def violation(self, rows):
+        return max(float(np.abs(rows.states).max()) - 1.0, 0.0)
+
+
+def test_what_a_backend_lacks_is_said():
+    check = AtMostOnes().check(*SIZES)
+    assert check.ok
+    assert "clarabel" in check.missing
+
+
+def test_functions_with_variables_of_their_own_are_refused():
+    def epigraph(a, b):
+        t = cp.Variable(name="slack")
+        return [cp.norm1(a) <= t, t <= 1]
+
+    def partial(a, b):
+        return cp.norm1(a - cp.Variable(4, name="slack"))
+
+    for term in (as_set(epigraph), as_loss(partial)):
+        with pytest.raises(FormulationError, match=r"variables of its own \(slack\)"):
+            term.check(*SIZES).raise_if_failed()
+
+
+def test_cones_are_listed():
+    assert "psd" in as_loss(lambda A, B, C, D: cp.norm(A, "nuc")).check(*SIZES).cones
+    assert "exp" in as_loss(lambda a, b: cp.sum(cp.logistic(a))).check(*SIZES).cones
+    assert LOSSES["group"]().check(*SIZES).cones == ("soc",)
