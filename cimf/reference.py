@@ -5,6 +5,7 @@ Captured once and shared by every row design and every kappa.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,6 +92,15 @@ class Reference:
             net,
             tuple(first.shape[1:]),
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the network's parameters and buffers."""
+        digest = hashlib.sha256()
+        for name, value in self.net.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().double().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def evaluation(self) -> States:

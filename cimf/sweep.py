@@ -134,6 +134,7 @@ def _write(
             "labelled": reference.labels is not None,
         },
         network={
+            "sha256": reference.digest,
             "weights": reference.network_weights,
             "parameters": reference.network_parameters,
             "reconstruction_error": reference.calibration.reconstruction.worst,
