@@ -125,13 +125,13 @@ class LeastSquares:
         return np.square(self.target).sum(axis=0) + self.remainder
 
     @property
-    def design_scale(self) -> float:
-        """The largest column norm of M, or 1 for M = 0."""
+    def column_norms(self) -> Array:
+        """||M_j||, shape (N,)."""
         if scipy.sparse.issparse(self.design):
-            square = self.design.multiply(self.design).sum(axis=0)
+            square = np.asarray(self.design.multiply(self.design).sum(axis=0))
         else:
             square = np.einsum("ij,ij->j", self.design, self.design)
-        return float(np.sqrt(np.max(square))) or 1.0
+        return np.sqrt(square)
 
     def residual(self, coef: Array) -> Array:
         """Return M a_i - z_i in column i, shape (m, r), for coef (r, N)."""
@@ -166,9 +166,10 @@ class LeastSquares:
         rest = np.square(r[n:, n:]).sum(axis=0)
         return LeastSquares(r[:n, :n], r[:n, n:], self.remainder + rest, self.moments)
 
-    def scaled(self, design_scale: float, target_scale: Array) -> LeastSquares:
-        """Return the data of (M / design_scale, z_i / target_scale_i)."""
-        square = np.square(target_scale)
-        return LeastSquares(
-            self.design / design_scale, self.target / target_scale, self.remainder / square
-        )
+    def scaled(self, column: Array, target: Array) -> LeastSquares:
+        """Return the data of M_j / column_j and z_i / target_i."""
+        if scipy.sparse.issparse(self.design):
+            design = self.design @ scipy.sparse.diags_array(1.0 / column)
+        else:
+            design = self.design / column
+        return LeastSquares(design, self.target / target, self.remainder / np.square(target))

@@ -119,12 +119,12 @@ def test_normalised_rows_have_the_same_solutions(scale):
     ):
         small, factor = record.normalised()
         coef = rng.normal(size=(2, 4))
-        ratio = record.objective(factor[:, None] * coef) / small.objective(coef)
+        ratio = record.objective(factor * coef) / small.objective(coef)
         np.testing.assert_allclose(ratio, record.fit.target_sq, rtol=1e-12)
         if record.kappa is not None:
             inside = small.columns.norm(coef) / small.kappa
             np.testing.assert_allclose(
-                record.columns.norm(factor[:, None] * coef) / record.kappa, inside, rtol=1e-12
+                record.columns.norm(factor * coef) / record.kappa, inside, rtol=1e-12
             )
 
 

@@ -1,4 +1,4 @@
-"""Backends: probes, words, strict statuses, vendor errors; no licence and no second solver needed."""
+"""Backends: probes, words, strict statuses, vendor errors; no licence needed."""
 
 import dataclasses
 
