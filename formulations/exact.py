@@ -90,11 +90,11 @@ class Exact(ModelProblem):
 
     def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
         record: ExactRecord = self.record
-        unit = record.unit
+        size = np.sqrt(record.fit.target_sq.max(initial=0.0)) or 1.0
         u, s, vt, _ = _range(record.fit)
         target = u.T @ record.fit.target
         if record.tolerance == 0.0:
-            return 0.0, [vt @ values.T / unit == target / s[:, None] / unit]
+            return 0.0, [(s[:, None] * vt / size) @ values.T == target / size]
         reach = np.square(record.tolerance) * record.fit.target_sq
         slack = np.sqrt(np.maximum(reach - record.fit.target_sq + np.square(target).sum(axis=0), 0))
         norm = np.sqrt(record.fit.target_sq)

@@ -38,6 +38,12 @@ def paper_weight(lam: Array) -> Array:
     return 2.0 * lam
 
 
+def _column_scale(fit: LeastSquares) -> Array:
+    """Return ||M_j||, (N,), and for negligible columns the largest of them."""
+    norm = fit.column_norms
+    return np.where(norm > _NEGLIGIBLE * norm.max(), norm, norm.max() or 1.0)
+
+
 @dataclass(frozen=True)
 class RowRecord:
     """Rows of P(kappa) or Q(lam), paper section 3, with any columns free, excluded or signed.
@@ -133,8 +139,7 @@ class RowRecord:
         factor : (r, N)
             coef = factor * coefficients of the returned record.
         """
-        norm = self.fit.column_norms
-        d = np.where(norm > _NEGLIGIBLE * norm.max(), norm, norm.max() or 1.0)
+        d = _column_scale(self.fit)
         t = np.sqrt(self.fit.target_sq)
         t = np.where(t > 0, t, 1.0)
         w = self.columns.weights / d
@@ -193,10 +198,10 @@ class ModelRecord:
         raise NotImplementedError
 
     @property
-    def unit(self) -> float:
-        """A typical size of W: the largest ||z_i|| over the largest column norm of M."""
-        target = float(np.sqrt(self.fit.target_sq.max(initial=0.0)))
-        return target / (float(self.fit.column_norms.max()) or 1.0) or 1.0
+    def unit(self) -> Array:
+        """A typical size of each column of W, (N,): the largest ||z_i|| over ||M_j||."""
+        target = float(np.sqrt(self.fit.target_sq.max(initial=0.0))) or 1.0
+        return target / _column_scale(self.fit)
 
     def objective(self, values: Array) -> float:
         """Return the objective at values (r, N)."""

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import cvxpy as cp
 import numpy as np
+import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64, per_row
@@ -54,7 +55,7 @@ class ModelProblem(cp.Problem):
         """W as the variables have it now, shape (r, N); None before a solve."""
         return None if self._values.value is None else np.asarray(self._values.value)
 
-    def _build(self, record: ModelRecord, unit: float = 1.0, scale: float = 1.0) -> None:
+    def _build(self, record: ModelRecord, unit: Array | None = None, scale: float = 1.0) -> None:
         """Write the record in CVXPY, with the variables that have rows among "A", "B", "C", "D"."""
         self.record = record
         n = record.n_states
@@ -66,7 +67,9 @@ class ModelProblem(cp.Problem):
                 if record.fit.n_features > n:
                     pair.append(cp.Variable((size, record.fit.n_features - n), name=right))
                 blocks.append(cp.hstack(pair))
-        values = unit * cp.vstack(blocks)
+        values = cp.vstack(blocks)
+        if unit is not None:
+            values = values @ scipy.sparse.diags_array(unit)
         self._values = values
         rows = record.rows(values)
         constraints = [c for s in record.sets for c in s.constraints(rows)]

@@ -178,6 +178,17 @@ def test_scales(data, scale):
     assert scaled.objective == pytest.approx(plain.objective, rel=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["l1", "column-group"])
+def test_states_of_different_scales(data, loss):
+    """Columns of M from 1e-4 to 1e3, a dead state among them."""
+    X, U, Z, Y = data
+    X = X * 10.0 ** np.arange(-4, 1)[:, None]
+    X[2] = 0.0
+    solution = solve_cvxpy(Relaxed(X, U * 1e3, Z, Y, kappa=3.0, loss=loss))
+    assert solution.passed
+    assert (solution.A[:, 2] == 0).all()
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_loss_far_from_the_matching_term(data, scale):
     solution = solve_cvxpy(Relaxed(*(scale * part for part in data), kappa=0.5, loss="group"))
