@@ -26,10 +26,9 @@ from cimf.model import ImplicitModel
 from cimf.model.equilibrium import solve_equilibrium
 from cimf.reference import Reference, least_squares
 from cimf.report import Report, block_errors, evaluate
-from cimf.solve import solve_cvxpy, solve_path
-from cimf.statistics import Gram
+from cimf.solve import solve_path
+from cimf.solve.cvxpy_rows import solve_path_cvxpy
 from formulations.columns import as_float64
-from formulations.constrained import Constrained
 
 # m N^2 up to which (C, D) are fitted a second time, with all inputs, only to report that accuracy:
 # about a second on two cores (0.37 s at 6e9: 10,000 samples, 785 columns).
@@ -157,7 +156,9 @@ def sparsify_path(
     allowed = DESIGNS[design].allowed(states)
     gram, weights = row_problems(states.scaled(scale), allowed)
     if method == "cvxpy":
-        solutions = _solve_by_cvxpy(gram, levels, weights, backend, tol, progress)
+        solutions: Sequence[Solution] = solve_path_cvxpy(
+            gram, levels, weights=weights, backend=backend, tol=tol, progress=progress
+        )
     else:
         solutions = solve_path(
             gram, levels, weights=weights, method=method, tol=tol, n_jobs=n_jobs, progress=progress
@@ -211,29 +212,6 @@ def _check_kappas(
             "kappa), or allow_ill_posed=True (--allow-ill-posed) and read the report"
         )
     return levels
-
-
-def _solve_by_cvxpy(
-    gram: Gram,
-    levels: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    backend: str,
-    tol: float,
-    progress: Callable[[int], None] | None,
-) -> list[Solution]:
-    """Solve P(kappa) for every row and kappa by CVXPY, one kappa after the other."""
-    solutions: list[Solution] = []
-    for k, kappa in enumerate(levels):
-        problem = Constrained.from_moments(
-            gram.gram, gram.corr, gram.target_sq, kappa, weights=weights
-        )
-
-        def report(done: int, before: int = k * gram.n_targets) -> None:
-            if progress is not None:
-                progress((before + done) // len(levels))
-
-        solutions.append(solve_cvxpy(problem, backend, tol, progress=report))
-    return solutions
 
 
 def _with_outputs(

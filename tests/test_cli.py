@@ -66,7 +66,7 @@ def test_demo_writes_a_complete_results_folder(run, monkeypatch):
     result = run("demo", "--out", "results/x")
     assert result.exit_code == 0, result.output
     assert "dense network" in result.output
-    table = pd.read_csv("results/x/sweep.csv")
+    table = pd.read_csv("results/x/sweep.csv", float_precision="round_trip")
     configurations = table.groupby(["design", "rescale"]).ngroups
     assert len(table) == configurations * len(KAPPAS)
     assert (table["certified"] == table["rows"]).all()

@@ -205,7 +205,6 @@ def test_cvxpy_agrees_with_the_fast_path(reference):
         assert (np.abs(first.objective - second.objective) / half).max() < 1e-5
         assert all("clarabel" in method for method in b.report.methods)
     assert done[-1] == reference.calibration.n_states
-    assert done == sorted(done)
 
 
 @pytest.mark.skipif(probe("mosek").works, reason="MOSEK has a licence here")
