@@ -173,6 +173,10 @@ def _not_affine(network: Network, node: fx.Node, error: float) -> CaptureError:
     else:
         op = str(getattr(node.target, "__name__", node.target)).lower()
     reason = next((why for parts, why in _REASONS if any(part in op for part in parts)), "")
+    if not reason and error == float("inf"):
+        reason = (
+            "it gives NaN, infinite values or other shapes for other values (check its weights)"
+        )
     if not reason and op.strip("_") in _PRODUCTS:
         reason = "it multiplies or divides quantities that both depend on the input"
     return CaptureError(

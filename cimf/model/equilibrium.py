@@ -23,8 +23,8 @@ Array = NDArray[np.float64]
 
 METHODS = ("anderson", "auto", "picard", "substitution")
 
-# Samples solved together, so that the states stay in cache: 1.7 to 4 times faster than 8,192 at once
-# for n = 112 to 2,000, and Anderson's history stays small.
+# Samples solved together, so that the states stay in cache: 1.7 to 4 times faster than 8,192 at
+# once for n = 112 to 2,000, and Anderson's history stays small.
 _CHUNK = 256
 # Points kept by Anderson acceleration; 5 is the usual choice.
 _MEMORY = 5

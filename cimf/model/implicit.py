@@ -106,10 +106,10 @@ class ImplicitModel:
         """
         from cimf.model.convert import convert_network
 
-        matrices, blocks = convert_network(
-            net, input_shape, sparse=sparse, memory_limit=memory_limit
+        (A, B, C, D), blocks = convert_network(
+            net, input_shape, sparse=sparse, memory_limit=memory_limit, activations=activations
         )
-        return cls(*matrices, activation=blocks, bias=True)
+        return cls(A, B, C, D, activation=blocks, bias=True)
 
     @property
     def n_states(self) -> int:

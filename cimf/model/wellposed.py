@@ -171,12 +171,12 @@ def homogeneous_scales(A: Any, kappa: float) -> Array:
         for rows in order[1:]:
             s[rows] = np.maximum(1.0, (magnitude[rows] @ s) / inside)
         return _finite_scale(s)
-    lower, _ = perron_frobenius(magnitude)
-    if lower < kappa:
+    lower, upper = perron_frobenius(magnitude)
+    if upper < kappa:
         system = scipy.sparse.eye_array(n, format="csc") - magnitude.tocsc() / kappa
-        s = scipy.sparse.linalg.spsolve(system, np.ones(n))
-        if np.isfinite(s).all() and (s > 0).all() and ((magnitude @ s) / s < kappa).all():
-            return _finite_scale(np.asarray(s, dtype=np.float64))
+        s = scipy.sparse.linalg.splu(system).solve(np.ones(n))
+        if (s > 0).all() and ((magnitude @ s) / s < kappa).all():
+            return _finite_scale(s)
     raise InputError(
         f"no diagonal scaling brings the row sums of |A| below kappa = {kappa:g}: they stay at or "
         f"above its Perron-Frobenius eigenvalue, {lower:.6g}"
