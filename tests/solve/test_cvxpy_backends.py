@@ -1,6 +1,8 @@
 """Backends: probes, words, strict statuses, vendor errors; no licence needed."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import cvxpy as cp
 import numpy as np
@@ -220,6 +222,16 @@ def test_auto_falls_through_when_the_first_fails_on_a_problem(monkeypatch):
     assert backends.solve(tiny(), "auto", 1e-9).backend == "clarabel"
     with pytest.raises(BackendError, match="out of tokens"):
         backends.solve(tiny(), "mosek", 1e-9)
+
+
+def test_no_bare_solve_in_the_packages():
+    """A bare solve() lets CVXPY choose: OSQP's answer to P(kappa) was 3e-2 outside the ball."""
+    root = Path(backends.__file__).parents[2]
+    bare = re.compile(r"\b(?:prob|problem)\w*\.solve\(\s*\)")
+    assert bare.search("problem.solve()")
+    for package in ("formulations", "cimf", "experiments"):
+        for path in (root / package).rglob("*.py"):
+            assert not bare.search(path.read_text(encoding="utf-8")), path
 
 
 def test_states_are_frozen():
