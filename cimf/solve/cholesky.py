@@ -1,0 +1,162 @@
+"""Upper Cholesky factor of a growing and shrinking principal block of a Gram matrix (numba).
+
+The factor U (row-major, U' U = K) belongs to K = D_S G_SS D_S + ridge I, where D scales the
+diagonal of G to about one. Columns are appended and removed in blocks. Everything is compiled
+and runs without the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from cimf.solve.blas import (
+    cholesky,
+    solve_transposed,
+    solve_transposed_rows,
+    solve_upper,
+    subtract_products,
+)
+
+# Reductions may be reordered (vectorised); NaN and infinity keep their meaning.
+FAST = {"reassoc", "contract", "nsz"}
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def append(gram, scale, ridge, support, k, new, q, factor):  # type: ignore[no-untyped-def]
+    """Append the columns new[:q] to a factor of size k.
+
+    gram (N, N), scale (N,) = diagonal of D; support[:k + q] and factor[:k + q, :k + q] are updated
+    (the caller guarantees their capacity). Returns k + q.
+    """
+    rows = np.empty((q, max(k, 1)))
+    block = np.empty((q, q))
+    for r in range(q):
+        g = gram[new[r]]
+        d = scale[new[r]]
+        for i in range(k):
+            rows[r, i] = g[support[i]] * (scale[support[i]] * d)
+        for t in range(r, q):
+            block[r, t] = g[new[t]] * (scale[new[t]] * d)
+        block[r, r] += ridge
+    if k > 0:
+        solve_transposed_rows(factor, k, rows, q)
+        subtract_products(rows, q, k, block)
+        for i in range(k):
+            u = factor[i]
+            for r in range(q):
+                u[k + r] = rows[r, i]
+    kept = block.copy()
+    if cholesky(block, q) != 0:
+        # Rounding pushed a pivot below the ridge that it contains; the exact one never is.
+        block = kept
+        for r in range(q):
+            pivot = np.sqrt(max(block[r, r], ridge))
+            block[r, r] = pivot
+            for t in range(r + 1, q):
+                block[r, t] /= pivot
+            for t in range(r + 1, q):
+                for l in range(t, q):
+                    block[t, l] -= block[r, t] * block[r, l]
+    for r in range(q):
+        support[k + r] = new[r]
+        for t in range(r, q):
+            factor[k + r, k + t] = block[r, t]
+    return k + q
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def remove(gram, scale, ridge, support, k, drop, factor):  # type: ignore[no-untyped-def]
+    """Remove the positions i < k with drop[i] True from a factor of size k. Returns the new size."""
+    first = 0
+    while first < k and not drop[first]:
+        first += 1
+    n_drop = 0
+    for i in range(first, k):
+        if drop[i]:
+            n_drop += 1
+    if n_drop == 0:
+        return k
+    tail = k - first - n_drop
+    # A rotated removal costs about as much as a factorisation of 1/10 of the columns behind it
+    # (measured at k = 100 to 800: rotations 1.4 to 2.2 G entries/s, BLAS 3 about 12).
+    if 10 * n_drop > tail + 20:
+        new = np.empty(max(tail, 1), np.int64)
+        t = 0
+        for i in range(first, k):
+            if not drop[i]:
+                new[t] = support[i]
+                t += 1
+        if tail == 0:
+            return first
+        return append(gram, scale, ridge, support, first, new, tail, factor)
+    return _rotate_out(support, k, drop, n_drop, factor)
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _rotate_out(support, k, drop, n_drop, factor):  # type: ignore[no-untyped-def]
+    """Remove positions by Givens rotations: a removed row of U updates the rows below it."""
+    rotated = np.empty((n_drop, k))
+    size = 0
+    active = 0
+    for i in range(k):
+        u = factor[i]
+        if drop[i]:
+            t = size
+            for l in range(i + 1, k):
+                if not drop[l]:
+                    rotated[active, t] = u[l]
+                    t += 1
+            active += 1
+            continue
+        out = factor[size]
+        t = size
+        for l in range(i, k):
+            if not drop[l]:
+                out[t] = u[l]
+                t += 1
+        for a in range(active):
+            x = rotated[a]
+            pivot = np.sqrt(out[size] * out[size] + x[size] * x[size])
+            c = out[size] / pivot
+            s = x[size] / pivot
+            out[size] = pivot
+            for l in range(size + 1, t):
+                value = out[l]
+                out[l] = c * value + s * x[l]
+                x[l] = c * x[l] - s * value
+        support[size] = support[i]
+        size += 1
+    return size
+
+
+@njit(cache=True, nogil=True)
+def solve(factor, k, x):  # type: ignore[no-untyped-def]
+    """Overwrite x[:k] with K^{-1} x."""
+    solve_transposed(factor, k, x)
+    solve_upper(factor, k, x)
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def combine_pair(gram, support, k, a, v, out_a, out_v):  # type: ignore[no-untyped-def]
+    """Set out_a = G[:, S] a and out_v = G[:, S] v in one pass over the k rows of G."""
+    n = gram.shape[0]
+    out_a[:] = 0.0
+    out_v[:] = 0.0
+    i = 0
+    while i + 3 < k:
+        g0, g1 = gram[support[i]], gram[support[i + 1]]
+        g2, g3 = gram[support[i + 2]], gram[support[i + 3]]
+        a0, a1, a2, a3 = a[i], a[i + 1], a[i + 2], a[i + 3]
+        v0, v1, v2, v3 = v[i], v[i + 1], v[i + 2], v[i + 3]
+        for j in range(n):
+            out_a[j] += a0 * g0[j] + a1 * g1[j] + a2 * g2[j] + a3 * g3[j]
+            out_v[j] += v0 * g0[j] + v1 * g1[j] + v2 * g2[j] + v3 * g3[j]
+        i += 4
+    while i < k:
+        g0 = gram[support[i]]
+        a0, v0 = a[i], v[i]
+        for j in range(n):
+            out_a[j] += a0 * g0[j]
+            out_v[j] += v0 * g0[j]
+        i += 1

@@ -1,0 +1,443 @@
+"""Exact solution of P(kappa) and Q(lam) for one row, by block pivoting along the solution path (numba).
+
+The solution a(lam) of Q(lam) is piecewise linear in lam, and the solution of P(kappa) is the point of
+that path whose norm is kappa (Osborne, Presnell and Turlach, 2000). A homotopy walks it one breakpoint
+at a time; here a step crosses many:
+
+* predict: on the present segment a and the gradient are lines in lam; order the breakpoints that
+  they predict and go to a lam between the q-th and the next, exchanging all crossed columns at once;
+* correct: exchange every column that violates the optimality conditions until none does (block
+  principal pivoting, the semismooth Newton method of the problem); once the norm passes kappa, lam
+  becomes an unknown and the ball an equation of the same linear system;
+* if the correction fails, return to the last exact point with q/4; q doubles after a success. At q = 1
+  this is the homotopy, so progress never depends on the block steps being good.
+
+Columns are scaled to a unit diagonal inside the factor and a proximal term ridge ||a - centre||^2 makes
+each subproblem strictly convex, so duplicate columns and m < N are no special case; the centre is
+moved (proximal point method) until the gap of the problem itself is below the goal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from cimf.solve.cholesky import FAST, append, combine_pair, remove, solve
+
+# Statuses of a row.
+EXACT = 0
+EARLY = 1
+STALLED = 2
+
+_MAX_CORRECTIONS = 24
+
+
+@njit(cache=True, nogil=True)
+def _kth_smallest(values, n, q):  # type: ignore[no-untyped-def]
+    """Return the q-th (from 0) smallest of values[:n]; values is permuted (quickselect)."""
+    low, high = 0, n - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if q <= j:
+            high = j
+        elif q >= i:
+            low = i
+        else:
+            break
+    return values[q]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _refresh(problem, state, lam, centre, factor, lines):  # type: ignore[no-untyped-def]
+    """Solve on the support at lam: a, its slope v = -da/dlam, and the gradients G a - c and G v."""
+    gram, corr, weights, _, scale, ridge = problem
+    support, sign, k = state
+    a, v, grad, slope = lines
+    for i in range(k):
+        j = support[i]
+        d = scale[j]
+        push = weights[j] * sign[j]
+        a[i] = d * (corr[j] - lam * push) + ridge * centre[j] / d
+        v[i] = d * push
+    solve(factor, k, a)
+    solve(factor, k, v)
+    for i in range(k):
+        d = scale[support[i]]
+        a[i] *= d
+        v[i] *= d
+    combine_pair(gram, support, k, a, v, grad, slope)
+    for j in range(corr.shape[0]):
+        grad[j] -= corr[j]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _advance(problem, state, step, lines):  # type: ignore[no-untyped-def]
+    """Move along the lines by lam -> lam - step."""
+    k = state[2]
+    a, v, grad, slope = lines
+    for i in range(k):
+        a[i] += step * v[i]
+    for j in range(grad.shape[0]):
+        grad[j] += step * slope[j]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _norms(problem, state, lines):  # type: ignore[no-untyped-def]
+    """Return sum w s a, its slope sum w s v, <g, a> over the bounded support, and sum |a_j| / d_j."""
+    weights, scale = problem[2], problem[4]
+    support, sign, k = state
+    a, v, grad, _ = lines
+    norm = 0.0
+    rate = 0.0
+    inner = 0.0
+    size = 0.0
+    for i in range(k):
+        j = support[i]
+        push = weights[j] * sign[j]
+        norm += push * a[i]
+        rate += push * v[i]
+        size += abs(a[i]) / scale[j]
+        if weights[j] > 0.0:
+            inner += a[i] * grad[j]
+    return norm, rate, inner, size
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _steepest(problem, grad):  # type: ignore[no-untyped-def]
+    """Return max |g_j| / w_j over the bounded columns, in the directions their signs allow."""
+    weights, signs, scale = problem[2], problem[3], problem[4]
+    largest = 0.0
+    for j in range(grad.shape[0]):
+        w = weights[j]
+        if w > 0.0 and w < np.inf and scale[j] > 0.0:
+            g = grad[j]
+            if (g < 0.0 and signs[j] < 0) or (g > 0.0 and signs[j] > 0):
+                continue
+            largest = max(largest, abs(g) / w)
+    return largest
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _wrong(problem, state, lam, centre, noise, lines, inside, drop, new, new_sign):  # type: ignore[no-untyped-def]
+    """Find the columns that violate the optimality conditions at lam.
+
+    drop[i] is set for support positions whose coefficient has the wrong sign; the columns off the
+    support with |g_j| > lam w_j are listed in new, their signs in new_sign. Returns both counts.
+    """
+    _, _, weights, signs, scale, ridge = problem
+    support, sign, k = state
+    a, _, grad, _ = lines
+    n_drop = 0
+    for i in range(k):
+        drop[i] = a[i] * sign[support[i]] < 0.0
+        n_drop += drop[i]
+    n_new = 0
+    for j in range(grad.shape[0]):
+        w = weights[j]
+        d = scale[j]
+        if inside[j] or w == np.inf or d == 0.0:
+            continue
+        g = grad[j] - ridge * centre[j] / (d * d)
+        if abs(g) > lam * w * (1.0 + 1e-12) + noise / d:
+            s = -1.0 if g > 0.0 else 1.0
+            if s * signs[j] < 0.0:
+                continue
+            new[n_new] = j
+            new_sign[n_new] = s
+            n_new += 1
+    return n_drop, n_new
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _breakpoints(problem, state, lam, centre, lines, inside, steps):  # type: ignore[no-untyped-def]
+    """Collect the steps t in (0, lam] at which a column would join or leave; returns their number."""
+    _, _, weights, signs, scale, ridge = problem
+    support, sign, k = state
+    a, v, grad, slope = lines
+    n = 0
+    for i in range(k):
+        s = sign[support[i]]
+        if s * v[i] < 0.0:
+            t = -a[i] / v[i]
+            if t < lam:
+                steps[n] = max(t, 0.0)
+                n += 1
+    for j in range(grad.shape[0]):
+        w = weights[j]
+        d = scale[j]
+        if inside[j] or w == np.inf or d == 0.0:
+            continue
+        g = grad[j] - ridge * centre[j] / (d * d)
+        h = slope[j]
+        t = np.inf
+        if signs[j] <= 0 and h + w > 0.0:
+            t = (lam * w - g) / (h + w)
+        if signs[j] >= 0 and w - h > 0.0:
+            t = min(t, (lam * w + g) / (w - h))
+        if t < lam:
+            steps[n] = max(t, 0.0)
+            n += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _grown(factor, size):  # type: ignore[no-untyped-def]
+    """Return a factor with capacity for `size` columns, keeping its content."""
+    if factor.shape[0] >= size:
+        return factor
+    capacity = max(size, 2 * factor.shape[0])
+    larger = np.empty((capacity, capacity))
+    k = factor.shape[0]
+    for i in range(k):
+        larger[i, i:k] = factor[i, i:]
+    return larger
+
+
+@njit(cache=True, nogil=True)
+def _exchange(problem, state, factor, inside, drop, n_drop, new, new_sign, n_new):  # type: ignore[no-untyped-def]
+    """Remove the dropped positions and append the new columns. Returns the state and the factor."""
+    gram, scale, ridge = problem[0], problem[4], problem[5]
+    support, sign, k = state
+    if n_drop:
+        for i in range(k):
+            if drop[i]:
+                inside[support[i]] = False
+                sign[support[i]] = 0.0
+        k = remove(gram, scale, ridge, support, k, drop, factor)
+    if n_new:
+        factor = _grown(factor, k + n_new)
+        for i in range(n_new):
+            inside[new[i]] = True
+            sign[new[i]] = new_sign[i]
+        k = append(gram, scale, ridge, support, k, new, n_new, factor)
+    return (support, sign, k), factor
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _correct(problem, state, lam, kappa, at_kappa, allowed, root, centre, factor, lines, inside, work):  # type: ignore[no-untyped-def]
+    """Exchange all violating columns until none is left, at fixed lam or on the ball.
+
+    Returns (done, at_kappa, lam, state, factor, systems solved). Gives up after four exchanges that do not
+    lower the number of violations, or when it exceeds `allowed`.
+    """
+    drop, new, new_sign = work
+    best = state[0].shape[0] + 1
+    since = 0
+    solves = 0
+    done = False
+    for attempt in range(_MAX_CORRECTIONS):
+        norm, rate, _, size = _norms(problem, state, lines)
+        at_kappa = at_kappa or norm > kappa
+        if at_kappa:
+            step = (kappa - norm) / rate if rate > 0.0 else np.inf
+            if step > lam:
+                break
+            _advance(problem, state, step, lines)
+            lam -= step
+        noise = 4e-16 * (root + size)
+        n_drop, n_new = _wrong(
+            problem, state, lam, centre, noise, lines, inside, drop, new, new_sign
+        )
+        wrong = n_drop + n_new
+        if wrong == 0:
+            done = True
+            break
+        if attempt > 0 and wrong > allowed:
+            break
+        since = 0 if wrong < best else since + 1
+        best = min(best, wrong)
+        if since > 3:
+            break
+        state, factor = _exchange(
+            problem, state, factor, inside, drop, n_drop, new, new_sign, n_new
+        )
+        _refresh(problem, state, lam, centre, factor, lines)
+        solves += 1
+    return done, at_kappa, lam, state, factor, solves
+
+
+@njit(cache=True, nogil=True)
+def _restore(problem, state, f, saved, saved_sign, saved_k, free_factor, factor, inside, new):  # type: ignore[no-untyped-def]
+    """Return to a saved support: rebuild the factor behind its free columns."""
+    support, sign, _ = state
+    inside[:] = False
+    sign[:] = saved_sign
+    for i in range(saved_k):
+        support[i] = saved[i]
+        inside[saved[i]] = True
+    for i in range(f):
+        factor[i, i:f] = free_factor[i, i:]
+    k = f
+    if saved_k > f:
+        factor = _grown(factor, saved_k)
+        new[: saved_k - f] = saved[f:saved_k]
+        k = append(problem[0], problem[4], problem[5], support, f, new, saved_k - f, factor)
+    return (support, sign, k), factor
+
+
+@njit(cache=True, nogil=True)
+def _choose_step(steps, count, block, limit):  # type: ignore[no-untyped-def]
+    """Return a step between the block-th breakpoint and the next, and the first breakpoint."""
+    if count == 0:
+        return limit, np.inf
+    q = min(block, count)
+    step = _kth_smallest(steps, count, q - 1)
+    first = np.inf
+    for i in range(q):
+        first = min(first, steps[i])
+    beyond = limit
+    for i in range(q, count):
+        beyond = min(beyond, steps[i])
+    # Half way to the next breakpoint: no new coefficient sits within rounding of zero.
+    return min(0.5 * (step + beyond), limit) if step < limit else limit, first
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def solve_levels(
+    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor, levels, ball, goal, max_solves,
+    out, out_lam, out_status, out_solves,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Solve one row for several levels in one pass along its path.
+
+    Parameters
+    ----------
+    gram (N, N), corr (N,), half_sq = 1/2 ||z||^2
+    weights (N,), signs (N,)
+        As `formulations.columns.Columns`; a column with scale 0 is excluded.
+    scale (N,), ridge
+        Diagonal of D (about 1/||M_j||; 0 for zero columns) and proximal weight.
+    free (f,), free_factor (f, f)
+        Columns of weight 0 and the factor of their block.
+    levels (L,), ball
+        Ascending kappa (ball) or descending lam.
+    goal
+        Absolute gap at which a point that is not exact is good enough.
+    max_solves
+        Linear systems to solve for the row before it counts as stalled.
+    out (L, N), out_lam (L,), out_status (L,), out_solves (L,)
+        Filled with the solutions.
+    """
+    n = corr.shape[0]
+    problem = (gram, corr, weights, signs, scale, ridge)
+    f = free.shape[0]
+    factor = np.empty((max(64, f + 32), max(64, f + 32)))
+    support = np.empty(n, np.int64)
+    sign = np.zeros(n)
+    inside = np.zeros(n, np.bool_)
+    for i in range(f):
+        support[i] = free[i]
+        inside[free[i]] = True
+        factor[i, i:f] = free_factor[i, i:]
+    centre = np.zeros(n)
+    lines = (np.empty(n), np.empty(n), np.empty(n), np.empty(n))
+    work = (np.zeros(n, np.bool_), np.empty(n, np.int64), np.empty(n))
+    steps = np.empty(n)
+    state = (support, sign, f)
+    _refresh(problem, state, 0.0, centre, factor, lines)
+    lam = _steepest(problem, lines[2])
+    saved = support.copy()
+    saved_sign = sign.copy()
+    saved_k, saved_lam = f, lam
+    root = np.sqrt(2.0 * half_sq)
+    solves = 1
+    block = 1
+    refused = 0
+    moves = 0
+    stalled = False
+    for level in range(levels.shape[0]):
+        kappa = levels[level] if ball else np.inf
+        stop = 0.0 if ball else levels[level]
+        status = STALLED
+        arrived = False
+        while not stalled:
+            # An exact point of the path is held here: (lam, state, lines), its norm at most kappa.
+            norm, rate, inner, size = _norms(problem, state, lines)
+            steep = _steepest(problem, lines[2])
+            gap = inner + kappa * steep if ball else lam * norm + inner
+            if (ball and gap <= goal) or (arrived and gap <= goal + 1e-15 * half_sq):
+                status = EXACT if arrived else EARLY
+                break
+            if solves >= max_solves:
+                stalled = True
+                break
+            # Where the ball is inactive the path is left at a lam that certifies the goal.
+            floor = 0.25 * goal / (kappa - norm) if ball and kappa > norm else stop
+            limit = lam - max(floor, stop)
+            if arrived or limit <= 0.0:
+                # Exact for the problem with the proximal term, but that term shows in the gap.
+                moves += 1
+                if moves > 30:
+                    stalled = True
+                    break
+                centre[:] = 0.0
+                for i in range(state[2]):
+                    centre[support[i]] = lines[0][i]
+                _refresh(problem, state, lam, centre, factor, lines)
+                solves += 1
+                done, at_kappa, lam, state, factor, used = _correct(
+                    problem, state, lam, kappa, arrived and ball, n, root, centre, factor, lines, inside, work
+                )
+                solves += used
+                arrived = at_kappa or not ball
+                if done:
+                    saved_k, saved_lam = state[2], lam
+                    saved[:saved_k] = support[:saved_k]
+                    saved_sign[:] = sign
+                else:
+                    stalled = True
+                continue
+            count = _breakpoints(problem, state, lam, centre, lines, inside, steps)
+            step, first = _choose_step(steps, count, block, limit)
+            reach = max((kappa - norm) / rate, 0.0) if rate > 0.0 else np.inf
+            if norm >= kappa:
+                reach = 0.0
+            at_kappa = reach <= step
+            step = min(step, reach)
+            _advance(problem, state, step, lines)
+            lam -= step
+            if first >= step:
+                arrived = at_kappa or (not ball and lam <= stop)
+                saved_lam = lam
+                continue
+            allowed = 16 + 2 * block + state[2] // 2
+            done, at_kappa, lam, state, factor, used = _correct(
+                problem, state, lam, kappa, at_kappa, allowed, root, centre, factor, lines, inside, work
+            )
+            solves += used
+            if done and lam <= saved_lam * (1.0 + 1e-9):
+                saved_k, saved_lam = state[2], lam
+                saved[:saved_k] = support[:saved_k]
+                saved_sign[:] = sign
+                block = max(2 * block, saved_k // 4)
+                refused = 0
+                arrived = at_kappa or (not ball and lam <= stop)
+                continue
+            # Back to the last exact point with a smaller block; after q = 1, larger ones jump a tie.
+            refused += 1
+            stalled = refused > 12
+            block = max(block // 4, 1) if refused < 6 else 3 * refused
+            state, factor = _restore(
+                problem, state, f, saved, saved_sign, saved_k, free_factor, factor, inside, work[1]
+            )
+            lam = saved_lam
+            _refresh(problem, state, lam, centre, factor, lines)
+            solves += 1
+        norm = _norms(problem, state, lines)[0]
+        shrink = kappa / norm if ball and norm > kappa else 1.0
+        out[level, :] = 0.0
+        for i in range(state[2]):
+            j = support[i]
+            out[level, j] = lines[0][i] * (shrink if weights[j] > 0.0 else 1.0)
+        out_lam[level] = lam
+        out_status[level] = status
+        out_solves[level] = solves

@@ -1,0 +1,224 @@
+"""The front door of the row solvers: `solve_rows` for one level, `solve_path` for several at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import joblib
+import numpy as np
+import threadpoolctl
+from joblib.parallel import get_active_backend
+from numpy.typing import ArrayLike, NDArray
+
+from cimf.errors import InputError, UnknownNameError
+from cimf.judge import Solution, certify_columns
+from cimf.solve import exact
+from cimf.statistics import Gram
+from formulations.columns import Columns, per_row
+
+ChunkSolver = Callable[
+    [Gram, Columns, NDArray[np.float64], bool, float],
+    tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]],
+]
+
+METHODS: dict[str, ChunkSolver] = {"exact": exact.solve_chunk}
+
+_BLAS = threadpoolctl.ThreadpoolController()
+
+
+def solve_rows(
+    gram: Gram,
+    kappa: ArrayLike | None = None,
+    *,
+    lam: ArrayLike | None = None,
+    bounded: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    signs: ArrayLike | None = None,
+    method: str = "auto",
+    tol: float = 1e-9,
+    n_jobs: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Solution:
+    """Solve P(kappa), or Q(lam), for every row of the statistics.
+
+    P(kappa): min 1/2 ||M a - z_i||^2 subject to sum_j w_j |a_j| <= kappa over the bounded columns.
+    Q(lam): min 1/2 ||M a - z_i||^2 + lam sum_j w_j |a_j|. There is no factor 1/m.
+
+    Parameters
+    ----------
+    gram : Gram
+        Statistics of the design M (m, N) and the targets z_1 .. z_r.
+    kappa, lam : float or (r,)
+        Exactly one. A kappa beyond the smallest l1 norm of a least-squares solution is valid: the
+        ball is inactive and the multiplier 0.
+    bounded : (N,) bool, optional
+        Columns inside the ball; the others are free. Default: all.
+    weights : (N,) or (r, N), optional
+        w_j; 0: free column, infinity: excluded column. Default: ones.
+    signs : (N,) of -1, 0, +1, optional
+        Sign constraint per column.
+    method : str
+        A name in `METHODS` or "auto".
+    tol : float
+        Relative gap (of 1/2 ||z||^2) at which a row counts as solved.
+    n_jobs : int, optional
+        Rows are solved in parallel through joblib; default: what `joblib.parallel_config` says, else one
+        thread per core. The bits of the answer do not depend on it.
+    progress : callable, optional
+        Called with the number of rows finished so far.
+
+    Returns
+    -------
+    Solution
+        A row that is not certified has another status than "optimal"; `Solution.raise_if_failed`
+        turns that into an error.
+
+    Raises
+    ------
+    InputError
+        Neither or both of kappa and lam, NaN, negative values, wrong shapes, unknown method.
+    """
+    if (kappa is None) == (lam is None):
+        raise InputError("give exactly one of kappa (problem P) and lam (problem Q)")
+    ball = kappa is not None
+    level = per_row("kappa" if ball else "lam", kappa if ball else lam, gram.n_targets)  # type: ignore[arg-type]
+    columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)
+    return _solve(gram, columns, level[:, None], ball, method, tol, n_jobs, progress)[0]
+
+
+def solve_path(
+    gram: Gram,
+    kappas: Sequence[float],
+    *,
+    bounded: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    signs: ArrayLike | None = None,
+    method: str = "auto",
+    tol: float = 1e-9,
+    n_jobs: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Solution, ...]:
+    """Solve P(kappa) for several kappas in one pass along each row's solution path.
+
+    Parameters
+    ----------
+    kappas : sequence of float
+        Any order; repeated values are allowed.
+    gram, bounded, weights, signs, method, tol, n_jobs, progress
+        As `solve_rows`.
+
+    Returns
+    -------
+    tuple of Solution
+        One per kappa, in the order given.
+
+    Raises
+    ------
+    InputError
+        As `solve_rows`; no kappas.
+    """
+    values = per_row("kappas", np.atleast_1d(np.asarray(kappas)), np.size(kappas))
+    if not values.size:
+        raise InputError("kappas is empty")
+    columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)
+    order = np.argsort(values, kind="stable")
+    levels = np.tile(values[order], (gram.n_targets, 1))
+    found = _solve(gram, columns, levels, True, method, tol, n_jobs, progress)
+    return tuple(found[k] for k in np.argsort(order, kind="stable"))
+
+
+def _solve(
+    gram: Gram,
+    columns: Columns,
+    levels: NDArray[np.float64],
+    ball: bool,
+    method: str,
+    tol: float,
+    n_jobs: int | None,
+    progress: Callable[[int], None] | None,
+) -> list[Solution]:
+    """Solve rows in parallel chunks and certify every level: levels (r, L), one Solution per level."""
+    if not tol > 0:
+        raise InputError(f"tol must be positive, got {tol}")
+    name, why = _choose(method)
+    start = time.perf_counter()
+    parts = _run(METHODS[name], gram, columns, levels, ball, tol, n_jobs, progress)
+    solved = time.perf_counter()
+    shape = (0, levels.shape[1])
+    coef = np.concatenate([p[0] for p in parts]) if parts else np.zeros((*shape, gram.n_features))
+    iterations = np.concatenate([p[2] for p in parts]) if parts else np.zeros(shape, np.int64)
+    out = []
+    for k in range(levels.shape[1]):
+        begin = time.perf_counter()
+        level = levels[:, k]
+        certificate = certify_columns(
+            gram, coef[:, k], columns, level if ball else None, None if ball else level, tol
+        )
+        seconds = {"solve": solved - start, "certify": time.perf_counter() - begin}
+        methods = np.full(gram.n_targets, name)
+        out.append(Solution(coef[:, k], certificate, methods, iterations[:, k], seconds, why))
+    return out
+
+
+def _choose(method: str) -> tuple[str, str]:
+    """Return the method's name and, for "auto", the reason."""
+    if method == "auto":
+        return "exact", "exact: certified in every regime on the CPU"
+    if method not in METHODS:
+        raise UnknownNameError("method", method, ["auto", *METHODS])
+    return method, ""
+
+
+def _run(
+    solver: ChunkSolver,
+    gram: Gram,
+    columns: Columns,
+    levels: NDArray[np.float64],
+    ball: bool,
+    tol: float,
+    n_jobs: int | None,
+    progress: Callable[[int], None] | None,
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
+    """Run the solver on chunks of rows through joblib, in order."""
+    rows = gram.n_targets
+    if n_jobs is None and get_active_backend()[1] == 1:
+        n_jobs = -1
+    # Small chunks level out rows of very different cost; their number does not change the answer.
+    size = max(1, min(16, -(-rows // 8)))
+    slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    gram.gram  # noqa: B018 - completes the symmetric matrix before threads share it
+    tasks = (
+        joblib.delayed(_solve_slice)(
+            solver,
+            gram.rows(part),
+            columns if columns.shared else Columns(columns.weights[part], columns.signs),
+            levels[part], ball, tol, os.getpid(),
+        )
+        for part in slices
+    )  # fmt: skip
+    done = []
+    with _BLAS.limit(limits=1, user_api="blas"):
+        pool = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
+        for part, result in zip(slices, pool(tasks), strict=True):
+            done.append(result)
+            if progress is not None:
+                progress(part.stop)
+    return done
+
+
+def _solve_slice(
+    solver: ChunkSolver,
+    gram: Gram,
+    columns: Columns,
+    levels: NDArray[np.float64],
+    ball: bool,
+    tol: float,
+    parent: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Solve one chunk; a worker process caps its own BLAS, threads share the caller's cap."""
+    if os.getpid() == parent:
+        return solver(gram, columns, levels, ball, tol)
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        return solver(gram, columns, levels, ball, tol)
