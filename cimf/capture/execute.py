@@ -107,7 +107,7 @@ class Lane(fx.Interpreter):
         if self.states is not None:
             # Into the tensor itself: an in-place activation also changes its input, and later
             # layers may read that one.
-            out.copy_(self.states[len(self.x)])
+            out.copy_(self.states[len(self.z)])
         self.z.append(z)
         self.x.append(out.clone())
         return out

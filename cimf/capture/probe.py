@@ -195,24 +195,17 @@ def _predecessors(
     names: Sequence[str],
     generator: torch.Generator,
 ) -> list[tuple[str, ...]]:
-    """Return for every block, then for the output, which sources change it directly.
-
-    One batch: sample 0 is the base, in sample k + 1 source k is another random value.
-    """
-    values = []
-    for k, shape in enumerate((input_shape, *shapes)):
-        value = _random((1, *shape), generator).repeat(len(names) + 1, *[1] * len(shape))
-        value[k + 1] = _random(shape, generator)
-        values.append(value)
-    lane = run(network, values[0], values[1:])
-    found = []
-    for target in (*lane.z, lane.y):
-        flat = target.flatten(1) if target.ndim > 1 else target[:, None]
-        change = (flat[1:] - flat[0]).abs().amax(1) if flat.shape[1] else torch.zeros(len(names))
-        limit = TOLERANCE * max(_size(flat), 1e-300)
-        found.append(
-            tuple(name for name, moved in zip(names, change > limit, strict=True) if moved)
-        )
+    """Return for every block, then for the output, which sources change it directly."""
+    base = [_random((1, *shape), generator) for shape in (input_shape, *shapes)]
+    found: list[tuple[str, ...]] = [()] * (len(shapes) + 1)
+    for k, name in enumerate(names):
+        # Sample 0 is the base; in sample 1 source k has another value.
+        values = [torch.cat([value, value]) for value in base]
+        values[k][1] = _random(values[k].shape[1:], generator)
+        lane = run(network, values[0], values[1:])
+        for i, target in enumerate((*lane.z, lane.y)):
+            if _size(target[1] - target[0]) > TOLERANCE * _size(target):
+                found[i] = (*found[i], name)
     return found
 
 

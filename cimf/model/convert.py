@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,16 +13,18 @@ from torch import nn
 
 from cimf.activations import Activation
 from cimf.blocks import Block
-from cimf.capture.execute import Lane, run
+from cimf.capture.execute import run
 from cimf.capture.network import Network, trace_network
-from cimf.capture.probe import Probe, probe
+from cimf.capture.probe import probe
 from cimf.errors import CaptureError, InputError
 
 # Unit vectors are scaled by a power of two so large that biases are lost in the sum: a weight w
 # next to a bias b is read with error 1e-16 |w| + 1e-34 |b| instead of 1e-16 (|w| + |b|).
 _UNIT = 2.0**60
-# Numbers held by one batch of unit vectors (0.5 GB of float64).
-_BATCH_NUMBERS = 2**26
+# Rows and columns of the matrix times unit vectors in one batch: about 0.5 GB of activations.
+_BATCH_NUMBERS = 2**24
+# Relative error at which the matrix and the network must agree at random states.
+_AGREEMENT = 1e-10
 
 
 def convert_network(
@@ -47,7 +50,10 @@ def convert_network(
             f"matrices, the limit is {1e-9 * memory_limit:.3g} GB: pass sparse=True or a larger "
             "memory_limit"
         )
-    whole = _read_matrix(network, found, shape, (n_rows, n_columns), sparse, memory_limit, size)
+    # Sources in order of execution, the input first: their shapes and their first columns.
+    sources = [(shape, n), *((block.shape, block.start) for block in reversed(found.blocks))]
+    whole = _read_matrix(network, sources, (n_rows, n_columns), sparse, memory_limit, size)
+    _verify(network, sources, whole)
     A, B, C, D = whole[:n, :n], whole[:n, n:], whole[n:, :n], whole[n:, n:]
     return (A, B, C, D), found.blocks
 
@@ -70,34 +76,26 @@ def _input_shape(network: Network) -> tuple[int, ...]:
 
 def _read_matrix(
     network: Network,
-    found: Probe,
-    input_shape: tuple[int, ...],
+    sources: Sequence[tuple[tuple[int, ...], int]],
     shape: tuple[int, int],
     sparse: bool,
     memory_limit: float,
     size: str,
 ) -> Any:
     """Return ((A, B), (C, D)) as one matrix: rows (Z, Y), columns (X, U, 1)."""
-    n = shape[1] - found.n_inputs - 1
-    # Sources in order of execution, the input first: their shapes and their first columns.
-    ran = found.blocks[::-1]
-    shapes = [input_shape, *(block.shape for block in ran)]
-    offsets = [n, *(block.start for block in ran)]
-    constant = _outputs(
-        run(network, *_cut([torch.zeros(1, *s, dtype=torch.float64) for s in shapes]))
-    )
+    constant = _outputs(network, _zeros(sources, 1))
     out = None if sparse else np.zeros(shape)
     parts: list[Any] = []
     used = 0.0
     chunk = max(1, _BATCH_NUMBERS // sum(shape))
-    for k, (source, offset) in enumerate(zip(shapes, offsets, strict=True)):
-        width = int(np.prod(source))
+    for k, (source, offset) in enumerate(sources):
+        width = math.prod(source)
         for start in range(0, width, chunk):
             stop = min(start + chunk, width)
-            values = [torch.zeros(stop - start, *s, dtype=torch.float64) for s in shapes]
+            values = _zeros(sources, stop - start)
             rows = torch.arange(stop - start)
             values[k].view(stop - start, -1)[rows, start + rows] = _UNIT
-            columns = _outputs(run(network, *_cut(values))) - constant
+            columns = _outputs(network, values) - constant
             # Rounding of the constants themselves, where layers are chained between two cuts.
             columns[np.abs(columns) <= 1e-14 * np.abs(constant)] = 0.0
             columns /= _UNIT
@@ -121,11 +119,27 @@ def _read_matrix(
     return scipy.sparse.csr_array((data, (i, j)), shape=shape)
 
 
-def _cut(values: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    return values[0], values[1:]
+def _verify(network: Network, sources: Sequence[tuple[tuple[int, ...], int]], whole: Any) -> None:
+    """Compare the matrix with the network cut open at random inputs and states."""
+    generator = torch.Generator().manual_seed(1)
+    values = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in _zeros(sources, 3)]
+    expected = _outputs(network, values)
+    columns = np.concatenate([_rows([*reversed(values[1:]), values[0]]), np.ones((1, 3))])
+    error = np.abs(whole @ columns - expected).max(initial=0.0)
+    if not error <= _AGREEMENT * max(1.0, np.abs(expected).max(initial=0.0)):
+        raise CaptureError(f"the converted network differs from the network by {error:.1e}")
 
 
-def _outputs(lane: Lane) -> np.ndarray:
-    """Return (Z, Y) as rows, shape (n + q, k), the last block on top."""
-    found = [*reversed(lane.z), lane.y]
-    return np.concatenate([value.reshape(value.shape[0], -1).numpy().T for value in found])
+def _zeros(sources: Sequence[tuple[tuple[int, ...], int]], count: int) -> list[torch.Tensor]:
+    return [torch.zeros(count, *shape, dtype=torch.float64) for shape, _ in sources]
+
+
+def _outputs(network: Network, values: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return (Z, Y), shape (n + q, k), of the network cut open at the input and states `values`."""
+    lane = run(network, values[0], values[1:])
+    return _rows([*reversed(lane.z), lane.y])
+
+
+def _rows(values: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return tensors (k, ...) flattened into rows and stacked, shape (rows, k)."""
+    return np.concatenate([value.reshape(value.shape[0], -1).numpy().T for value in values])

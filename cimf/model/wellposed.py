@@ -172,7 +172,7 @@ def homogeneous_scales(A: Any, kappa: float) -> Array:
             s[rows] = np.maximum(1.0, (magnitude[rows] @ s) / inside)
         return _finite_scale(s)
     lower, upper = perron_frobenius(magnitude)
-    if upper < kappa:
+    if upper < kappa * (1.0 - 1e-9):  # closer, the scales would exceed 1e9
         system = scipy.sparse.eye_array(n, format="csc") - magnitude.tocsc() / kappa
         s = scipy.sparse.linalg.splu(system).solve(np.ones(n))
         if (s > 0).all() and ((magnitude @ s) / s < kappa).all():

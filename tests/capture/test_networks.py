@@ -290,3 +290,20 @@ def test_own_activation_modules_can_be_declared():
     # A false declaration is the planted error that X = phi(Z) must catch.
     with pytest.raises(CaptureError, match=r"block '1'.*differ from relu"):
         capture_states(net, x, activations={Swish: "relu"})
+
+
+def test_a_wrong_matrix_is_noticed(monkeypatch):
+    """The planted error: one weight read wrongly; the comparison with the network must fail."""
+    from cimf.model import convert
+
+    read = convert._read_matrix
+
+    def wrong(*args):
+        whole = read(*args)
+        whole[0, 0] += 1e-8
+        return whole
+
+    monkeypatch.setattr(convert, "_read_matrix", wrong)
+    net, shape = _build("tanh")
+    with pytest.raises(CaptureError, match="converted network differs"):
+        ImplicitModel.from_network(net, shape)
