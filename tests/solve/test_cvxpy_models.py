@@ -151,6 +151,18 @@ def test_exact_matching_of_redundant_states(matched):
     assert shorter.objective < solution.objective
 
 
+def test_exact_matching_of_captured_states():
+    """The states of a layer, n + p = 56: no interior, so the solver's own dual point is 1e-7 off."""
+    rng = np.random.default_rng(0)
+    U = rng.normal(size=(40, 200))
+    Z = rng.normal(size=(16, 40)) @ U / 6
+    X = np.maximum(Z, 0)
+    solution = solve_cvxpy(Exact(X, U, Z, rng.normal(size=(3, 16)) @ X, kappa=2.0))
+    assert solution.passed
+    assert (solution.A == 0).all()
+    assert (solution.D == 0).all()
+
+
 def test_tolerance_form(matched):
     states, _ = matched
     exact = solve_cvxpy(Exact(*states, kappa=2.0))
