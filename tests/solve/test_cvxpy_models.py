@@ -152,7 +152,7 @@ def test_exact_matching_of_redundant_states(matched):
 
 
 def test_exact_matching_of_captured_states():
-    """The states of a layer, n + p = 56: no interior, so the solver's own dual point is 1e-7 off."""
+    """The states of a layer, n + p = 56: one feasible point, so the solver has no interior."""
     rng = np.random.default_rng(0)
     U = rng.normal(size=(40, 200))
     Z = rng.normal(size=(16, 40)) @ U / 6
