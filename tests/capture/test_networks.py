@@ -43,6 +43,19 @@ class OverwrittenInput(nn.Module):
         return self.second(z) + z[:, :3]
 
 
+class OverwrittenOutput(nn.Module):
+    """The output of an activation is added to in place: the state is what it was before."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        x.add_(self.second(x))
+        return torch.relu(x)
+
+
 class Functional(nn.Module):
     """Every way to write a rectifier, and parameters that must be read by value."""
 
@@ -127,6 +140,7 @@ NETWORKS = {
     ),
     "residual": (ResidualMLP, (5,)),
     "overwritten": (OverwrittenInput, (4,)),
+    "added in place": (OverwrittenOutput, (4,)),
     "functional": (Functional, (4,)),
     "cnn": (SmallCNN, (2, 4, 4)),
     "conv1d": (
@@ -234,6 +248,16 @@ def test_large_biases_do_not_blur_small_weights():
         net[0].bias.fill_(1e6)
     model = ImplicitModel.from_network(net)
     np.testing.assert_array_equal(model.B[:, :-1], net[0].weight.detach().numpy())
+
+
+def test_zeros_stay_exact_behind_chained_layers():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 40), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 2))
+    with torch.no_grad():
+        net[0].weight[:, 1] = 0.0
+    model = ImplicitModel.from_network(net)
+    np.testing.assert_array_equal(model.B[:, 1], 0.0)
+    assert np.count_nonzero(model.B) == 40 * 3
 
 
 def test_dead_units_and_zero_weights():

@@ -15,7 +15,7 @@ from cimf.activations import ACTIVATIONS, as_activation
 from cimf.blocks import Block, apply_blocks
 from cimf.errors import InputError, UnknownNameError
 from cimf.model import ConvergenceWarning, ImplicitModel
-from cimf.model.equilibrium import relative_residual
+from cimf.model.equilibrium import _Anderson, relative_residual
 
 
 def _model(seed=0, n=20, p=4, q=3, norm=0.9, activation="relu", density=1.0):
@@ -96,6 +96,18 @@ def test_anderson_is_faster_near_the_boundary():
     assert fast.converged.all()
     assert fast.iterations.max() < 60
     np.testing.assert_allclose(fast.X, exact, rtol=1e-8)
+
+
+def test_anderson_falls_back_to_the_plain_step():
+    mixer = _Anderson(n=1, m=2)
+    points = mixer.step(np.zeros((1, 2)), np.ones((1, 2)), np.ones(2))
+    np.testing.assert_array_equal(points, 1.0)  # nothing known yet: the plain step
+    points = mixer.step(points, np.full((1, 2), 1.5), np.full(2, 0.5))
+    np.testing.assert_allclose(points, 2.0)  # the secant solution of x = 1 + x / 2
+    # Sample 0 got worse there, sample 1 better: only sample 0 returns to x = 1 and steps to 1.5.
+    points = mixer.step(points, np.array([[9.0, 2.1]]), np.array([7.0, 0.1]))
+    assert points[0, 0] == 1.5
+    assert points[0, 1] != 1.5
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
