@@ -17,13 +17,13 @@ LAYERS = [
     {"errors"},
     {"files"},
     {"activations", "datasets", "provenance", "statistics"},
-    {"blocks"},
+    {"blocks", "corpora"},
     {"judge"},
     {"solve"},
     {"capture"},
     {"model"},
-    {"designs", "reference"},
-    {"report"},
+    {"baselines", "designs", "networks", "reference", "verification"},
+    {"layered", "report"},
     {"sparsify"},
     {"figures", "results", "tables", "terminal"},
     {"sweep", "training"},
@@ -31,7 +31,10 @@ LAYERS = [
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-TORCH = {"activations", "capture", "model", "solve", "training", "doctor", "cli", "experiments"}
+TORCH = {
+    "activations", "baselines", "capture", "cli", "doctor", "layered", "model", "networks", "solve",
+    "training",
+}  # fmt: skip
 NUMPY_ONLY = {"judge", "statistics"}
 
 

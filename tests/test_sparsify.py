@@ -183,7 +183,7 @@ def test_kappa_above_one_needs_a_reason(reference):
     ("option", "known"),
     [
         ({"design": "layered"}, "causal, full, no-self-loop"),
-        ({"method": "magic"}, "bisection"),
+        ({"method": "magic"}, "exact"),
         ({"method": "cvxpy", "backend": "gurobi"}, "clarabel"),
     ],
 )
