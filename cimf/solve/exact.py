@@ -18,7 +18,7 @@ from formulations.columns import Columns
 # Proximal weight on unit-diagonal columns: 10 times the rounding of a factor with 1,000 columns.
 _RIDGE = 1e-12
 # A point that is not exact is accepted at this fraction of the tolerance.
-_MARGIN = 1e-2
+_MARGIN = 0.1
 
 
 def column_scale(gram: Gram) -> NDArray[np.float64]:
