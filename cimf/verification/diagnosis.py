@@ -1,0 +1,246 @@
+"""Classes of wrong solvers: an answer that fails is tested for being right for another problem.
+
+Each class is one function (problem, coef) -> error: how far the answer is from optimal for the
+problem that such a solver would have solved by mistake (relative gap or relative violation,
+infinity where the mistake makes no difference to the question). A new class is one function and
+one line in `MISTAKES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cimf.judge import certify
+from cimf.statistics import Gram
+from cimf.verification.problem import Problem
+
+Array = NDArray[np.float64]
+
+# The same mistake must leave at most this part of the error that it explains.
+_EXPLAINED = 1e-2
+
+
+def error_of(
+    problem: Problem,
+    coef: Array,
+    *,
+    gram: Gram | None = None,
+    kappa: float | None = None,
+    lam: float | None = None,
+    weights: ArrayLike | None = None,
+    signs: ArrayLike | None = None,
+) -> float:
+    """Return the larger of relative gap and relative violation of `coef` for a varied problem."""
+    level = problem.kappa if kappa is None else kappa
+    with np.errstate(all="ignore"):
+        judged = certify(
+            problem.gram if gram is None else gram,
+            coef,
+            level if lam is None else None,
+            lam=lam,
+            weights=problem.weights if weights is None else weights,
+            signs=problem.signs if signs is None else signs,
+        )
+    gap, violation = abs(float(judged.gap[0])), float(judged.violation[0])
+    size = level if lam is None and level > 0 else float(np.abs(coef).max(initial=0.0)) or 1.0
+    found = max(gap, violation / size)
+    return found if np.isfinite(found) else np.inf
+
+
+def _norm(problem: Problem, coef: Array) -> float:
+    return float((np.where(np.isfinite(problem.weights), problem.weights, 0) * np.abs(coef)).sum())
+
+
+def _moments(problem: Problem, gram: Array, corr: Array, square: float) -> Gram:
+    return Gram.from_moments(gram, corr[None, :], np.array([square]), problem.gram.n_samples)
+
+
+def sign_flipped(problem: Problem, coef: Array) -> float:
+    return error_of(problem, -coef)
+
+
+def ignores_the_ball(problem: Problem, coef: Array) -> float:
+    if _norm(problem, coef) <= problem.kappa * (1.0 + 1e-9):
+        return np.inf
+    design = problem.design[:, np.isfinite(problem.weights)]
+    best = np.linalg.lstsq(design, problem.target, rcond=1e-12)[0]
+    excess = np.sum((problem.design @ coef - problem.target) ** 2)
+    excess -= np.sum((design @ best - problem.target) ** 2)
+    return 0.5 * abs(float(excess)) / problem.scale
+
+
+def kappa_is_lam(problem: Problem, coef: Array) -> float:
+    return error_of(problem, coef, lam=problem.kappa)
+
+
+def wrong_scaling(problem: Problem, coef: Array) -> float:
+    """1/m or 1/2 missing or added, in the penalty or in one of the two terms of the gradient."""
+    m = max(problem.design.shape[0], 1)
+    kappa, g = problem.kappa, problem.gram
+    errors = [error_of(problem, coef, lam=kappa * c) for c in (m, 0.5, m / 2, 2.0, 2.0 * m, 1 / m)]
+    for c in (0.5, 2.0, 1.0 / m, float(m), m**0.5, m**-0.5):
+        errors.append(error_of(problem, coef, kappa=kappa * c))
+        other = _moments(problem, g.gram, c * g.corr[0], c * c * float(g.target_sq[0]))
+        errors.append(error_of(problem, coef, gram=other))
+    return min(errors)
+
+
+def squared_radius(problem: Problem, coef: Array) -> float:
+    kappa = problem.kappa
+    return min(error_of(problem, coef, kappa=kappa**2), error_of(problem, coef, kappa=kappa**0.5))
+
+
+def l2_ball(problem: Problem, coef: Array) -> float:
+    """Optimal in the ball ||a||_2 <= kappa: the gradient is parallel to the answer."""
+    size = float(np.linalg.norm(coef))
+    gradient = problem.gram.gram @ coef - problem.gram.corr[0]
+    gap = float(gradient @ coef) + problem.kappa * float(np.linalg.norm(gradient))
+    if not problem.kappa or problem.design.shape[1] < 2:
+        return np.inf
+    return max(abs(gap) / problem.scale, max(size / problem.kappa - 1.0, 0.0))
+
+
+def nonnegative_only(problem: Problem, coef: Array) -> float:
+    return error_of(problem, coef, signs=np.where(problem.signs == 0, 1, problem.signs))
+
+
+def penalises_free_columns(problem: Problem, coef: Array) -> float:
+    if not (problem.weights == 0.0).any():
+        return np.inf
+    return error_of(problem, coef, weights=np.where(problem.weights == 0.0, 1.0, problem.weights))
+
+
+def ignores_weights(problem: Problem, coef: Array) -> float:
+    weights = problem.weights
+    plain = np.where(np.isfinite(weights) & (weights > 0), 1.0, weights)
+    if np.array_equal(plain, weights):
+        return np.inf
+    return error_of(problem, coef, weights=plain)
+
+
+def uses_excluded_columns(problem: Problem, coef: Array) -> float:
+    if np.isfinite(problem.weights).all():
+        return np.inf
+    weights = np.where(np.isfinite(problem.weights), problem.weights, 1.0)
+    return error_of(problem, coef, weights=weights)
+
+
+def ignores_signs(problem: Problem, coef: Array) -> float:
+    return error_of(problem, coef, signs=0 * problem.signs) if problem.signs.any() else np.inf
+
+
+def centres_the_data(problem: Problem, coef: Array) -> float:
+    design = problem.design - problem.design.mean(axis=0)
+    return error_of(
+        problem, coef, gram=Gram.from_arrays(design, problem.target - problem.target.mean())
+    )
+
+
+def normalises_columns(problem: Problem, coef: Array) -> float:
+    """Columns of unit norm or unit variance, coefficients not scaled back."""
+    root = np.sqrt(np.diagonal(problem.gram.gram))
+    scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+    gram, corr = problem.gram.gram * np.outer(scale, scale), problem.gram.corr[0] * scale
+    square, m = float(problem.gram.target_sq[0]), problem.design.shape[0]
+    unit = _moments(problem, gram, corr, square)
+    variance = _moments(problem, m * gram, m**0.5 * corr, square)
+    return min(error_of(problem, coef, gram=unit), error_of(problem, coef, gram=variance))
+
+
+def transposed_design(problem: Problem, coef: Array) -> float:
+    if problem.design.shape[0] != problem.design.shape[1]:
+        return np.inf
+    flipped = Gram.from_arrays(problem.design.T, problem.target)
+    mixed = _moments(problem, flipped.gram, problem.gram.corr[0], float(flipped.target_sq[0]))
+    return min(error_of(problem, coef, gram=flipped), error_of(problem, coef, gram=mixed))
+
+
+def loses_ties(problem: Problem, coef: Array) -> float:
+    """Optimal without the columns that should join but tie with a column in use."""
+    gradient = problem.gram.gram @ coef - problem.gram.corr[0]
+    ratio = np.abs(problem.gram.corr[0])
+    used = coef != 0
+    level = float(np.abs(gradient[used]).max(initial=0.0))
+    lost = ~used & (np.abs(gradient) > level * (1.0 + 1e-9)) & (problem.weights == 1.0)
+    tied = np.isclose(ratio[lost, None], ratio[None, used], rtol=1e-12).any(axis=1)
+    if not lost.any() or not tied.all():
+        return np.inf
+    return error_of(problem, coef, weights=np.where(lost, np.inf, problem.weights))
+
+
+def misses_the_radius(problem: Problem, coef: Array) -> float:
+    """Optimal for another radius: a point of the path, not the one asked for."""
+    norm = _norm(problem, coef)
+    return error_of(problem, coef, kappa=norm) if norm > 0 else np.inf
+
+
+# Class -> test; among classes that explain equally many failures of a solver the first is named.
+MISTAKES: dict[str, Callable[[Problem, Array], float]] = {
+    "sign flipped": sign_flipped,
+    "kappa treated as lam": kappa_is_lam,
+    "squared radius": squared_radius,
+    "penalises the free columns": penalises_free_columns,
+    "ignores the weights": ignores_weights,
+    "uses excluded columns": uses_excluded_columns,
+    "ignores the signs": ignores_signs,
+    "ignores the ball": ignores_the_ball,
+    "wrong scaling": wrong_scaling,
+    "loses ties": loses_ties,
+    "non-negative only": nonnegative_only,
+    "centres the data": centres_the_data,
+    "normalises the columns": normalises_columns,
+    "transposed design": transposed_design,
+    "l2 ball": l2_ball,
+    "misses the radius": misses_the_radius,
+}
+
+ADVICE = {
+    "raises an exception": "see the message of each problem",
+    "wrong shape": "return one coefficient per column, shape (N,)",
+    "not finite": "guard divisions by zero: zero columns, zero targets, equal correlations",
+    "changes its inputs": "copy the arrays before writing into them",
+    "returns zeros": "the first step never leaves the starting point",
+    "sign flipped": "the gradient is G a - c, c = M'z",
+    "kappa treated as lam": "kappa is the radius of the l1 ball, not a penalty",
+    "squared radius": "the ball is sum |a_j| <= kappa: nothing is squared",
+    "penalises the free columns": "columns with weight 0 (bounded False) are outside the ball",
+    "ignores the weights": "the ball is sum w_j |a_j| <= kappa",
+    "uses excluded columns": "columns of infinite weight have coefficient 0",
+    "ignores the signs": "signs +1: a_j >= 0, -1: a_j <= 0",
+    "ignores the ball": "the answer is the least-squares solution",
+    "wrong scaling": "the objective is 1/2 ||M a - z||^2: a factor 1/2, no factor 1/m",
+    "loses ties": "columns whose correlations are exactly equal must join together",
+    "non-negative only": "coefficients may be negative",
+    "centres the data": "there is no intercept: means are not subtracted",
+    "normalises the columns": "the ball is that of the columns as given; scale back",
+    "transposed design": "the design is (samples, columns)",
+    "l2 ball": "the ball is the l1 ball",
+    "misses the radius": "the answer is optimal for another radius: solve for lam to the end",
+    "no exact zeros": "round to the certified support; a zero must be 0.0",
+    "violates the ball": "project on the ball, or scale the answer into it",
+    "violates the signs": "a coefficient has a forbidden sign, or its column is excluded",
+    "stops early": "feasible but not optimal: stop on the duality gap, not on progress",
+}
+
+
+def explanations(problem: Problem, coef: Array, failure: float) -> list[str]:
+    """Return the classes of mistakes for which a failed answer is right.
+
+    Parameters
+    ----------
+    failure : float
+        Error of the answer for the problem itself.
+    """
+    limit = min(_EXPLAINED * failure, 1e-3)
+    return [name for name, test in MISTAKES.items() if test(problem, coef) <= limit]
+
+
+def settle(found: Iterable[list[str]]) -> list[str]:
+    """Choose one class per failed problem: that which explains most failures of this solver."""
+    lists = list(found)
+    order = {name: k for k, name in enumerate(ADVICE)}
+    votes = {name: sum(name in names for names in lists) for name in order}
+    return [min(names, key=lambda n: (-votes[n], order[n])) for names in lists]

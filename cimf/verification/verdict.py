@@ -1,0 +1,167 @@
+"""One answer judged against the ground truth of one problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cimf.judge import certify
+from cimf.verification.diagnosis import error_of, explanations, settle
+from cimf.verification.interface import Answer
+from cimf.verification.problem import Problem
+
+# A coefficient below this part of the largest is a zero that was not rounded.
+_TINY = 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How good an answer is.
+
+    Attributes
+    ----------
+    problem : Problem
+    status : str
+        "passed", "failed" or "skipped" (the solver does not take what the problem needs).
+    failure, detail : str
+        Class of failure (a key of `cimf.verification.diagnosis.ADVICE`) and what was seen.
+    excess : float
+        (h(a) - h*) / (1/2 ||z||^2); negative only outside the ball.
+    violation : float
+        max(0, sum_j w_j |a_j| - kappa) / kappa, or the largest forbidden coefficient by the
+        largest coefficient.
+    gap : float
+        Certified relative gap of the answer itself; NaN outside the ball, where it bounds nothing.
+    precision, recall : float
+        Of the answer's non-zeros against the support that every optimal point has; NaN where the
+        solution is not unique or not strictly complementary.
+    seconds, ours_seconds : float
+        Wall clock of the solver and of `cimf.solve_rows`.
+    """
+
+    problem: Problem
+    status: str
+    failure: str = ""
+    detail: str = ""
+    excess: float = np.nan
+    violation: float = np.nan
+    gap: float = np.nan
+    precision: float = np.nan
+    recall: float = np.nan
+    seconds: float = np.nan
+    ours_seconds: float = np.nan
+
+    def row(self) -> dict[str, object]:
+        """Return one flat record, for a table."""
+        m, n = self.problem.design.shape
+        return {
+            "problem": self.problem.name,
+            "family": self.problem.family,
+            "samples": m,
+            "columns": n,
+            "kappa": self.problem.kappa,
+            "status": self.status,
+            "failure": self.failure,
+            "detail": self.detail,
+            "excess": self.excess,
+            "violation": self.violation,
+            "gap": self.gap,
+            "precision": self.precision,
+            "recall": self.recall,
+            "seconds": self.seconds,
+            "ours_seconds": self.ours_seconds,
+            "time_ratio": self.seconds / self.ours_seconds,
+        }
+
+
+def judge(
+    problem: Problem, answer: Answer, tol: float, exact_zeros: bool
+) -> tuple[Verdict, list[str]]:
+    """Return the verdict and, for a failure that has to be explained, the classes that fit."""
+    truth = problem.truth
+    timed = {"seconds": answer.seconds, "ours_seconds": truth.seconds}
+    if answer.coef is None:
+        return Verdict(problem, "failed", answer.failure, answer.detail, **timed), []
+    coef = answer.coef
+    with np.errstate(all="ignore"):
+        judged = certify(
+            problem.gram, coef, problem.kappa, weights=problem.weights, signs=problem.signs
+        )
+        excess = (float(judged.objective[0]) - truth.objective) / problem.scale
+    gap = float(judged.gap[0]) if problem.gram.target_sq[0] > 0 else max(excess, 0.0)
+    off_pattern = _off_pattern(problem, coef)
+    over = max(float(judged.norm[0]) - problem.kappa, 0.0)
+    relative = over / problem.kappa if problem.kappa else (np.inf if over else 0.0)
+    violation = max(relative, off_pattern)
+    precision, recall = _support(truth.support, coef)
+    verdict = Verdict(
+        problem,
+        "passed",
+        excess=excess,
+        violation=violation,
+        gap=gap if violation <= tol else np.nan,
+        precision=precision,
+        recall=recall,
+        **timed,
+    )
+    if excess <= tol and violation <= tol:
+        if exact_zeros and _dense_near_zeros(truth.support, coef):
+            tiny = float(np.abs(coef[~truth.support]).max())
+            detail = f"no exact zero off the support, largest {tiny:.1e}"
+            return replace(verdict, status="failed", failure="no exact zeros", detail=detail), []
+        return verdict, []
+    if not coef.any():
+        return replace(verdict, status="failed", failure="returns zeros"), []
+    error = max(error_of(problem, coef), excess, violation)
+    fitting = explanations(problem, coef, error)
+    if not fitting:
+        fitting = [_plain(violation, off_pattern, tol)]
+    return replace(verdict, status="failed", detail=_seen(excess, violation, tol)), fitting
+
+
+def settled(verdicts: list[tuple[Verdict, list[str]]]) -> tuple[Verdict, ...]:
+    """Name the class of every failure, by what explains most failures of this solver."""
+    open_ = [k for k, (_, fitting) in enumerate(verdicts) if fitting]
+    names = settle(verdicts[k][1] for k in open_)
+    out = [verdict for verdict, _ in verdicts]
+    for k, name in zip(open_, names, strict=True):
+        out[k] = replace(out[k], failure=name)
+    return tuple(out)
+
+
+def _plain(violation: float, off_pattern: float, tol: float) -> str:
+    if violation <= tol:
+        return "stops early"
+    return "violates the signs" if off_pattern >= violation else "violates the ball"
+
+
+def _seen(excess: float, violation: float, tol: float) -> str:
+    seen = [f"objective excess {excess:.1e}"] if excess > tol else []
+    return ", ".join(seen + ([f"violation {violation:.1e}"] if violation > tol else []))
+
+
+def _off_pattern(problem: Problem, coef: NDArray[np.float64]) -> float:
+    """Return the largest forbidden coefficient, relative to the largest coefficient."""
+    forbidden = np.isinf(problem.weights) | (problem.signs * coef < 0)
+    largest = float(np.abs(coef).max(initial=0.0))
+    return float(np.abs(coef[forbidden]).max(initial=0.0)) / largest if largest else 0.0
+
+
+def _support(support: NDArray[np.bool_] | None, coef: NDArray[np.float64]) -> tuple[float, float]:
+    if support is None:
+        return np.nan, np.nan
+    used = coef != 0
+    both = int((used & support).sum())
+    return (
+        both / int(used.sum()) if used.any() else 1.0,
+        both / int(support.sum()) if support.any() else 1.0,
+    )
+
+
+def _dense_near_zeros(support: NDArray[np.bool_] | None, coef: NDArray[np.float64]) -> bool:
+    if support is None or (~support).sum() < 2:
+        return False
+    off = np.abs(coef[~support])
+    return bool((off > 0).all() and off.max() <= _TINY * np.abs(coef).max())
