@@ -14,16 +14,38 @@ from cimf.files import atomic_path
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _MARKERS = ("o", "s", "^", "D")
 
-# Sparsities in percent that may be labelled, the ones to keep first; close ones give way.
-_TICKS = (0, 50, 80, 90, 95, 98, 99, -100, -300, -900, 99.5, 99.9, 65, 30, -50, 85, 93, 97, 99.8)
+# Percentages that an axis may label, the ones to keep first; close ones give way.
+_TICKS = (
+    0,
+    50,
+    80,
+    90,
+    95,
+    98,
+    99,
+    -100,
+    -300,
+    -900,
+    99.5,
+    99.9,
+    70,
+    30,
+    -50,
+    85,
+    60,
+    93,
+    97,
+    96,
+    99.8,
+)
 
 
 def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
     """Write a PNG of the models of a sweep, atomically.
 
-    Across: sparsity against the network's weights, on a logarithmic axis of the weights that are
-    left, so that a model left of 0 % has more weights than the network. Up: test accuracy, or the
-    relative output error where there are no labels.
+    Across: sparsity against the network's weights; left of 0 % a model has more weights than the
+    network. Up: test accuracy, or the relative output error where there are no labels. Sparsity
+    and accuracy stand on logarithmic axes of what is missing to 100 %.
 
     Parameters
     ----------
@@ -38,7 +60,7 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
     for k, ((design, rescale), part) in enumerate(table.groupby(["design", "rescale"], sort=False)):
         part = part[part["nonzero_weights"] > 0]
         kept = 1.0 - part["sparsity_network_weights"].to_numpy(float)
-        value = (100 * part["accuracy"] if labelled else part["output_error"]).to_numpy(float)
+        value = (_missing(part["accuracy"]) if labelled else part["output_error"]).to_numpy(float)
         axes.plot(
             kept,
             value,
@@ -52,29 +74,39 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
         )
         if k == 0:
             for x, y, kappa in zip(kept, value, part["kappa"], strict=True):
-                axes.annotate(f"κ {kappa:g}", (x, y), (-6, -9), textcoords="offset points",
-                              ha="right", fontsize=7, color="0.25")  # fmt: skip
+                axes.annotate(
+                    f"κ {kappa:g}",
+                    (x, y),
+                    (5, 5),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color="0.25",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
+                )
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.12)
     axes.invert_xaxis()
+    _label_missing(axes.xaxis)
     if labelled:
-        for key, name, style in (
-            ("dense_accuracy", "dense network", "-"),
-            ("control_accuracy", "control, a linear map from the input alone", ":"),
+        for key, name, style, offset in (
+            ("dense_accuracy", "dense network", "-", 3),
+            ("control_accuracy", "control: linear map from the input alone", ":", -10),
         ):
-            level = 100 * float(table[key].iloc[0])
-            axes.axhline(level, color="0.35", linestyle=style, linewidth=1.0, zorder=0)
+            level = table[key].iloc[:1]
+            axes.axhline(_missing(level)[0], color="0.35", linestyle=style, linewidth=1.0, zorder=0)
             axes.annotate(
-                f"{name}: {level:.1f} %",
-                (0.995, level),
-                (0, 3),
+                f"{name}, {100 * level[0]:.1f} %",
+                (0.995 if offset > 0 else 0.005, _missing(level)[0]),
+                (0, offset),
                 xycoords=("axes fraction", "data"),
                 textcoords="offset points",
-                ha="right",
+                ha="right" if offset > 0 else "left",
                 fontsize=8,
                 color="0.25",
             )
-    _label_sparsity(axes)
+        axes.set_yscale("log")
+        axes.invert_yaxis()
+        _label_missing(axes.yaxis)
     axes.set_xlabel("sparsity against the network's weights (%)")
     axes.set_ylabel("test accuracy (%)" if labelled else "relative output error")
     axes.grid(color="0.92", linewidth=0.6)
@@ -86,16 +118,20 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _label_sparsity(axes: Any) -> None:
-    """Label the axis of the weights that are left in sparsity, at least 6 % of its width apart."""
-    low, high = sorted(axes.get_xlim())
+def _missing(fraction: pd.Series) -> pd.Series:
+    """Return what is missing to 1, at least 1e-4 so that it has a place on a logarithmic axis."""
+    return (1.0 - fraction.astype(float)).clip(lower=1e-4)
+
+
+def _label_missing(axis: Any) -> None:
+    """Label a logarithmic axis of what is missing to 1 by percentages, well apart."""
+    low, high = sorted(axis.get_view_interval())
     width = math.log(high / low)
     chosen: list[float] = []
-    for sparsity in _TICKS:
-        place = 1.0 - sparsity / 100.0
-        if low <= place <= high and all(
-            abs(math.log(place / other)) > 0.06 * width for other in chosen
-        ):
+    for percent in _TICKS:
+        place = 1.0 - percent / 100.0
+        near = (abs(math.log(place / other)) < 0.06 * width for other in chosen)
+        if low <= place <= high and not any(near):
             chosen.append(place)
-    axes.set_xticks(chosen, [f"{100.0 * (1.0 - place):.4g}" for place in chosen])
-    axes.set_xticks([], minor=True)
+    axis.set_ticks(chosen, labels=[f"{100.0 * (1.0 - place):.4g}" for place in chosen])
+    axis.set_ticks([], minor=True)
