@@ -119,6 +119,10 @@ class Columns:
             if raw.shape != (n_features,) or not np.isin(raw, (-1, 0, 1)).all():
                 raise InputError(f"signs must have shape ({n_features},) and hold only -1, 0, +1")
             s = raw.astype(np.int8)
+        if (np.asarray(w == 0) & (s != 0)).any():
+            raise InputError(
+                "a free column (weight 0) cannot have a sign: give it a small weight instead"
+            )
         return cls(w, s)
 
     @property

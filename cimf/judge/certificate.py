@@ -1,4 +1,4 @@
-"""Certificates: bounds on the optimality gap computed from the statistics, never from a solver's word.
+"""Certificates: bounds on the optimality gap, from the statistics, never from a solver's word.
 
 With h(a) = 1/2 ||M a - z||^2, g = G a - c its gradient and w the column weights,
 
@@ -6,7 +6,8 @@ With h(a) = 1/2 ||M a - z||^2, g = G a - c its gradient and w the column weights
   ``gap = <g, a> + kappa max_j |g_j| / w_j`` bounds h(a) - h* (the Frank-Wolfe gap);
 * Q(lam): the residual r = z - M a scaled by s is dual feasible when s |g_j| <= lam w_j, so
   ``gap = lam sum_j w_j |a_j| + s <g, a> + (1 - s)^2 h(a)`` bounds the objective's excess.
-  (Primal minus dual, written so that nothing cancels at s = 1.)
+  (Primal minus dual, written so that nothing cancels at s = 1.) Q(0) without signs is least
+  squares: all columns count as free.
 
 Free columns F (w = 0) are eliminated first: with P = pinv(G_FF), the excess 1/2 g_F' P g_F is added
 and g_B is replaced by g_B - G_BF P g_F; at a least-squares optimum of a_F both are zero. A column
@@ -134,22 +135,38 @@ def certify_columns(
     if (kappa is None) == (lam is None):
         raise InputError("give exactly one of kappa (problem P) and lam (problem Q)")
     constrained = kappa is not None
-    level = per_row("kappa" if constrained else "lam", kappa if constrained else lam, gram.n_targets)  # type: ignore[arg-type]
+    level = per_row(
+        "kappa" if constrained else "lam",
+        kappa if kappa is not None else lam,  # type: ignore[arg-type]
+        gram.n_targets,
+    )
+    stated = columns
+    if not (constrained or columns.signs.any() or level.all()):
+        columns = _least_squares_columns(columns, level)
     free_block = _FreeBlock(gram.gram, columns.weights) if columns.shared else None
     parts = []
     for start in range(0, gram.n_targets, _CHUNK):
         rows = slice(start, start + _CHUNK)
         chunk = columns if columns.shared else Columns(columns.weights[rows], columns.signs)
         parts.append(_judge(gram, rows, coef[rows], chunk, level[rows], constrained, free_block))
-    objective, gap, violation, lam_out, norm = (
-        np.concatenate([part[k] for part in parts]) if parts else np.zeros(0) for k in range(5)
+    objective, gap, violation, lam_out = (
+        np.concatenate([part[k] for part in parts]) if parts else np.zeros(0) for k in range(4)
     )
     half_sq = 0.5 * gram.target_sq
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = np.where(gap == 0.0, 0.0, gap / half_sq)
     limit = tol * level if constrained else np.zeros_like(level)
     passed = (relative <= tol) & (violation <= limit)
+    norm = np.where(np.isfinite(coef).all(axis=1), stated.norm(coef), np.inf)
     return Certificate(objective, relative, violation, lam_out, norm, float(tol), passed)
+
+
+def _least_squares_columns(columns: Columns, level: NDArray[np.float64]) -> Columns:
+    """Return the columns with every finite weight set to zero in the rows with lam = 0."""
+    free = np.where(np.isinf(columns.weights), np.inf, 0.0)
+    if columns.shared and not level.any():
+        return Columns(free, columns.signs)
+    return Columns(np.where(level[:, None] == 0.0, free, columns.weights), columns.signs)
 
 
 class _FreeBlock:
@@ -191,7 +208,7 @@ def _judge(
     constrained: bool,
     free_block: _FreeBlock | None,
 ) -> tuple[NDArray[np.float64], ...]:
-    """Return objective, absolute gap, violation, lam and norm of a chunk of rows."""
+    """Return objective, absolute gap, violation and lam of a chunk of rows."""
     bad = ~np.isfinite(coef).all(axis=1)
     if bad.any():
         coef = np.where(bad[:, None], 0.0, coef)
@@ -237,4 +254,4 @@ def _judge(
         gap, violation = np.where(bad, np.inf, gap), np.where(bad, np.inf, violation)
     # Rounding can leave a gap of -1e-17 at the optimum; a clearly negative one means infeasible.
     gap = np.where((gap < 0) & (violation == 0.0), 0.0, gap)
-    return objective, gap, violation, lam, norm
+    return objective, gap, violation, lam

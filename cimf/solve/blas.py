@@ -1,11 +1,14 @@
 """BLAS and LAPACK routines that compiled (numba) row kernels may call.
 
-SciPy's own routines are registered as link-time symbols, so that kernels stay cacheable: a function
-pointer taken through ctypes would be baked into the compiled code and forbids caching. All arrays are
-C-contiguous; a row-major upper triangular U is the column-major lower triangular U' that the routines see.
+SciPy's own routines are registered as link-time symbols, so that kernels stay cacheable: a pointer
+taken through ctypes would be baked into the compiled code and forbids caching. All arrays are
+C-contiguous: a row-major upper triangular U is the column-major lower triangular U' that the
+routines see.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import llvmlite.binding
 import numpy as np
@@ -17,7 +20,7 @@ _REAL = types.CPointer(types.float64)
 _CHAR = types.CPointer(types.uint8)
 
 
-def _external(module: str, name: str, *arguments: types.Type) -> types.ExternalFunction:
+def _external(module: str, name: str, *arguments: types.Type) -> Any:
     symbol = f"cimf_{name}"
     llvmlite.binding.add_symbol(symbol, get_cython_function_address(f"scipy.linalg.{module}", name))
     return types.ExternalFunction(symbol, types.void(*arguments))
@@ -33,59 +36,66 @@ _dsyrk = _external(
 )
 _dpotrf = _external("cython_lapack", "dpotrf", _CHAR, _INT, _REAL, _INT, _INT)
 
+# Constants as arrays, because the routines take addresses.
+_LOWER, _NO, _YES = (np.frombuffer(letter, dtype=np.uint8) for letter in (b"L", b"N", b"T"))
+_ONE, _MINUS_ONE = np.array([1.0]), np.array([-1.0])
 
 
 @njit(cache=True, nogil=True)
-def solve_transposed(factor, k, x):  # type: ignore[no-untyped-def]
+def _sizes(a, b, c, d):
+    """Return four sizes as LAPACK integers (a list literal would take seconds to compile)."""
+    out = np.empty(4, np.int32)
+    out[0] = a
+    out[1] = b
+    out[2] = c
+    out[3] = d
+    return out
+
+
+@njit(cache=True, nogil=True)
+def solve_transposed(factor, k, x):
     """Overwrite x[:k] with (U')^{-1} x, U = factor[:k, :k]."""
-    letters = np.array([76, 78], dtype=np.uint8)
-    sizes = np.array([k, factor.shape[1], 1], dtype=np.int32)
+    sizes = _sizes(k, factor.shape[1], 1, 0)
     _dtrsv(
-        letters.ctypes, letters[1:].ctypes, letters[1:].ctypes, sizes.ctypes,
+        _LOWER.ctypes, _NO.ctypes, _NO.ctypes, sizes.ctypes,
         factor.ctypes, sizes[1:].ctypes, x.ctypes, sizes[2:].ctypes,
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def solve_upper(factor, k, x):  # type: ignore[no-untyped-def]
+def solve_upper(factor, k, x):
     """Overwrite x[:k] with U^{-1} x, U = factor[:k, :k]."""
-    letters = np.array([76, 84, 78], dtype=np.uint8)
-    sizes = np.array([k, factor.shape[1], 1], dtype=np.int32)
+    sizes = _sizes(k, factor.shape[1], 1, 0)
     _dtrsv(
-        letters.ctypes, letters[1:].ctypes, letters[2:].ctypes, sizes.ctypes,
+        _LOWER.ctypes, _YES.ctypes, _NO.ctypes, sizes.ctypes,
         factor.ctypes, sizes[1:].ctypes, x.ctypes, sizes[2:].ctypes,
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def solve_transposed_rows(factor, k, rows, q):  # type: ignore[no-untyped-def]
+def solve_transposed_rows(factor, k, rows, q):
     """Overwrite each rows[r, :k], r < q, with (U')^{-1} rows[r]."""
-    letters = np.array([76, 78], dtype=np.uint8)
-    sizes = np.array([k, q, factor.shape[1], rows.shape[1]], dtype=np.int32)
-    one = np.array([1.0])
+    sizes = _sizes(k, q, factor.shape[1], rows.shape[1])
     _dtrsm(
-        letters.ctypes, letters.ctypes, letters[1:].ctypes, letters[1:].ctypes,
-        sizes.ctypes, sizes[1:].ctypes, one.ctypes, factor.ctypes, sizes[2:].ctypes,
+        _LOWER.ctypes, _LOWER.ctypes, _NO.ctypes, _NO.ctypes,
+        sizes.ctypes, sizes[1:].ctypes, _ONE.ctypes, factor.ctypes, sizes[2:].ctypes,
         rows.ctypes, sizes[3:].ctypes,
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def subtract_products(rows, q, k, block):  # type: ignore[no-untyped-def]
+def subtract_products(rows, q, k, block):
     """Subtract the inner products of rows[:q, :k] from the upper triangle of block[:q, :q]."""
-    letters = np.array([76, 84], dtype=np.uint8)
-    sizes = np.array([q, k, rows.shape[1], block.shape[1]], dtype=np.int32)
-    factors = np.array([-1.0, 1.0])
+    sizes = _sizes(q, k, rows.shape[1], block.shape[1])
     _dsyrk(
-        letters.ctypes, letters[1:].ctypes, sizes.ctypes, sizes[1:].ctypes, factors.ctypes,
-        rows.ctypes, sizes[2:].ctypes, factors[1:].ctypes, block.ctypes, sizes[3:].ctypes,
+        _LOWER.ctypes, _YES.ctypes, sizes.ctypes, sizes[1:].ctypes, _MINUS_ONE.ctypes,
+        rows.ctypes, sizes[2:].ctypes, _ONE.ctypes, block.ctypes, sizes[3:].ctypes,
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def cholesky(block, q):  # type: ignore[no-untyped-def]
+def cholesky(block, q):
     """Overwrite the upper triangle of block[:q, :q] with its factor; return LAPACK's info."""
-    letters = np.array([76], dtype=np.uint8)
-    sizes = np.array([q, block.shape[1], 0], dtype=np.int32)
-    _dpotrf(letters.ctypes, sizes.ctypes, block.ctypes, sizes[1:].ctypes, sizes[2:].ctypes)
+    sizes = _sizes(q, block.shape[1], 0, 0)
+    _dpotrf(_LOWER.ctypes, sizes.ctypes, block.ctypes, sizes[1:].ctypes, sizes[2:].ctypes)
     return sizes[2]

@@ -1,20 +1,20 @@
-"""Exact solution of P(kappa) and Q(lam) for one row, by block pivoting along the solution path (numba).
+"""Exact solution of P(kappa) and Q(lam) for one row: block pivoting along its path (numba).
 
-The solution a(lam) of Q(lam) is piecewise linear in lam, and the solution of P(kappa) is the point of
-that path whose norm is kappa (Osborne, Presnell and Turlach, 2000). A homotopy walks it one breakpoint
-at a time; here a step crosses many:
+The solution a(lam) of Q(lam) is piecewise linear in lam, and the solution of P(kappa) is the point
+of that path whose norm is kappa (Osborne, Presnell and Turlach, 2000). A homotopy walks it one
+breakpoint at a time; here a step crosses many:
 
 * predict: on the present segment a and the gradient are lines in lam; order the breakpoints that
-  they predict and go to a lam between the q-th and the next, exchanging all crossed columns at once;
+  they predict and go to a lam between the q-th and the next, exchanging all crossed columns;
 * correct: exchange every column that violates the optimality conditions until none does (block
-  principal pivoting, the semismooth Newton method of the problem); once the norm passes kappa, lam
-  becomes an unknown and the ball an equation of the same linear system;
-* if the correction fails, return to the last exact point with q/4; q doubles after a success. At q = 1
-  this is the homotopy, so progress never depends on the block steps being good.
+  principal pivoting, the semismooth Newton method of the problem); once the norm passes kappa,
+  lam becomes an unknown and the ball an equation of the same linear system;
+* if the correction fails, return to the last exact point with q/4; q doubles after a success. At
+  q = 1 this is the homotopy, so progress never depends on the block steps being good.
 
-Columns are scaled to a unit diagonal inside the factor and a proximal term ridge ||a - centre||^2 makes
-each subproblem strictly convex, so duplicate columns and m < N are no special case; the centre is
-moved (proximal point method) until the gap of the problem itself is below the goal.
+Columns are scaled to a unit diagonal inside the factor and a proximal term ridge ||a - centre||^2
+makes each subproblem strictly convex, so duplicate columns and m < N are no special case; the
+centre is moved (proximal point method) until the gap of the problem itself is below the goal.
 """
 
 from __future__ import annotations
@@ -22,181 +22,34 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cimf.solve.cholesky import FAST, append, combine_pair, remove, solve
+from cimf.solve.cholesky import FAST, append, remove
+from cimf.solve.segment import (
+    advance,
+    breakpoints,
+    choose_step,
+    norms,
+    refresh,
+    steepest,
+    write,
+    wrong_columns,
+)
 
 # Statuses of a row.
 EXACT = 0
 EARLY = 1
-STALLED = 2
+ROUNDED = 2
+STALLED = 3
 
 _MAX_CORRECTIONS = 24
 _MAX_REFUSALS = 16
 _MAX_CENTRES = 30
-# Share of the usable columns on the support at which the least-squares solution is tried: a dense path is
-# left for it (1.2 s -> 0.05 s at N = 897), a sparse one ends sparse.
+# Share of the usable columns on the support at which the least-squares solution is tried: a dense
+# path is left for it (1.2 s -> 0.05 s at N = 897), a sparse one ends sparse.
 _DENSE = 0.6
 
 
 @njit(cache=True, nogil=True)
-def _kth_smallest(values, n, q):  # type: ignore[no-untyped-def]
-    """Return the q-th (from 0) smallest of values[:n]; values is permuted (quickselect)."""
-    low, high = 0, n - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if q <= j:
-            high = j
-        elif q >= i:
-            low = i
-        else:
-            break
-    return values[q]
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _refresh(problem, state, lam, centre, factor, lines):  # type: ignore[no-untyped-def]
-    """Solve on the support at lam: a, its slope v = -da/dlam, and the gradients G a - c and G v."""
-    gram, corr, weights, _, scale, ridge = problem
-    support, sign, k = state
-    a, v, grad, slope = lines
-    for i in range(k):
-        j = support[i]
-        d = scale[j]
-        push = weights[j] * sign[j]
-        a[i] = d * (corr[j] - lam * push) + ridge * centre[j] / d
-        v[i] = d * push
-    solve(factor, k, a)
-    solve(factor, k, v)
-    for i in range(k):
-        d = scale[support[i]]
-        a[i] *= d
-        v[i] *= d
-    combine_pair(gram, support, k, a, v, grad, slope)
-    for j in range(corr.shape[0]):
-        grad[j] -= corr[j]
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _advance(problem, state, step, lines):  # type: ignore[no-untyped-def]
-    """Move along the lines by lam -> lam - step."""
-    k = state[2]
-    a, v, grad, slope = lines
-    for i in range(k):
-        a[i] += step * v[i]
-    for j in range(grad.shape[0]):
-        grad[j] += step * slope[j]
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _norms(problem, state, lines):  # type: ignore[no-untyped-def]
-    """Return sum w s a, its slope sum w s v, <g, a> over the bounded support, and sum |a_j| / d_j."""
-    weights, scale = problem[2], problem[4]
-    support, sign, k = state
-    a, v, grad, _ = lines
-    norm = 0.0
-    rate = 0.0
-    inner = 0.0
-    size = 0.0
-    for i in range(k):
-        j = support[i]
-        push = weights[j] * sign[j]
-        norm += push * a[i]
-        rate += push * v[i]
-        size += abs(a[i]) / scale[j]
-        if weights[j] > 0.0:
-            inner += a[i] * grad[j]
-    return norm, rate, inner, size
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _steepest(problem, grad):  # type: ignore[no-untyped-def]
-    """Return max |g_j| / w_j over the bounded columns, in the directions their signs allow."""
-    weights, signs, scale = problem[2], problem[3], problem[4]
-    largest = 0.0
-    for j in range(grad.shape[0]):
-        w = weights[j]
-        if w > 0.0 and w < np.inf and scale[j] > 0.0:
-            g = grad[j]
-            if (g < 0.0 and signs[j] < 0) or (g > 0.0 and signs[j] > 0):
-                continue
-            largest = max(largest, abs(g) / w)
-    return largest
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _wrong(problem, state, lam, centre, noise, lines, inside, drop, new, new_sign):  # type: ignore[no-untyped-def]
-    """Find the columns that violate the optimality conditions at lam.
-
-    drop[i] is set for support positions whose coefficient has the wrong sign; the columns off the
-    support with |g_j| > lam w_j are listed in new, their signs in new_sign. Returns both counts.
-    """
-    _, _, weights, signs, scale, ridge = problem
-    support, sign, k = state
-    a, _, grad, _ = lines
-    n_drop = 0
-    for i in range(k):
-        drop[i] = a[i] * sign[support[i]] < 0.0
-        n_drop += drop[i]
-    n_new = 0
-    for j in range(grad.shape[0]):
-        w = weights[j]
-        d = scale[j]
-        if inside[j] or w == np.inf or d == 0.0:
-            continue
-        g = grad[j] - ridge * centre[j] / (d * d)
-        if abs(g) > lam * w * (1.0 + 1e-12) + noise / d:
-            s = -1.0 if g > 0.0 else 1.0
-            if s * signs[j] < 0.0:
-                continue
-            new[n_new] = j
-            new_sign[n_new] = s
-            n_new += 1
-    return n_drop, n_new
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _breakpoints(problem, state, lam, centre, lines, inside, steps):  # type: ignore[no-untyped-def]
-    """Collect the steps t in (0, lam] at which a column would join or leave; returns their number."""
-    _, _, weights, signs, scale, ridge = problem
-    support, sign, k = state
-    a, v, grad, slope = lines
-    n = 0
-    for i in range(k):
-        s = sign[support[i]]
-        if s * v[i] < 0.0:
-            t = -a[i] / v[i]
-            if t < lam:
-                steps[n] = max(t, 0.0)
-                n += 1
-    for j in range(grad.shape[0]):
-        w = weights[j]
-        d = scale[j]
-        if inside[j] or w == np.inf or d == 0.0:
-            continue
-        g = grad[j] - ridge * centre[j] / (d * d)
-        h = slope[j]
-        t = np.inf
-        if signs[j] <= 0 and h + w > 0.0:
-            t = (lam * w - g) / (h + w)
-        if signs[j] >= 0 and w - h > 0.0:
-            t = min(t, (lam * w + g) / (w - h))
-        if t < lam:
-            steps[n] = max(t, 0.0)
-            n += 1
-    return n
-
-
-@njit(cache=True, nogil=True)
-def _grown(factor, size):  # type: ignore[no-untyped-def]
+def _grown(factor, size):
     """Return a factor with capacity for `size` columns, keeping its content."""
     if factor.shape[0] >= size:
         return factor
@@ -209,7 +62,7 @@ def _grown(factor, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _exchange(problem, state, factor, inside, drop, n_drop, new, new_sign, n_new):  # type: ignore[no-untyped-def]
+def _exchange(problem, state, factor, inside, drop, n_drop, new, new_sign, n_new):
     """Remove the dropped positions and append the new columns. Returns the state and the factor."""
     gram, scale, ridge = problem[0], problem[4], problem[5]
     support, sign, k = state
@@ -229,11 +82,13 @@ def _exchange(problem, state, factor, inside, drop, n_drop, new, new_sign, n_new
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _correct(problem, state, lam, kappa, at_kappa, allowed, root, centre, factor, lines, inside, work):  # type: ignore[no-untyped-def]
+def _correct(
+    problem, state, lam, kappa, at_kappa, allowed, root, centre, factor, lines, inside, work
+):
     """Exchange all violating columns until none is left, at fixed lam or on the ball.
 
-    Returns (done, at_kappa, lam, state, factor, systems solved). Gives up after four exchanges that do not
-    lower the number of violations, or when it exceeds `allowed`.
+    Returns (done, at_kappa, lam, state, factor, systems solved). Gives up after four exchanges that
+    do not lower the number of violations, or when it exceeds `allowed`.
     """
     drop, new, new_sign = work
     best = state[0].shape[0] + 1
@@ -241,16 +96,16 @@ def _correct(problem, state, lam, kappa, at_kappa, allowed, root, centre, factor
     solves = 0
     done = False
     for attempt in range(_MAX_CORRECTIONS):
-        norm, rate, _, size = _norms(problem, state, lines)
+        norm, rate, _, size = norms(problem, state, lines)
         at_kappa = at_kappa or norm > kappa
         if at_kappa:
             step = (kappa - norm) / rate if rate > 0.0 else np.inf
             if step > lam:
                 break
-            _advance(problem, state, step, lines)
+            advance(problem, state, step, lines)
             lam -= step
         noise = 4e-16 * (root + size)
-        n_drop, n_new = _wrong(
+        n_drop, n_new = wrong_columns(
             problem, state, lam, centre, noise, lines, inside, drop, new, new_sign
         )
         wrong = n_drop + n_new
@@ -266,13 +121,13 @@ def _correct(problem, state, lam, kappa, at_kappa, allowed, root, centre, factor
         state, factor = _exchange(
             problem, state, factor, inside, drop, n_drop, new, new_sign, n_new
         )
-        _refresh(problem, state, lam, centre, factor, lines)
+        refresh(problem, state, lam, centre, factor, lines)
         solves += 1
     return done, at_kappa, lam, state, factor, solves
 
 
 @njit(cache=True, nogil=True)
-def _restore(problem, state, f, saved, saved_sign, saved_k, free_factor, factor, inside, new):  # type: ignore[no-untyped-def]
+def _restore(problem, state, f, saved, saved_sign, saved_k, free_factor, factor, inside, new):
     """Return to a saved support: rebuild the factor behind its free columns."""
     support, sign, _ = state
     inside[:] = False
@@ -291,11 +146,11 @@ def _restore(problem, state, f, saved, saved_sign, saved_k, free_factor, factor,
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _least_squares(problem, state, whole, kappa, goal, centre, factor, lines, inside, new):  # type: ignore[no-untyped-def]
+def _least_squares(problem, state, whole, kappa, goal, centre, factor, lines, inside, new):
     """Solve at lam = 0 on the support, or (whole) on all usable columns.
 
-    Returns (certified, norm, state, factor). Certified means that this solution lies in the ball, so that the
-    ball is inactive, that its signs are allowed, and that its gap is below the goal.
+    Returns (certified, norm, state, factor). Certified: this solution lies in the ball, so that the
+    ball is inactive, and its signs are allowed, and that its gap is below the goal.
     """
     gram, _, weights, signs, scale, ridge = problem
     support, sign, k = state
@@ -312,7 +167,7 @@ def _least_squares(problem, state, whole, kappa, goal, centre, factor, lines, in
     state = (support, sign, k)
     norm = np.inf
     for _ in range(_MAX_CENTRES):
-        _refresh(problem, state, 0.0, centre, factor, lines)
+        refresh(problem, state, 0.0, centre, factor, lines)
         norm = 0.0
         for i in range(k):
             j = support[i]
@@ -324,39 +179,16 @@ def _least_squares(problem, state, whole, kappa, goal, centre, factor, lines, in
                     norm = np.inf
         if norm > kappa:
             break
-        if _norms(problem, state, lines)[2] + kappa * _steepest(problem, lines[2]) <= goal:
+        if norms(problem, state, lines)[2] + kappa * steepest(problem, lines[2]) <= goal:
             return True, norm, state, factor
     return False, norm, state, factor
 
 
-@njit(cache=True, nogil=True)
-def _choose_step(steps, count, block, beyond, tie, limit):  # type: ignore[no-untyped-def]
-    """Return a step past the block-th breakpoint and its ties, and the first breakpoint.
-
-    The step ends the fraction `beyond` of the way to the next breakpoint, so that no coefficient that
-    enters sits within rounding of zero.
-    """
-    if count == 0:
-        return limit, np.inf
-    q = min(block, count)
-    last = _kth_smallest(steps, count, q - 1)
-    first = np.inf
-    for i in range(q):
-        first = min(first, steps[i])
-    following = limit
-    for i in range(q, count):
-        if steps[i] > last + tie:
-            following = min(following, steps[i])
-    if last >= limit:
-        return limit, first
-    return last + beyond * (following - last), first
-
-
 @njit(cache=True, nogil=True, fastmath=FAST)
 def solve_levels(
-    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor, levels, ball, goal, max_solves,
-    out, out_lam, out_status, out_solves,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor,
+    levels, ball, goal, max_solves, out, out_lam, out_status, out_solves,
+):  # fmt: skip
     """Solve one row for several levels in one pass along its path.
 
     Parameters
@@ -393,8 +225,8 @@ def solve_levels(
     work = (np.zeros(n, np.bool_), np.empty(n, np.int64), np.empty(n))
     steps = np.empty(n)
     state = (support, sign, f)
-    _refresh(problem, state, 0.0, centre, factor, lines)
-    lam = _steepest(problem, lines[2])
+    refresh(problem, state, 0.0, centre, factor, lines)
+    lam = steepest(problem, lines[2])
     saved = support.copy()
     saved_sign = sign.copy()
     saved_k, saved_lam = f, lam
@@ -403,7 +235,6 @@ def solve_levels(
     block = 1
     beyond = 0.5
     refused = 0
-    moves = 0
     passes = 0
     usable = 0
     for j in range(n):
@@ -416,10 +247,12 @@ def solve_levels(
         stop = 0.0 if ball else levels[level]
         status = STALLED
         arrived = False
+        futile = 0
+        best_gap = np.inf
         while not stalled:
             # An exact point of the path is held here: (lam, state, lines), its norm at most kappa.
-            norm, rate, inner, size = _norms(problem, state, lines)
-            steep = _steepest(problem, lines[2])
+            norm, rate, inner, _ = norms(problem, state, lines)
+            steep = steepest(problem, lines[2])
             gap = inner + kappa * steep if ball else lam * norm + inner
             if (ball and gap <= goal) or (arrived and gap <= goal + 1e-15 * half_sq):
                 status = EXACT if arrived else EARLY
@@ -447,23 +280,48 @@ def solve_levels(
                     inactive_from = max(norm, np.nextafter(kappa, np.inf))
                 centre[:] = saved_centre
                 state, factor = _restore(
-                    problem, state, f, saved, saved_sign, saved_k, free_factor, factor, inside, work[1]
+                    problem,
+                    state,
+                    f,
+                    saved,
+                    saved_sign,
+                    saved_k,
+                    free_factor,
+                    factor,
+                    inside,
+                    work[1],
                 )
-                _refresh(problem, state, lam, centre, factor, lines)
-                norm, rate, inner, size = _norms(problem, state, lines)
+                refresh(problem, state, lam, centre, factor, lines)
+                norm, rate, inner, _ = norms(problem, state, lines)
             if arrived or limit <= 0.0:
                 # Exact for the problem with the proximal term, but that term shows in the gap.
-                moves += 1
-                if moves > _MAX_CENTRES:
-                    stalled = True
-                    break
+                if gap < 0.5 * best_gap:
+                    futile = 0
+                    best_gap = gap
+                    write(problem, state, lines, kappa, out[level])
+                else:
+                    futile += 1
+                    if futile > 3:
+                        status = ROUNDED
+                        break
                 centre[:] = 0.0
                 for i in range(state[2]):
                     centre[support[i]] = lines[0][i]
-                _refresh(problem, state, lam, centre, factor, lines)
+                refresh(problem, state, lam, centre, factor, lines)
                 solves += 1
                 done, at_kappa, lam, state, factor, used = _correct(
-                    problem, state, lam, kappa, arrived and ball, n, root, centre, factor, lines, inside, work
+                    problem,
+                    state,
+                    lam,
+                    kappa,
+                    arrived and ball,
+                    n,
+                    root,
+                    centre,
+                    factor,
+                    lines,
+                    inside,
+                    work,
                 )
                 solves += used
                 arrived = at_kappa or not ball
@@ -474,19 +332,28 @@ def solve_levels(
                 else:
                     stalled = True
                     state, factor = _restore(
-                        problem, state, f, saved, saved_sign, saved_k, free_factor, factor, inside, work[1]
+                        problem,
+                        state,
+                        f,
+                        saved,
+                        saved_sign,
+                        saved_k,
+                        free_factor,
+                        factor,
+                        inside,
+                        work[1],
                     )
                     lam = saved_lam
-                    _refresh(problem, state, lam, centre, factor, lines)
+                    refresh(problem, state, lam, centre, factor, lines)
                 continue
-            count = _breakpoints(problem, state, lam, centre, lines, inside, steps)
-            step, first = _choose_step(steps, count, block, beyond, 1e-12 * lam, limit)
+            count = breakpoints(problem, state, lam, centre, lines, inside, steps)
+            step, first = choose_step(steps, count, block, beyond, 1e-12 * lam, limit)
             reach = max((kappa - norm) / rate, 0.0) if rate > 0.0 else np.inf
             if norm >= kappa:
                 reach = 0.0
             at_kappa = reach <= step
             step = min(step, reach)
-            _advance(problem, state, step, lines)
+            advance(problem, state, step, lines)
             lam -= step
             if first >= step:
                 arrived = at_kappa or (not ball and lam <= stop)
@@ -494,7 +361,18 @@ def solve_levels(
                 continue
             allowed = 16 + 2 * block + state[2] // 2
             done, at_kappa, lam, state, factor, used = _correct(
-                problem, state, lam, kappa, at_kappa, allowed, root, centre, factor, lines, inside, work
+                problem,
+                state,
+                lam,
+                kappa,
+                at_kappa,
+                allowed,
+                root,
+                centre,
+                factor,
+                lines,
+                inside,
+                work,
             )
             solves += used
             if done and lam <= saved_lam * (1.0 + 1e-9):
@@ -515,14 +393,10 @@ def solve_levels(
                 problem, state, f, saved, saved_sign, saved_k, free_factor, factor, inside, work[1]
             )
             lam = saved_lam
-            _refresh(problem, state, lam, centre, factor, lines)
+            refresh(problem, state, lam, centre, factor, lines)
             solves += 1
-        norm = _norms(problem, state, lines)[0]
-        shrink = kappa / norm if ball and norm > kappa else 1.0
-        out[level, :] = 0.0
-        for i in range(state[2]):
-            j = support[i]
-            out[level, j] = lines[0][i] * (shrink if weights[j] > 0.0 else 1.0)
+        if status != ROUNDED:
+            write(problem, state, lines, kappa, out[level])
         out_lam[level] = lam
         out_status[level] = status
         out_solves[level] = solves

@@ -1,175 +1,214 @@
-"""The exact segment step: from a guess of the support and signs to the exact point of a row's path.
+"""One linear segment of a row's solution path: its lines, its breakpoints, its violations (numba).
 
-On one segment of the path the solution of Q(lam) is known in closed form, and so is the point of
-norm kappa. An approximate solution guesses the segment; columns that violate the optimality conditions
-are exchanged until none does (`cimf.solve.pivoting`), and the point is computed once more from the
-sorted support alone. Its bits therefore depend on the support, not on the guess or on who made it.
+On a segment the coefficients and the gradient are lines in lam. The kernels share three records:
+
+problem : (gram (N, N), corr (N,), weights (N,), signs (N,), scale (N,), ridge)
+    scale is the diagonal of D (about 1/||M_j||; 0 for zero columns, which are never used).
+state : (support (N,), sign (N,), k)
+    The first k entries of support; sign by column, 0 off the support and for free columns.
+lines : (a (N,), v (N,), grad (N,), slope (N,))
+    a[:k] on the support and v = -da/dlam; grad = G a - c and slope = G v on all columns.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from cimf.solve.exact import _MARGIN, _free_columns, column_scale
-from cimf.solve.exact import _RIDGE as RIDGE
-from cimf.solve.pivoting import _correct, _norms, _refresh, _restore, _steepest
-from cimf.statistics import Gram
-from formulations.columns import Columns
-
-# Proximal moves; one or two close a gap that the ridge leaves.
-_MOVES = 30
+from cimf.solve.cholesky import FAST, combine_pair, solve
 
 
 @njit(cache=True, nogil=True)
-def _sorted_support(weights, sign, free, support):  # type: ignore[no-untyped-def]
-    """List the free columns, then the columns with a sign in ascending order; returns their number."""
-    k = free.shape[0]
-    support[:k] = free
-    for j in range(sign.shape[0]):
-        if sign[j] != 0.0 and weights[j] > 0.0:
-            support[k] = j
-            k += 1
-    return k
-
-
-@njit(cache=True, nogil=True)
-def _solve_segment(
-    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor, guess, lam, kappa, ball, goal,
-    out,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Solve one row from a guess; returns whether `out` is exact, lam, and the systems solved.
-
-    Parameters
-    ----------
-    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor, goal
-        As `pivoting.solve_levels`.
-    guess : (N,)
-        -1, 0, +1: signs on the guessed support.
-    lam : float
-        Q(lam), or near the multiplier of P(kappa).
-    kappa : float
-        Radius of the ball; not used without one.
-    out : (N,)
-        Filled where exact.
-    """
-    n = corr.shape[0]
-    f = free.shape[0]
-    problem = (gram, corr, weights, signs, scale, ridge)
-    kappa = kappa if ball else np.inf
-    sign = np.zeros(n)
-    for j in range(n):
-        if 0.0 < weights[j] < np.inf and scale[j] > 0.0 and guess[j] * signs[j] >= 0.0:
-            sign[j] = guess[j]
-    inside = np.zeros(n, np.bool_)
-    centre = np.zeros(n)
-    lines = (np.empty(n), np.empty(n), np.empty(n), np.empty(n))
-    work = (np.zeros(n, np.bool_), np.empty(n, np.int64), np.empty(n))
-    support = np.empty(n, np.int64)
-    listed = np.empty(n, np.int64)
-    state = (support, sign.copy(), f)
-    factor = np.empty((f + 1, f + 1))
-    root = np.sqrt(2.0 * half_sq)
-    solves = 0
-    # Once from the guess, then from the support that this led to: the second pass exchanges nothing.
-    for _ in range(3):
-        k = _sorted_support(weights, sign, free, listed)
-        state, factor = _restore(
-            problem, state, f, listed, sign, k, free_factor, factor, inside, work[1]
-        )
-        at_kappa = ball and k > f and kappa > 0.0
-        if at_kappa:
-            _refresh(problem, state, 0.0, centre, factor, lines)
-            norm, rate, _, _ = _norms(problem, state, lines)
-            lam = (norm - kappa) / rate if rate > 0.0 else 0.0
-            solves += 1
-            if lam <= 0.0:
-                return False, lam, solves
-        _refresh(problem, state, lam, centre, factor, lines)
-        done, _, lam, state, factor, used = _correct(
-            problem, state, lam, kappa, at_kappa, n, root, centre, factor, lines, inside, work
-        )
-        solves += 1 + used
-        if not done:
-            return False, lam, solves
-        sign[:] = state[1]
-        if used == 0:
+def _kth_smallest(values, n, q):
+    """Return the q-th (from 0) smallest of values[:n]; values is permuted (quickselect)."""
+    low, high = 0, n - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if q <= j:
+            high = j
+        elif q >= i:
+            low = i
+        else:
             break
-    for _ in range(_MOVES):
-        norm, _, inner, _ = _norms(problem, state, lines)
-        gap = inner + kappa * _steepest(problem, lines[2]) if ball else lam * norm + inner
-        if gap <= goal + 1e-15 * half_sq:
-            shrink = kappa / norm if ball and norm > kappa else 1.0
-            out[:] = 0.0
-            for i in range(state[2]):
-                j = state[0][i]
-                out[j] = lines[0][i] * (shrink if weights[j] > 0.0 else 1.0)
-            return True, lam, solves
-        centre[:] = 0.0
-        for i in range(state[2]):
-            centre[state[0][i]] = lines[0][i]
-        _refresh(problem, state, lam, centre, factor, lines)
-        done, _, lam, state, factor, used = _correct(
-            problem, state, lam, kappa, at_kappa, n, root, centre, factor, lines, inside, work
-        )
-        solves += 1 + used
-        if not done:
-            return False, lam, solves
-    return False, lam, solves
+    return values[q]
 
 
-class Segments:
-    """The exact segment step for the rows of one set of statistics.
+@njit(cache=True, nogil=True)
+def choose_step(steps, count, block, beyond, tie, limit):
+    """Return a step past the block-th breakpoint and its ties, and the first breakpoint.
 
-    Parameters
-    ----------
-    gram : Gram
-    columns : Columns
-    ball : bool
-        P(kappa) or Q(lam).
-    tol : float
-        Relative gap aimed at.
+    The step ends the fraction `beyond` of the way to the next breakpoint, so that no coefficient
+    that enters sits within rounding of zero.
     """
+    if count == 0:
+        return limit, np.inf
+    q = min(block, count)
+    last = _kth_smallest(steps, count, q - 1)
+    first = np.inf
+    for i in range(q):
+        first = min(first, steps[i])
+    following = limit
+    for i in range(q, count):
+        if steps[i] > last + tie:
+            following = min(following, steps[i])
+    if last >= limit:
+        return limit, first
+    return last + beyond * (following - last), first
 
-    def __init__(self, gram: Gram, columns: Columns, ball: bool, tol: float) -> None:
-        self.gram, self.columns, self.ball = gram, columns, ball
-        self.scale = column_scale(gram)
-        self.goal = tol * _MARGIN
-        self._matrix = gram.gram
-        self._free = self._factor(0) if columns.shared else None
 
-    def _factor(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        weights = np.ascontiguousarray(self.columns.row(row))
-        return _free_columns(self._matrix, weights, self.scale, RIDGE)
+@njit(cache=True, nogil=True, fastmath=FAST)
+def refresh(problem, state, lam, centre, factor, lines):
+    """Solve on the support at lam: a, its slope v = -da/dlam, and the gradients G a - c and G v."""
+    gram, corr, weights, _, scale, ridge = problem
+    support, sign, k = state
+    a, v, grad, slope = lines
+    for i in range(k):
+        j = support[i]
+        d = scale[j]
+        push = weights[j] * sign[j]
+        a[i] = d * (corr[j] - lam * push) + ridge * centre[j] / d
+        v[i] = d * push
+    solve(factor, k, a)
+    solve(factor, k, v)
+    for i in range(k):
+        d = scale[support[i]]
+        a[i] *= d
+        v[i] *= d
+    combine_pair(gram, support, k, a, v, grad, slope)
+    for j in range(corr.shape[0]):
+        grad[j] -= corr[j]
 
-    def finish(
-        self, row: int, guess: NDArray[np.float64], lam: float, kappa: float, out: NDArray[np.float64]
-    ) -> tuple[bool, float, int]:
-        """Write the exact solution of a row into `out` (N,), if the guess leads to it.
 
-        Parameters
-        ----------
-        row : int
-        guess : (N,)
-            An approximate solution; only its signs are used.
-        lam : float
-            Its multiplier.
-        kappa : float
-            Ignored for Q(lam).
+@njit(cache=True, nogil=True, fastmath=FAST)
+def advance(problem, state, step, lines):
+    """Move along the lines by lam -> lam - step."""
+    k = state[2]
+    a, v, grad, slope = lines
+    for i in range(k):
+        a[i] += step * v[i]
+    for j in range(grad.shape[0]):
+        grad[j] += step * slope[j]
 
-        Returns
-        -------
-        exact : bool
-            False also where the ball is inactive: whoever calls solves the row from the start.
-        lam : float
-        solves : int
-            Linear systems.
-        """
-        free, factor = self._free if self._free is not None else self._factor(row)
-        half_sq = 0.5 * self.gram.target_sq[row]
-        return _solve_segment(
-            self._matrix, self.gram.corr[row], half_sq, np.ascontiguousarray(self.columns.row(row)),
-            self.columns.signs, self.scale, RIDGE, free, factor, np.sign(guess), lam, kappa,
-            self.ball, self.goal * half_sq, out,
-        )  # fmt: skip
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def norms(problem, state, lines):
+    """Return sum w s a, its slope sum w s v, <g, a> on the bounded support, sum |a_j| / d_j."""
+    weights, scale = problem[2], problem[4]
+    support, sign, k = state
+    a, v, grad, _ = lines
+    norm = 0.0
+    rate = 0.0
+    inner = 0.0
+    size = 0.0
+    for i in range(k):
+        j = support[i]
+        push = weights[j] * sign[j]
+        norm += push * a[i]
+        rate += push * v[i]
+        size += abs(a[i]) / scale[j]
+        if weights[j] > 0.0:
+            inner += a[i] * grad[j]
+    return norm, rate, inner, size
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def steepest(problem, grad):
+    """Return max |g_j| / w_j over the bounded columns, in the directions their signs allow."""
+    weights, signs, scale = problem[2], problem[3], problem[4]
+    largest = 0.0
+    for j in range(grad.shape[0]):
+        w = weights[j]
+        if w > 0.0 and w < np.inf and scale[j] > 0.0:
+            g = grad[j]
+            if (g < 0.0 and signs[j] < 0) or (g > 0.0 and signs[j] > 0):
+                continue
+            largest = max(largest, abs(g) / w)
+    return largest
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def wrong_columns(problem, state, lam, centre, noise, lines, inside, drop, new, new_sign):
+    """Find the columns that violate the optimality conditions at lam.
+
+    drop[i] is set for support positions whose coefficient has the wrong sign; the columns off the
+    support with |g_j| > lam w_j are listed in new, their signs in new_sign. Returns both counts.
+    """
+    _, _, weights, signs, scale, ridge = problem
+    support, sign, k = state
+    a, _, grad, _ = lines
+    n_drop = 0
+    for i in range(k):
+        drop[i] = a[i] * sign[support[i]] < 0.0
+        n_drop += drop[i]
+    n_new = 0
+    for j in range(grad.shape[0]):
+        w = weights[j]
+        d = scale[j]
+        if inside[j] or w == np.inf or d == 0.0:
+            continue
+        g = grad[j] - ridge * centre[j] / (d * d)
+        if abs(g) > lam * w * (1.0 + 1e-12) + noise / d:
+            s = -1.0 if g > 0.0 else 1.0
+            if s * signs[j] < 0.0:
+                continue
+            new[n_new] = j
+            new_sign[n_new] = s
+            n_new += 1
+    return n_drop, n_new
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def breakpoints(problem, state, lam, centre, lines, inside, steps):
+    """Collect the steps t in (0, lam] at which a column joins or leaves; return their number."""
+    _, _, weights, signs, scale, ridge = problem
+    support, sign, k = state
+    a, v, grad, slope = lines
+    n = 0
+    for i in range(k):
+        s = sign[support[i]]
+        if s * v[i] < 0.0:
+            t = -a[i] / v[i]
+            if t < lam:
+                steps[n] = max(t, 0.0)
+                n += 1
+    for j in range(grad.shape[0]):
+        w = weights[j]
+        d = scale[j]
+        if inside[j] or w == np.inf or d == 0.0:
+            continue
+        g = grad[j] - ridge * centre[j] / (d * d)
+        h = slope[j]
+        t = np.inf
+        if signs[j] <= 0 and h + w > 0.0:
+            t = (lam * w - g) / (h + w)
+        if signs[j] >= 0 and w - h > 0.0:
+            t = min(t, (lam * w + g) / (w - h))
+        if t < lam:
+            steps[n] = max(t, 0.0)
+            n += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def write(problem, state, lines, kappa, out):
+    """Write the coefficients, shrunk into the ball where rounding left them outside."""
+    weights = problem[2]
+    support, _, k = state
+    norm = 0.0
+    for i in range(k):
+        norm += weights[support[i]] * abs(lines[0][i])
+    shrink = kappa / norm if norm > kappa else 1.0
+    out[:] = 0.0
+    for i in range(k):
+        j = support[i]
+        out[j] = lines[0][i] * (shrink if weights[j] > 0.0 else 1.0)
