@@ -209,7 +209,7 @@ def _judge(
     free_block: _FreeBlock | None,
 ) -> tuple[NDArray[np.float64], ...]:
     """Return objective, absolute gap, violation and lam of a chunk of rows."""
-    bad = ~np.isfinite(coef).all(axis=1)
+    bad = np.logical_not(np.isfinite(coef).all(axis=1))
     if bad.any():
         coef = np.where(bad[:, None], 0.0, coef)
     # A sparse product works row by row: its bits do not depend on which rows are judged together.

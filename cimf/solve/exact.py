@@ -53,9 +53,8 @@ def solve_chunk(
     solves : (r, L)
         Linear systems solved, counted from the first level of the row.
     """
-    weights = np.ascontiguousarray(
-        np.broadcast_to(columns.weights, (gram.n_targets, gram.n_features))
-    )
+    # A copy: a read-only view would be another type to the compiler, and 10 s of compilation.
+    weights = np.array(np.broadcast_to(columns.weights, gram.corr.shape), order="C")
     shape = (*levels.shape, gram.n_features)
     coef, lam = np.zeros(shape), np.zeros(levels.shape)
     status, solves = np.zeros(levels.shape, np.int64), np.zeros(levels.shape, np.int64)
@@ -70,7 +69,7 @@ def solve_chunk(
 
 
 @njit(cache=True, nogil=True)
-def _free_columns(gram, weights, scale, ridge):  # type: ignore[no-untyped-def]
+def _free_columns(gram, weights, scale, ridge):
     """Return the free columns and the factor of their block."""
     free = np.flatnonzero((weights == 0.0) & (scale > 0.0))
     factor = np.zeros((free.shape[0], free.shape[0]))
@@ -83,7 +82,7 @@ def _free_columns(gram, weights, scale, ridge):  # type: ignore[no-untyped-def]
 def _solve_rows(
     gram, corr, half_sq, weights, signs, shared, scale, ridge, levels, ball, goal, budget,
     coef, lam, status, solves,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     if corr.shape[0] == 0:
         return
     free, factor = _free_columns(gram, weights[0], scale, ridge)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution, certify_columns
-from cimf.solve import exact
+from cimf.solve import bisection, exact
 from cimf.statistics import Gram
 from formulations.columns import Columns, per_row
 
@@ -23,7 +23,10 @@ ChunkSolver = Callable[
     tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]],
 ]
 
-METHODS: dict[str, ChunkSolver] = {"exact": exact.solve_chunk}
+METHODS: dict[str, ChunkSolver] = {
+    "exact": exact.solve_chunk,
+    "bisection": bisection.solve_chunk,
+}
 
 _BLAS = threadpoolctl.ThreadpoolController()
 
@@ -143,6 +146,21 @@ def _solve(
     if not tol > 0:
         raise InputError(f"tol must be positive, got {tol}")
     name, why = _choose(method)
+    with _BLAS.limit(limits=1, user_api="blas"):  # threads belong to the rows; and equal bits
+        return _solve_and_certify(name, why, gram, columns, levels, ball, tol, n_jobs, progress)
+
+
+def _solve_and_certify(
+    name: str,
+    why: str,
+    gram: Gram,
+    columns: Columns,
+    levels: NDArray[np.float64],
+    ball: bool,
+    tol: float,
+    n_jobs: int | None,
+    progress: Callable[[int], None] | None,
+) -> list[Solution]:
     start = time.perf_counter()
     parts = _run(METHODS[name], gram, columns, levels, ball, tol, n_jobs, progress)
     solved = time.perf_counter()
@@ -186,7 +204,7 @@ def _run(
     if n_jobs is None and get_active_backend()[1] == 1:
         n_jobs = -1
     # Small chunks level out rows of very different cost; their number does not change the answer.
-    size = max(1, min(16, -(-rows // 8)))
+    size = max(1, min(16, -(-rows // 16)))
     slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
     gram.gram  # noqa: B018 - completes the symmetric matrix before threads share it
     tasks = (
@@ -199,12 +217,11 @@ def _run(
         for part in slices
     )  # fmt: skip
     done = []
-    with _BLAS.limit(limits=1, user_api="blas"):
-        pool = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
-        for part, result in zip(slices, pool(tasks), strict=True):
-            done.append(result)
-            if progress is not None:
-                progress(part.stop)
+    pool = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
+    for part, result in zip(slices, pool(tasks), strict=True):
+        done.append(result)
+        if progress is not None:
+            progress(part.stop)
     return done
 
 
