@@ -32,7 +32,7 @@ def run(folder: str | Path, *, seed: int = 0, **options: Any) -> list[Sparsified
         folder,
         {"network": {"sizes": SIZES, **asdict(SCHEDULE)}, "seed": seed},
         network,
-        configurations=(("full", True), ("causal", True)),
+        configurations=(("full", True), ("full", False)),
         dataset=data,
         **options,
     )
