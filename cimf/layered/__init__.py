@@ -1,0 +1,1 @@
+"""Networks with layers as structured row problems: convolutions, residuals, token sequences."""

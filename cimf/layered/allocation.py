@@ -1,0 +1,64 @@
+"""How many weights every row keeps: budgets from a target sparsity of the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cimf.errors import InputError
+
+Counts = list[NDArray[np.int64]]
+
+
+def uniform(sizes: Sequence[tuple[int, int]], keep: int) -> Counts:
+    """Return the same share for every row: `keep` weights in all; sizes (rows, columns) per layer.
+
+    Rounding leftovers go to the rows in order, one each.
+    """
+    total = sum(r * n for r, n in sizes)
+    ideal = np.concatenate([np.full(r, keep * n / total) for r, n in sizes])
+    counts = np.floor(ideal + 1e-9).astype(np.int64)
+    short = keep - int(counts.sum())
+    counts[np.argsort(counts - ideal, kind="stable")[:short]] += 1
+    return _split(counts, [r for r, _ in sizes])
+
+
+def by_price(increase: Sequence[NDArray[np.float64]], keep: int, floor: float = 0.0) -> Counts:
+    """Return the counts that minimise the predicted loss: drop where it costs least.
+
+    Parameters
+    ----------
+    increase : sequence of (r, N)
+        Per layer: predicted increase of the loss at each drop, in each row's own order.
+    keep : int
+        Weights that are kept in all rows together.
+    floor : float
+        Share of its columns that every row keeps at least.
+
+    Notes
+    -----
+    A later drop may be cheaper than an earlier one; the running maximum of a row's prices makes
+    its loss curve convex, so that the cheapest drops overall respect every row's order.
+    """
+    prices, owners, first = [], [], 0
+    for layer in increase:
+        r, n = layer.shape
+        price = np.maximum.accumulate(layer, axis=1)
+        price[:, n - int(np.ceil(floor * n)) :] = np.inf
+        prices.append(price.ravel())
+        owners.append(np.repeat(np.arange(first, first + r), n))
+        first += r
+    price = np.concatenate(prices)
+    drop = len(price) - keep
+    if drop > np.isfinite(price).sum():
+        raise InputError(f"the floor of {floor:.0%} per row keeps more than {keep:,} weights")
+    dropped = np.concatenate(owners)[np.argsort(price, kind="stable")[:drop]]
+    sizes = np.concatenate([np.full(len(layer), layer.shape[1]) for layer in increase])
+    counts = sizes - np.bincount(dropped, minlength=first)
+    return _split(counts, [len(layer) for layer in increase])
+
+
+def _split(counts: NDArray[np.int64], rows: Sequence[int]) -> Counts:
+    return np.split(counts, np.cumsum(rows)[:-1])

@@ -1,0 +1,314 @@
+"""The graph of a network with its linear maps as row problems.
+
+A matched layer is a convolution or a linear module, with the batch norm behind it folded in. Its
+rows are its output channels; its regressors are the patches of its input, with the network's own
+weight sharing; its target is its output. Where the output is only added to something that is
+known by then (a shortcut), the sum is the target and the other summand is the fixed part.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from cimf.errors import CaptureError, InputError
+
+_CONVS = (nn.Conv1d, nn.Conv2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_MATCHED = (*_CONVS, nn.Linear)
+_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+# Modules that own matrices and stay as they are; every other unmatched matrix is refused.
+_LEFT_ALONE = (nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass
+class Layer:
+    """One matched layer.
+
+    Attributes
+    ----------
+    path : str
+        Of the module in the network.
+    node : fx.Node
+        The call of the module in the folded graph.
+    module : nn.Module
+        The folded copy; its weight is what the rows replace.
+    norm : str
+        Path of the folded batch norm, or "".
+    summand : fx.Node or None
+        What is added to the layer's output before anything else sees it, known when the layer runs.
+    target : fx.Node
+        The addition, where there is a summand, else `node`.
+    """
+
+    path: str
+    node: fx.Node
+    module: nn.Module
+    norm: str = ""
+    summand: fx.Node | None = None
+
+    @property
+    def target(self) -> fx.Node:
+        return self.node if self.summand is None else next(iter(self.node.users))
+
+    @property
+    def source(self) -> fx.Node:
+        """The node whose value the layer reads."""
+        return self.node.all_input_nodes[0]
+
+    @property
+    def groups(self) -> int:
+        return int(getattr(self.module, "groups", 1))
+
+    @property
+    def has_bias(self) -> bool:
+        return self.module.bias is not None
+
+    @property
+    def weight(self) -> Tensor:
+        """The folded weight as rows, shape (r, N): one row per output channel, float64."""
+        return self.module.weight.detach().double().flatten(1)
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.module.weight.shape[0])
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of a row without the bias: input channels of its group times kernel size."""
+        return int(self.module.weight[0].numel())
+
+    @property
+    def n_weights(self) -> int:
+        return self.n_rows * self.n_columns
+
+    def set_rows(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Replace the folded weight by rows (r, N) and the bias by (r,)."""
+        with torch.no_grad():
+            self.module.weight.copy_(weight.reshape(self.module.weight.shape))
+            if bias is not None:
+                self.module.bias.copy_(bias)
+
+
+class LayerGraph:
+    """A folded, traced copy of a network in eval mode, and its matched layers in order.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Not modified. Statistics are taken on a float32 copy (float64 where the network is).
+
+    Attributes
+    ----------
+    module : fx.GraphModule
+        The folded copy; running it gives the network's output.
+    layers : list of Layer
+        In the order in which they are solved.
+
+    Raises
+    ------
+    InputError
+        `net` is not an nn.Module.
+    CaptureError
+        It cannot be copied or traced (dynamic control flow), uses a matched module twice, shares a
+        weight between modules, has matrices in modules that cannot be matched, or has no layer.
+        The message names the module's path.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        if not isinstance(net, nn.Module):
+            raise InputError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+        if isinstance(net, fx.GraphModule) or not any(True for _ in net.parameters()):
+            raise InputError("net must be a network with parameters, not a traced graph")
+        self.original = net
+        double = any(p.dtype == torch.float64 for p in net.parameters())
+        dtype = torch.float64 if double else torch.float32
+        try:
+            root = copy.deepcopy(net).to("cpu", dtype).eval().requires_grad_(False)
+        except Exception as error:
+            raise CaptureError(f"the network cannot be copied to {dtype}: {error}") from error
+        self.dtype = dtype
+        _refuse_foreign_matrices(root)
+        try:
+            graph = fx.Tracer().trace(root)
+        except Exception as error:
+            raise CaptureError(
+                f"the network cannot be traced: {error}. Its control flow must not depend on the "
+                "data (if, for, len, int() on tensors); use torch.where, or sparsify the parts"
+            ) from error
+        self.module = fx.GraphModule(root, graph)
+        self.layers = self._find_layers()
+        if not self.layers:
+            raise CaptureError("the network has no convolution and no linear layer to match")
+
+    @property
+    def n_weights(self) -> int:
+        """Entries of all matched weights, biases left out."""
+        return sum(layer.n_weights for layer in self.layers)
+
+    def _find_layers(self) -> list[Layer]:
+        graph = self.module.graph
+        layers: dict[str, Layer] = {}
+        owners: dict[int, str] = {}
+        for node in list(graph.nodes):
+            if node.op != "call_module":
+                continue
+            path = str(node.target)
+            found = self.module.get_submodule(path)
+            if not isinstance(found, _MATCHED):
+                continue
+            if path in layers or id(found.weight) in owners:
+                raise CaptureError(
+                    f"layer {path!r} ({type(found).__name__}) is used more than once or shares its "
+                    f"weight with {owners[id(found.weight)]!r}: its rows have no single design"
+                )
+            owners[id(found.weight)] = path
+            layers[path] = Layer(path, node, found, self._fold(node, found))
+        for layer in layers.values():
+            _postpone(layer.node)
+        order = {node: k for k, node in enumerate(graph.nodes)}
+        ordered = sorted(layers.values(), key=lambda layer: order[layer.node])
+        for layer in ordered:
+            layer.summand = _summand(layer.node, order)
+        graph.lint()
+        self.module.recompile()
+        return ordered
+
+    def _fold(self, node: fx.Node, layer: nn.Module) -> str:
+        """Fold the batch norm behind a layer into it; return its path, or "" where there is none."""
+        users = list(node.users)
+        if len(users) != 1 or users[0].op != "call_module":
+            return ""
+        path = str(users[0].target)
+        norm = self.module.get_submodule(path)
+        if not isinstance(norm, _NORMS):
+            return ""
+        if isinstance(layer, nn.Linear) and node.meta.get("tensor_rank", 2) != 2:
+            return ""
+        if norm.running_var is None or norm.running_mean is None:
+            raise CaptureError(
+                f"layer {path!r} ({type(norm).__name__}) has no running statistics: its output "
+                "depends on the batch. Use track_running_stats=True"
+            )
+        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+        shift = -norm.running_mean.double() * scale
+        if norm.weight is not None:
+            scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+        weight, bias = layer.weight.double(), layer.bias
+        if bias is not None:
+            shift = shift + scale * bias
+        shape = (-1, *[1] * (weight.ndim - 1))
+        layer.weight = nn.Parameter((weight * scale.view(shape)).to(self.dtype), False)
+        layer.bias = nn.Parameter(shift.to(self.dtype), False)
+        users[0].replace_all_uses_with(node)
+        self.module.graph.erase_node(users[0])
+        return path
+
+    def export(self) -> nn.Module:
+        """Return a copy of the network that was given, with the layers' present rows as weights.
+
+        A folded batch norm stays in place as the identity up to the layer's bias: variance and
+        weight cancel, so the zeros of the rows are zeros of the weights. Class, dtype, device and
+        mode are those of the network.
+        """
+        net = copy.deepcopy(self.original)
+        with torch.no_grad():
+            for layer in self.layers:
+                target = net.get_submodule(layer.path)
+                weight, bias = layer.module.weight.double(), layer.module.bias
+                if layer.norm:
+                    norm = net.get_submodule(layer.norm)
+                    deviation = torch.sqrt(norm.running_var.double() + norm.eps).cpu()
+                    if target.bias is not None:
+                        target.bias.zero_()
+                    if norm.weight is not None:
+                        norm.weight.copy_(deviation)
+                        norm.bias.copy_(bias)
+                        norm.running_mean.zero_()
+                    else:
+                        weight = weight * deviation.view(-1, *[1] * (weight.ndim - 1))
+                        norm.running_mean.copy_(-bias.double() * deviation)
+                elif bias is not None:
+                    target.bias.copy_(bias)
+                target.weight.copy_(weight)
+        return net
+
+
+def _refuse_foreign_matrices(root: nn.Module) -> None:
+    for path, module in root.named_modules():
+        if isinstance(module, (*_MATCHED, *_LEFT_ALONE)):
+            continue
+        own = [name for name, p in module.named_parameters(recurse=False) if p.ndim >= 2]
+        if own:
+            raise CaptureError(
+                f"layer {path or 'the network itself'!r} ({type(module).__name__}) is not "
+                f"supported: its weights {', '.join(own)} belong to no convolution (1-D, 2-D) or "
+                "linear module. Write it with nn.Conv1d, nn.Conv2d or nn.Linear"
+            )
+
+
+def _postpone(node: fx.Node) -> None:
+    """Move a call to just before its first user, so that a shortcut beside it is known by then."""
+    users = set(node.users)
+    follower = node.next
+    while follower.op != "root":
+        if follower in users:
+            follower.prepend(node)
+            return
+        follower = follower.next
+
+
+def _summand(node: fx.Node, order: dict[fx.Node, int]) -> fx.Node | None:
+    """Return what a layer's output is added to, where that is all that happens to the output."""
+    users = list(node.users)
+    if len(users) != 1:
+        return None
+    add = users[0]
+    if add.op not in ("call_function", "call_method") or add.target not in _ADDITIONS:
+        return None
+    others = [value for value in add.args if value is not node]
+    if len(add.args) != 2 or add.kwargs or len(others) != 1:
+        return None
+    other = others[0]
+    if isinstance(other, fx.Node) and order[other] < order[node]:
+        return other
+    return None
+
+
+def stages(graph: LayerGraph) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...], Layer | None]]:
+    """Yield every node in order, what may be forgotten after it, and its layer if it is matched."""
+    nodes = list(graph.module.graph.nodes)
+    by_node = {layer.node: layer for layer in graph.layers}
+    last: dict[fx.Node, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()
+    for node in reversed(nodes):
+        needed = [value for value in node.all_input_nodes if value not in seen]
+        last[node] = needed
+        seen.update(needed)
+    for node in nodes:
+        yield node, tuple(last[node]), by_node.get(node)
+
+
+def evaluate_node(module: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    """Return the value of a node from the values of its inputs."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda value: env[value])
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        value: Any = module
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        return value
+    if node.op == "output":
+        return args[0]
+    raise CaptureError(f"the network takes several inputs ({node.target!r}); one is supported")

@@ -1,0 +1,160 @@
+"""What a sparse network is: per layer and in all, against four denominators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from cimf.judge import DENOMINATORS
+from cimf.layered.graph import Layer, LayerGraph
+from cimf.layered.rows import Matrix, losses
+from cimf.layered.supports import Choice
+from cimf.statistics import Gram
+
+
+class LayerRecord:
+    """One layer of the result.
+
+    Attributes
+    ----------
+    path, kind : str
+        The module and its type.
+    rows, columns, samples : int
+        Output channels, weights per row, samples times positions.
+    kept : int
+        Non-zero weights, biases left out.
+    emptied : tuple of int
+        Rows without any non-zero weight.
+    unread : int
+        Input channels that no row reads.
+    exchanges : int
+        Exact exchanges that improved the supports.
+    certified, solved : int
+        Rows of the convex problem behind the supports that passed their certificate, of how many;
+        0 of 0 where the rule is not convex.
+    worst_gap : float
+        Largest relative duality gap of those rows (NaN where there are none).
+    polish_gap : float
+        Largest relative excess of the least squares on the supports, recomputed (NaN: no polish).
+    error : float
+        Sum of ||M a - z||^2 over the rows, relative to the targets' sum of squares.
+    mismatch : float
+        Mean squared error of the student's pre-activation over the teacher's variance.
+    """
+
+    def __init__(self, layer: Layer, samples: int) -> None:
+        self.path, self.kind = layer.path, type(layer.module).__name__
+        self.rows, self.columns, self.samples = layer.n_rows, layer.n_columns, samples
+        self.kept = self.unread = self.exchanges = self.certified = self.solved = 0
+        self.emptied: tuple[int, ...] = ()
+        self.worst_gap = self.polish_gap = math.nan
+        self.error = self.mismatch = math.nan
+        self._kernel = layer.n_columns // (layer.module.weight.shape[1] or 1)
+        self._loss = self._energy = 0.0
+        self._seen = 0
+
+    def add(
+        self, problem: Gram, coef: Matrix, choice: Choice, exchanges: np.ndarray, gap: np.ndarray
+    ) -> None:
+        """Add the rows of one group."""
+        weight = coef[:, : self.columns]
+        self.kept += int(np.count_nonzero(weight))
+        empty = np.flatnonzero(~weight.any(axis=1)) + self._seen
+        self.emptied += tuple(int(i) for i in empty)
+        self._seen += len(weight)
+        used = weight.any(axis=0).reshape(-1, self._kernel).any(axis=1)
+        self.unread += int((~used).sum())
+        self.exchanges += int(exchanges.sum())
+        if choice.solution is not None:
+            certificate = choice.solution.certificate
+            self.solved += certificate.passed.size
+            self.certified += int(certificate.passed.sum())
+            self.worst_gap = float(np.fmax(self.worst_gap, certificate.worst_gap))
+        self.polish_gap = float(np.fmax(self.polish_gap, gap.max(initial=0.0)))
+        self._loss += float(losses(problem, coef).sum())
+        self._energy += float(problem.target_sq.sum())
+        self.error = self._loss / self._energy if self._energy else 0.0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the layer's weights that is zero."""
+        return 1.0 - self.kept / (self.rows * self.columns)
+
+
+@dataclass(frozen=True)
+class LayeredReport:
+    """Everything about one sparse network.
+
+    Attributes
+    ----------
+    layers : tuple of LayerRecord
+        In the order in which they were solved.
+    target : float
+        The sparsity that was asked for.
+    nonzeros : dict of str to (int, int)
+        For each key of `cimf.judge.DENOMINATORS`: non-zeros and total. "admissible" and "dense"
+        count the matrices (A, B, C, D) of the implicit model, every weight as often as the
+        weight sharing repeats it; present where the layers' input sizes are known.
+    seconds : float
+    notes : tuple of str
+    """
+
+    layers: tuple[LayerRecord, ...]
+    target: float
+    nonzeros: dict[str, tuple[int, int]]
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def build(
+        cls,
+        graph: LayerGraph,
+        network: nn.Module,
+        records: Sequence[LayerRecord],
+        target: float,
+        seconds: float,
+        notes: Sequence[str],
+    ) -> LayeredReport:
+        """Count the non-zeros of the network that is returned, not those of the row problems."""
+        weights = total = 0
+        for layer in graph.layers:
+            weight = network.get_submodule(layer.path).weight
+            weights += int(weight.count_nonzero())
+            total += weight.numel()
+        biases = kept_biases = 0
+        for layer in graph.layers:
+            if layer.has_bias:
+                biases += layer.n_rows
+                kept_biases += layer.n_rows
+        nonzeros = {
+            "network_weights": (weights, total),
+            "network_parameters": (weights + kept_biases, total + biases),
+        }
+        return cls(tuple(records), target, nonzeros, seconds, tuple(notes))
+
+    @property
+    def sparsity(self) -> dict[str, float]:
+        """1 - non-zeros / total for each denominator."""
+        return {name: 1.0 - count / total for name, (count, total) in self.nonzeros.items()}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'layer':<24}{'rows':>6}{'columns':>9}{'kept':>9}{'sparsity':>10}{'empty':>7}"
+            f"{'unread':>8}{'swaps':>7}{'certified':>12}{'mismatch':>10}"
+        ]
+        for r in self.layers:
+            certified = f"{r.certified}/{r.solved}" if r.solved else "-"
+            lines.append(
+                f"{r.path:<24}{r.rows:>6}{r.columns:>9}{r.kept:>9,}{r.sparsity:>10.1%}"
+                f"{len(r.emptied):>7}{r.unread:>8}{r.exchanges:>7}{certified:>12}{r.mismatch:>10.4f}"
+            )
+        for name, (count, total) in self.nonzeros.items():
+            lines.append(
+                f"sparsity {1 - count / total:.2%}: {count:,} of {total:,} {DENOMINATORS[name]}"
+            )
+        lines += list(self.notes)
+        return "\n".join(lines)

@@ -1,0 +1,351 @@
+"""Sparse networks by structured state matching: the layered design.
+
+For every row i of every layer, in topological order, with the student's patches M and the
+teacher's pre-activations z_i (minus what else is added to the student's),
+
+    choose a support S_i of k_i columns, then minimise ||M a - z_i||^2 + d ||a - w_i||^2 over S_i,
+
+w_i the network's own row. The counts k_i come from a target sparsity of the whole network.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cimf.errors import CaptureError, InputError, UnknownNameError
+from cimf.layered import rows
+from cimf.layered.allocation import Counts
+from cimf.layered.graph import Layer, LayerGraph
+from cimf.layered.patches import PatchGram
+from cimf.layered.propagate import propagate
+from cimf.layered.report import LayeredReport, LayerRecord
+from cimf.layered.supports import SUPPORTS, Choice, Rule
+from cimf.layered.survey import Survey, as_rows, damped_groups, dense_rows
+
+# Batches are cut into pieces of this many samples: the unit of convolution and of the grid offset.
+_PIECE = 250
+
+
+@dataclass(frozen=True)
+class SparseNetwork:
+    """A network with sparse weights, drop-in for the one it was made from.
+
+    Attributes
+    ----------
+    network : nn.Module
+        Of the same class; exact zeros in the weights of convolutions and linear layers.
+    report : LayeredReport
+    """
+
+    network: nn.Module
+    report: LayeredReport
+
+
+class Calibration:
+    """A network's graph, its calibration batches and its loss curves: shared by several targets.
+
+    Parameters
+    ----------
+    net, batches, damping, positions, precision, n_jobs
+        As `sparsify_layers`.
+
+    Raises
+    ------
+    CimfError
+        As `sparsify_layers`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        batches: Any,
+        *,
+        damping: float = 1e-4,
+        positions: int | None = 128,
+        precision: torch.dtype = torch.float64,
+        n_jobs: int | None = None,
+    ) -> None:
+        if not damping > 0:
+            raise InputError(f"damping must be positive, got {damping}")
+        self.graph = LayerGraph(net)
+        self.batches = as_batches(batches, self.graph.dtype)
+        self.damping, self.positions, self.precision = damping, positions, precision
+        self.n_jobs = n_jobs
+        self.notes: list[str] = []
+        self._survey: Survey | None = None
+        self._check_outputs()
+
+    @property
+    def survey(self) -> Survey:
+        """Loss curves on the teacher's states, taken at the first use."""
+        if self._survey is None:
+            self._survey = Survey.take(
+                self.graph,
+                self.batches,
+                damping=self.damping,
+                positions=self.positions,
+                precision=self.precision,
+                n_jobs=self.n_jobs,
+            )
+        return self._survey
+
+    @property
+    def n_samples(self) -> int:
+        return sum(len(batch) for batch in self.batches)
+
+    @torch.no_grad()
+    def _check_outputs(self) -> None:
+        """Compare the folded graph with the network on a few samples."""
+        u = self.batches[0][:8]
+        net = copy.deepcopy(self.graph.original).to("cpu", self.graph.dtype).eval()
+        expected, found = net(u.clone()), self.graph.module(u.clone())
+        if not isinstance(expected, Tensor) or expected.shape[:1] != u.shape[:1]:
+            raise CaptureError("the network must return one tensor with the samples first")
+        if not torch.isfinite(expected).all():
+            raise CaptureError("the network's output has NaN or infinite values")
+        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        if error > 1e-3:
+            raise CaptureError(
+                f"the traced network differs from the network itself by {error:.1e}: its forward "
+                "pass does something that tracing does not see"
+            )
+
+    def counts(self, target_sparsity: float, allocation: str, keep: Sequence[str]) -> Counts:
+        """Return how many weights every row keeps at a target sparsity.
+
+        Raises
+        ------
+        InputError
+            The target is no number in [0, 1), a path in `keep` is unknown, or the layers in `keep`
+            alone have more weights than the target leaves.
+        """
+        graph = self.graph
+        if not 0.0 <= target_sparsity < 1.0:
+            raise InputError(f"target_sparsity must lie in [0, 1), got {target_sparsity}")
+        known = {layer.path: layer for layer in graph.layers}
+        for path in keep:
+            if path not in known:
+                raise UnknownNameError("layer", path, known)
+        left = round((1.0 - target_sparsity) * graph.n_weights)
+        dense = sum(known[path].n_weights for path in keep)
+        if left < dense:
+            raise InputError(
+                f"target_sparsity {target_sparsity:.1%} leaves {left:,} of {graph.n_weights:,} "
+                f"weights, but the layers kept dense ({', '.join(keep)}) have {dense:,}: at most "
+                f"{1.0 - dense / graph.n_weights:.1%} can be reached"
+            )
+        if allocation == "uniform":
+            return Survey(graph, [], self.batches[0]).allocate("uniform", left, keep)
+        return self.survey.allocate(allocation, left, keep)
+
+    def sparsify(
+        self,
+        target_sparsity: float,
+        *,
+        support: str | Rule = "obs",
+        allocation: str | Counts = "output",
+        swaps: bool = True,
+        polish: bool = True,
+        correct: bool = True,
+        keep: Sequence[str] = (),
+        progress: Callable[[str], None] | None = None,
+    ) -> SparseNetwork:
+        """Return the sparse network at one target sparsity; parameters as `sparsify_layers`."""
+        start = time.perf_counter()
+        if isinstance(support, str) and support not in SUPPORTS:
+            raise UnknownNameError("support", support, SUPPORTS)
+        rule = SUPPORTS[support] if isinstance(support, str) else support
+        counts = (
+            self.counts(target_sparsity, allocation, keep)
+            if isinstance(allocation, str)
+            else allocation
+        )
+        budget = {
+            layer.path: count for layer, count in zip(self.graph.layers, counts, strict=True)
+        }
+        teacher = [dense_rows(layer) for layer in self.graph.layers]
+        records: list[LayerRecord] = []
+
+        def solve(layer: Layer, statistics: PatchGram) -> tuple[Tensor, Tensor | None]:
+            found = _solve_layer(
+                layer, statistics, budget[layer.path], rule, swaps, polish, self.damping, self.n_jobs
+            )
+            records.append(found[1])
+            if progress is not None:
+                progress(layer.path)
+            return as_rows(found[0], int(layer.has_bias))
+
+        try:
+            mismatch = propagate(
+                self.graph,
+                self.batches,
+                solve,
+                correct=correct,
+                positions=self.positions,
+                precision=self.precision,
+            )
+            network = self.graph.export()
+        finally:
+            for layer, dense in zip(self.graph.layers, teacher, strict=True):
+                layer.set_rows(*as_rows(dense, int(layer.has_bias)))
+        for record in records:
+            record.mismatch = mismatch[record.path]
+        notes = [*self.notes, *_few_samples(records)]
+        report = LayeredReport.build(
+            self.graph, network, records, target_sparsity, time.perf_counter() - start, notes
+        )
+        return SparseNetwork(network, report)
+
+
+def sparsify_layers(
+    net: nn.Module,
+    batches: Any,
+    target_sparsity: float,
+    *,
+    damping: float = 1e-4,
+    positions: int | None = 128,
+    precision: torch.dtype = torch.float64,
+    n_jobs: int | None = None,
+    **options: Any,
+) -> SparseNetwork:
+    """Return a network with sparse convolution and linear weights that matches the given one.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Any dtype, device and mode; not modified. Convolutions (1-D, 2-D; groups, stride, padding,
+        dilation) and linear layers are matched, everything else stays as it is.
+    batches : iterable, or one tensor
+        Calibration inputs (b, ...), or (input, label) pairs whose labels are ignored.
+    target_sparsity : float
+        Share of all matched weights that is zero, in [0, 1); met exactly.
+    damping : float
+        d of the module's problem, in units of the mean squared norm of a layer's columns.
+    positions : int, optional
+        About so many output positions per sample enter the statistics. None: all.
+    precision : torch.dtype
+        Of the products that are summed into the statistics; the sums are float64 either way.
+    n_jobs : int, optional
+        Threads for the rows. Default: all cores.
+    support : str or Rule
+        A key of `cimf.layered.supports.SUPPORTS`.
+    allocation : str, or counts per layer
+        "output", "error" or "uniform", see `Survey.allocate`; or arrays (r,), one per layer.
+    swaps : bool
+        Improve the supports by exact exchanges.
+    polish : bool
+        Least squares on the support. False: the rule's own coefficients, else the network's.
+    correct : bool
+        Error correction: the student's states as regressors. False: the teacher's.
+    keep : sequence of str
+        Paths of layers that stay dense (they count in the sparsity).
+    progress : callable, optional
+        Called with the path of every layer that is done.
+
+    Returns
+    -------
+    SparseNetwork
+
+    Raises
+    ------
+    InputError, UnknownNameError
+        Bad arguments, or a target that cannot be met.
+    CaptureError
+        The network cannot be matched; the message names the module.
+
+    Warns
+    -----
+    UserWarning
+        Fewer samples (times positions) than columns in a layer; names the layers.
+    """
+    calibration = Calibration(
+        net, batches, damping=damping, positions=positions, precision=precision, n_jobs=n_jobs
+    )
+    return calibration.sparsify(target_sparsity, **options)
+
+
+def as_batches(batches: Any, dtype: torch.dtype) -> list[Tensor]:
+    """Return calibration inputs as a list of CPU tensors of at most `_PIECE` samples.
+
+    Floating-point inputs are converted to `dtype`, integers (token ids) stay integers.
+
+    Raises
+    ------
+    InputError
+        No batches, an empty one, NaN or infinity, or something that is no tensor.
+    """
+    if isinstance(batches, Tensor | np.ndarray):
+        batches = [batches]
+    if not isinstance(batches, Iterable):
+        raise InputError(f"batches must be an iterable of tensors, got {type(batches).__name__}")
+    out: list[Tensor] = []
+    for k, batch in enumerate(batches):
+        value = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+        if not isinstance(value, Tensor | np.ndarray):
+            raise InputError(
+                f"batch {k} is a {type(value).__name__}; a tensor or an (input, label) pair is "
+                "needed"
+            )
+        u = torch.as_tensor(value).detach().cpu()
+        if u.ndim < 2 or not u.numel():
+            raise InputError(f"batch {k} has shape {tuple(u.shape)}; (samples, ...) is needed")
+        if u.is_floating_point():
+            u = u.to(dtype)
+            if not torch.isfinite(u).all():
+                raise InputError(f"batch {k} holds NaN or infinite values")
+        out += u.split(_PIECE)
+    if not out:
+        raise InputError("batches is empty: no samples to calibrate on")
+    return out
+
+
+def _solve_layer(
+    layer: Layer,
+    statistics: PatchGram,
+    counts: Any,
+    rule: Rule,
+    swaps: bool,
+    polish: bool,
+    damping: float,
+    n_jobs: int | None,
+) -> tuple[Any, LayerRecord]:
+    """Solve the rows of one layer, group by group; return them with the bias, and the record."""
+    free = int(layer.has_bias)
+    dense = dense_rows(layer)
+    size = layer.n_rows // layer.groups
+    coef = np.empty_like(dense)
+    record = LayerRecord(layer, statistics.n_samples)
+    for g, problem in enumerate(damped_groups(layer, statistics, damping)):
+        part = slice(g * size, (g + 1) * size)
+        choice: Choice = rule(problem, dense[part], counts[part], free)
+        mask, exchanges = choice.mask, np.zeros(size, np.int64)
+        if swaps:
+            mask, exchanges = rows.swapped(problem, mask, free, n_jobs=n_jobs)
+        if polish:
+            coef[part], gap = rows.polished(problem, mask, n_jobs)
+        else:
+            own = dense[part] if choice.coef is None else choice.coef
+            coef[part], gap = np.where(mask, own, 0.0), np.full(size, np.nan)
+        record.add(problem, coef[part], choice, exchanges, gap)
+    return coef, record
+
+
+def _few_samples(records: Sequence[LayerRecord]) -> list[str]:
+    few = [record.path for record in records if record.samples < record.columns]
+    if not few:
+        return []
+    note = (
+        f"fewer calibration samples (times positions) than columns in {', '.join(few)}: these rows "
+        "can fit the samples by chance; give more samples, or more damping"
+    )
+    warnings.warn(note, stacklevel=4)
+    return [note]
