@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cimf.solve import solve_rows as solve_rows
     from cimf.sparsify import sparsify_path as sparsify_path
     from cimf.statistics import Gram as Gram
+    from cimf.verification import verify as verify
 
 # Public name -> module that defines it.
 _HOMES = {
@@ -48,6 +49,7 @@ _HOMES = {
     "solve_rows": "cimf.solve",
     "sparsify": "cimf.sparsify",
     "sparsify_path": "cimf.sparsify",
+    "verify": "cimf.verification",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -1,4 +1,4 @@
-"""The command line: `cimf demo`, `cimf sparsify module:function`, `cimf doctor`."""
+"""The command line: `cimf demo`, `cimf sparsify` and `cimf verify` of your code, `cimf doctor`."""
 
 from __future__ import annotations
 
@@ -124,6 +124,45 @@ def sparsify(
             keep_going=keep_going,
             allow_ill_posed=allow_ill_posed,
         )
+
+
+@app.command()
+def verify(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FUNCTION",
+            help="A solver (design, target, kappa) or (gram, corr, kappa) -> coefficients; modules "
+            "of the current folder are found.",
+        ),
+    ],
+    suite: Annotated[
+        str, typer.Option(help="default, degenerate, adversarial, states, quick, or one family.")
+    ] = "default",
+    tol: Annotated[float, typer.Option(help="Relative excess and violation that pass.")] = 1e-6,
+    interface: Annotated[
+        str | None, typer.Option(help="design or gram, where the parameter names do not say.")
+    ] = None,
+    exact_zeros: Annotated[bool, typer.Option(help="Fail answers without exact zeros.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for verify.json, verify.md and verify.csv.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Judge your solver against certified ground truth; exit code 1 where it fails."""
+    with one_line_errors():
+        solver = load_function(target)
+        from cimf.verification import verify
+
+        report = verify(solver, suite, interface=interface, tol=tol, exact_zeros=exact_zeros)
+        if out is not None:
+            report.save(out)
+        if json:
+            typer.echo(report.to_json(), nl=False)
+        else:
+            report.show()
+        if not report.passed:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -22,11 +22,11 @@ LAYERS = [
     {"solve"},
     {"capture"},
     {"model"},
-    {"baselines", "designs", "networks", "reference", "verification"},
+    {"baselines", "designs", "networks", "reference"},
     {"layered", "report"},
     {"sparsify"},
     {"figures", "results", "tables", "terminal"},
-    {"sweep", "training"},
+    {"sweep", "training", "verification"},
     {"demo", "doctor"},
     {"cli"},
 ]

@@ -59,10 +59,12 @@ def _moments(problem: Problem, gram: Array, corr: Array, square: float) -> Gram:
 
 
 def sign_flipped(problem: Problem, coef: Array) -> float:
+    """Optimal after a change of sign: the gradient was taken as c - G a."""
     return error_of(problem, -coef)
 
 
 def ignores_the_ball(problem: Problem, coef: Array) -> float:
+    """Outside the ball, with the residual of the least-squares solution."""
     if _norm(problem, coef) <= problem.kappa * (1.0 + 1e-9):
         return np.inf
     design = problem.design[:, np.isfinite(problem.weights)]
@@ -73,6 +75,7 @@ def ignores_the_ball(problem: Problem, coef: Array) -> float:
 
 
 def kappa_is_lam(problem: Problem, coef: Array) -> float:
+    """Optimal for Q(lam) at lam = kappa."""
     return error_of(problem, coef, lam=problem.kappa)
 
 
@@ -89,6 +92,7 @@ def wrong_scaling(problem: Problem, coef: Array) -> float:
 
 
 def squared_radius(problem: Problem, coef: Array) -> float:
+    """Optimal for the radius kappa^2, or its square root."""
     kappa = problem.kappa
     return min(error_of(problem, coef, kappa=kappa**2), error_of(problem, coef, kappa=kappa**0.5))
 
@@ -104,16 +108,20 @@ def l2_ball(problem: Problem, coef: Array) -> float:
 
 
 def nonnegative_only(problem: Problem, coef: Array) -> float:
-    return error_of(problem, coef, signs=np.where(problem.signs == 0, 1, problem.signs))
+    """Optimal among the answers without negative coefficients."""
+    open_ = (problem.signs == 0) & (problem.weights > 0)
+    return error_of(problem, coef, signs=np.where(open_, 1, problem.signs))
 
 
 def penalises_free_columns(problem: Problem, coef: Array) -> float:
+    """Optimal with the free columns inside the ball at weight 1."""
     if not (problem.weights == 0.0).any():
         return np.inf
     return error_of(problem, coef, weights=np.where(problem.weights == 0.0, 1.0, problem.weights))
 
 
 def ignores_weights(problem: Problem, coef: Array) -> float:
+    """Optimal with all weights of the ball equal to 1."""
     weights = problem.weights
     plain = np.where(np.isfinite(weights) & (weights > 0), 1.0, weights)
     if np.array_equal(plain, weights):
@@ -122,6 +130,7 @@ def ignores_weights(problem: Problem, coef: Array) -> float:
 
 
 def uses_excluded_columns(problem: Problem, coef: Array) -> float:
+    """Optimal with the excluded columns inside the ball at weight 1."""
     if np.isfinite(problem.weights).all():
         return np.inf
     weights = np.where(np.isfinite(problem.weights), problem.weights, 1.0)
@@ -129,10 +138,12 @@ def uses_excluded_columns(problem: Problem, coef: Array) -> float:
 
 
 def ignores_signs(problem: Problem, coef: Array) -> float:
+    """Optimal without the sign constraints."""
     return error_of(problem, coef, signs=0 * problem.signs) if problem.signs.any() else np.inf
 
 
 def centres_the_data(problem: Problem, coef: Array) -> float:
+    """Optimal after subtracting the means, as with an intercept."""
     design = problem.design - problem.design.mean(axis=0)
     return error_of(
         problem, coef, gram=Gram.from_arrays(design, problem.target - problem.target.mean())
@@ -151,6 +162,7 @@ def normalises_columns(problem: Problem, coef: Array) -> float:
 
 
 def transposed_design(problem: Problem, coef: Array) -> float:
+    """Optimal for the transposed design, where that has the same shape."""
     if problem.design.shape[0] != problem.design.shape[1]:
         return np.inf
     flipped = Gram.from_arrays(problem.design.T, problem.target)
@@ -239,8 +251,12 @@ def explanations(problem: Problem, coef: Array, failure: float) -> list[str]:
 
 
 def settle(found: Iterable[list[str]]) -> list[str]:
-    """Choose one class per failed problem: that which explains most failures of this solver."""
+    """Choose one class per failed problem: that which explains most failures of this solver.
+
+    The general class gives way to a special one that explains half as many.
+    """
     lists = list(found)
+    votes = {name: float(sum(name in names for names in lists)) for name in ADVICE}
+    votes["misses the radius"] *= 0.5
     order = {name: k for k, name in enumerate(ADVICE)}
-    votes = {name: sum(name in names for names in lists) for name in order}
     return [min(names, key=lambda n: (-votes[n], order[n])) for names in lists]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from cimf.errors import InputError
 from cimf.verification.interface import Interface, Solver
 from cimf.verification.problem import Problem
@@ -62,11 +64,10 @@ def verify(
     if not chosen:
         raise InputError("the suite holds no problems")
     called = Interface.of(solver, interface)
-    warm = [problem for problem in chosen if not called.missing(problem)][:1]
-    for problem in warm:  # compilation and imports are timed for nobody
+    # Compilation and imports are timed for nobody.
+    _ = Problem("warm-up", np.eye(2), np.ones(2), 1.0).truth
+    for problem in [p for p in chosen if not called.missing(p)][:1]:
         called.call(problem)
-        _ = chosen[0].truth
-        del chosen[0].__dict__["truth"]
     found: list[tuple[Verdict, list[str]]] = []
     for done, problem in enumerate(chosen, start=1):
         missing = called.missing(problem)

@@ -97,6 +97,8 @@ class Problem:
             ("weights", columns.row(0)),
             ("signs", columns.signs),
         ):
+            value = value.copy()
+            value.flags.writeable = False
             object.__setattr__(self, name, value)
 
     @property
@@ -111,7 +113,7 @@ class Problem:
 
     @cached_property
     def scale(self) -> float:
-        """What gaps and excesses are relative to: 1/2 ||z||^2; where z = 0, the size of the ball."""
+        """Unit of gaps and excesses: 1/2 ||z||^2, or the size of the ball where z = 0."""
         half_sq = 0.5 * float(self.gram.target_sq[0])
         if half_sq > 0:
             return half_sq

@@ -132,7 +132,8 @@ class Report:
         )
         for verdict in self.failures[:_SHOWN]:
             detail = f": {verdict.detail}" if verdict.detail else ""
-            line = f"failed {verdict.problem.family}, {verdict.problem.name} - {verdict.failure}{detail}"
+            where = f"{verdict.problem.family}, {verdict.problem.name}"
+            line = f"failed {where} - {verdict.failure}{detail}"
             out.print(line, markup=False, soft_wrap=True)
         if len(self.failures) > _SHOWN:
             out.print(f"... and {len(self.failures) - _SHOWN} more, in the table of the report")

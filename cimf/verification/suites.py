@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import scipy.linalg
@@ -91,7 +92,7 @@ def duplicates() -> list[Problem]:
 
 
 def trivial() -> list[Problem]:
-    """kappa = 0, an inactive ball, zero and constant targets, a single column, a single sample."""
+    """Radius 0, an inactive ball, zero and constant targets, a single column, a single sample."""
     design, target = _data(30, 8, 6)
     wide, wide_target = _data(12, 30, 7)
     return [
@@ -114,7 +115,7 @@ def _with_bias(design: Array) -> Array:
 
 
 def deficient() -> list[Problem]:
-    """m < N, rank-deficient and ill-conditioned designs up to condition number 1e17 of the Gram."""
+    """Fewer samples than columns, low rank, and condition numbers of the Gram up to 1e17."""
     rng = np.random.default_rng(8)
     left = np.linalg.qr(rng.normal(size=(60, 30)))[0]
     right = np.linalg.qr(rng.normal(size=(30, 30)))[0]
@@ -278,8 +279,10 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _problems(family: str) -> list[Problem]:
-    return [replace(problem, family=family) for problem in FAMILIES[family]()]
+@cache
+def _problems(family: str) -> tuple[Problem, ...]:
+    """Make the problems of a family once: their ground truth is kept with them."""
+    return tuple(replace(problem, family=family) for problem in FAMILIES[family]())
 
 
 def problems(suite: str) -> list[Problem]:
@@ -293,5 +296,5 @@ def problems(suite: str) -> list[Problem]:
     if suite == "quick":
         return quick()
     if suite not in SUITES and suite not in FAMILIES:
-        raise UnknownNameError("suite", suite, [*SUITES, "quick", *FAMILIES])
+        raise UnknownNameError("suite", suite, {*SUITES, "quick", *FAMILIES})
     return [p for family in SUITES.get(suite, (suite,)) for p in _problems(family)]

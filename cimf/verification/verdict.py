@@ -81,9 +81,19 @@ def judge(
 ) -> tuple[Verdict, list[str]]:
     """Return the verdict and, for a failure that has to be explained, the classes that fit."""
     truth = problem.truth
-    timed = {"seconds": answer.seconds, "ours_seconds": truth.seconds}
+    verdict = Verdict(
+        problem,
+        "failed",
+        answer.failure,
+        answer.detail,
+        seconds=answer.seconds,
+        ours_seconds=truth.seconds,
+    )
     if answer.coef is None:
-        return Verdict(problem, "failed", answer.failure, answer.detail, **timed), []
+        # A transposed design is an error of shapes, unless the design is square.
+        square = problem.design.shape[0] == problem.design.shape[1]
+        raised = answer.failure == "raises an exception"
+        return verdict, [answer.failure, "transposed design"] if raised and not square else []
     coef = answer.coef
     with np.errstate(all="ignore"):
         judged = certify(
@@ -96,29 +106,27 @@ def judge(
     relative = over / problem.kappa if problem.kappa else (np.inf if over else 0.0)
     violation = max(relative, off_pattern)
     precision, recall = _support(truth.support, coef)
-    verdict = Verdict(
-        problem,
-        "passed",
+    verdict = replace(
+        verdict,
         excess=excess,
         violation=violation,
         gap=gap if violation <= tol else np.nan,
         precision=precision,
         recall=recall,
-        **timed,
     )
     if excess <= tol and violation <= tol:
-        if exact_zeros and _dense_near_zeros(truth.support, coef):
-            tiny = float(np.abs(coef[~truth.support]).max())
-            detail = f"no exact zero off the support, largest {tiny:.1e}"
-            return replace(verdict, status="failed", failure="no exact zeros", detail=detail), []
-        return verdict, []
-    if not coef.any():
-        return replace(verdict, status="failed", failure="returns zeros"), []
+        tiny = _unrounded(truth.support, coef)
+        if not (exact_zeros and tiny):
+            return replace(verdict, status="passed"), []
+        detail = f"no exact zero off the support, largest {tiny:.1e}"
+        return replace(verdict, failure="no exact zeros", detail=detail), []
     error = max(error_of(problem, coef), excess, violation)
     fitting = explanations(problem, coef, error)
+    if not coef.any():
+        fitting.append("returns zeros")
     if not fitting:
         fitting = [_plain(violation, off_pattern, tol)]
-    return replace(verdict, status="failed", detail=_seen(excess, violation, tol)), fitting
+    return replace(verdict, detail=_seen(excess, violation, tol)), fitting
 
 
 def settled(verdicts: list[tuple[Verdict, list[str]]]) -> tuple[Verdict, ...]:
@@ -160,8 +168,10 @@ def _support(support: NDArray[np.bool_] | None, coef: NDArray[np.float64]) -> tu
     )
 
 
-def _dense_near_zeros(support: NDArray[np.bool_] | None, coef: NDArray[np.float64]) -> bool:
+def _unrounded(support: NDArray[np.bool_] | None, coef: NDArray[np.float64]) -> float:
+    """Return the largest coefficient off the support if all are small but none is 0, else 0."""
     if support is None or (~support).sum() < 2:
-        return False
+        return 0.0
     off = np.abs(coef[~support])
-    return bool((off > 0).all() and off.max() <= _TINY * np.abs(coef).max())
+    small = off.max() <= _TINY * np.abs(coef).max()
+    return float(off.max()) if small and (off > 0).all() else 0.0
