@@ -3,7 +3,7 @@
 Algorithm 1 solves P(kappa) for one row: bisect lam over (0, max_j |c_j| / w_j), solve Q(lam) at each
 step, go right where the norm is at least kappa, until the interval is shorter than epsilon. Algorithm 2
 runs it row after row, each warm-started at the solution of the last. What they return is within epsilon
-of the multiplier; here the segment of the last step is then solved exactly (`cimf.solve.segment`), so
+of the multiplier; here the segment of the last step is then solved exactly (`cimf.solve.finish`), so
 that the returned point is certified. Where the segment cannot be told yet the bisection goes on, and a
 row that still resists (or whose ball is inactive, where lam = 0 is not in the open interval) is handed
 to the exact method.
@@ -26,7 +26,7 @@ from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution, certify_columns
 from cimf.solve import exact
 from cimf.solve.descent import bisect, descend, steepest
-from cimf.solve.segment import RIDGE, Segments
+from cimf.solve.finish import Segments
 from cimf.statistics import Gram
 from formulations.columns import Columns, per_row
 
@@ -39,9 +39,11 @@ EPSILON = 1e-2
 INNER_TOL = 1e-4
 # Passes over the columns for one Q(lam); an ill-conditioned one that needs more is left to the segment step.
 _MAX_PASSES = 1000
-# Rounds of bisection, each to 1/100 of the interval and the gap of the last, before the exact method.
+# Rounds of bisection, each to 1/100 of the interval and the gap of the last, before the exact method; none
+# is begun after this many passes (f897 states, kappa = 5: descent on lam -> 0 takes 100 times the exact method).
 _ROUNDS = 3
 _FINER = 1e-2
+_BUDGET = 500
 _MAX_STEPS = 60
 # Below this fraction of its square a column is in the span of the free ones.
 _SPANNED = 1e-11
@@ -171,7 +173,11 @@ def bisect_rows(
     seconds = {"solve": solved - start, "certify": time.perf_counter() - solved}
     solution = Solution(coef, certificate, rows.method[:, 0], rows.inner[:, 0], seconds)
     return Bisection(
-        solution, rows.steps[:, 0], rows.inner[:, 0], rows.interval, rows.recorded() if trace else None
+        solution,
+        rows.steps[:, 0],
+        rows.inner[:, 0],
+        rows.interval,
+        rows.recorded() if trace else None,
     )
 
 
@@ -269,7 +275,7 @@ class _Rows:
             )
             if done:
                 return True
-            if self.ball and (low == 0.0 or level == 0.0):
+            if level == 0.0 or self.inner[row, k] > _BUDGET:
                 return False
             width, goal = _FINER * width, _FINER * goal
         return False
@@ -278,7 +284,9 @@ class _Rows:
         """Solve one row by the exact method."""
         columns = Columns(self.columns.row(row), self.columns.signs)
         levels = np.array([[level]])
-        coef, lam, _ = exact.solve_chunk(self.gram.rows([row]), columns, levels, self.ball, self.tol)
+        coef, lam, _ = exact.solve_chunk(
+            self.gram.rows([row]), columns, levels, self.ball, self.tol
+        )
         self.coef[row, k], self.lam[row, k] = coef[0, 0], lam[0, 0]
         self.method[row, k] = "exact"
 
@@ -320,7 +328,7 @@ class _BoundedPart:
         self._scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
         block = self._scale[:, None] * gram[np.ix_(f, f)] * self._scale
         # The same ridge as in the segment step: collinear free columns share their coefficient.
-        block[np.diag_indices_from(block)] += RIDGE
+        block[np.diag_indices_from(block)] += exact._RIDGE
         self._factor = scipy.linalg.cholesky(block, lower=True)
         self._cross = self._half(gram[f][:, self.index])  # (|F|, |B|)
         self.gram = gram[np.ix_(self.index, self.index)] - self._cross.T @ self._cross

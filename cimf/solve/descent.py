@@ -9,7 +9,7 @@ from cimf.solve.cholesky import FAST
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def steepest(weights, signs, grad):  # type: ignore[no-untyped-def]
+def steepest(weights, signs, grad):
     """Return max |g_j| / w_j in the directions that the signs allow."""
     largest = 0.0
     for j in range(grad.shape[0]):
@@ -20,7 +20,7 @@ def steepest(weights, signs, grad):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _judged(corr, half_sq, weights, signs, lam, a, grad):  # type: ignore[no-untyped-def]
+def _judged(corr, half_sq, weights, signs, lam, a, grad):
     """Return the gap of Q(lam) at a (as `cimf.judge.certificate`), the norm and h."""
     norm = 0.0
     inner = 0.0
@@ -40,7 +40,7 @@ def _judged(corr, half_sq, weights, signs, lam, a, grad):  # type: ignore[no-unt
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def descend(gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad):  # type: ignore[no-untyped-def]
+def descend(gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad):
     """Solve Q(lam) by cyclic coordinate descent from a, until the duality gap is at most `goal`.
 
     grad = G a - c is kept up to date with a. An excluded column has weight infinity; a zero column is
@@ -76,8 +76,8 @@ def descend(gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad)
 def bisect(
     gram, corr, half_sq, weights, signs, kappa, low, high, width, goal, max_passes, warm, a, grad,
     steps, points,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Bisect (low, high) until it is shorter than `width`, with max(steps.shape[0], 0) steps at most.
+):  # fmt: skip
+    """Bisect (low, high) until it is shorter than `width`, with steps.shape[0] steps at most.
 
     Parameters
     ----------
