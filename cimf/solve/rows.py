@@ -1,4 +1,4 @@
-"""The front door of the row solvers: `solve_rows` for one level, `solve_path` for several at once."""
+"""The front door of the row solvers: `solve_rows` for one level, `solve_path` for several."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def solve_rows(
     tol : float
         Relative gap (of 1/2 ||z||^2) at which a row counts as solved.
     n_jobs : int, optional
-        Rows are solved in parallel through joblib; default: what `joblib.parallel_config` says, else one
-        thread per core. The bits of the answer do not depend on it.
+        Rows are solved in parallel through joblib; default: what `joblib.parallel_config` says,
+        else one thread per core. The bits of the answer do not depend on it.
     progress : callable, optional
         Called with the number of rows finished so far.
 
@@ -142,7 +142,7 @@ def _solve(
     n_jobs: int | None,
     progress: Callable[[int], None] | None,
 ) -> list[Solution]:
-    """Solve rows in parallel chunks and certify every level: levels (r, L), one Solution per level."""
+    """Solve rows in parallel chunks; levels (r, L). Returns one certified Solution per level."""
     if not tol > 0:
         raise InputError(f"tol must be positive, got {tol}")
     name, why = _choose(method)
@@ -209,15 +209,16 @@ def _run(
     gram.gram  # noqa: B018 - completes the symmetric matrix before threads share it
     tasks = (
         joblib.delayed(_solve_slice)(
-            solver,
-            gram.rows(part),
+            solver, gram, part,
             columns if columns.shared else Columns(columns.weights[part], columns.signs),
-            levels[part], ball, tol, os.getpid(),
+            # In a tuple: joblib's Dask backend keeps a bare array on one worker, and it dies with it.
+            (levels[part],), ball, tol, os.getpid(),
         )
         for part in slices
     )  # fmt: skip
     done = []
-    pool = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
+    # Copy-on-write: kernels compiled for writable arrays would be compiled anew for read-only ones.
+    pool = joblib.Parallel(n_jobs=n_jobs, prefer="threads", mmap_mode="c", return_as="generator")
     for part, result in zip(slices, pool(tasks), strict=True):
         done.append(result)
         if progress is not None:
@@ -228,14 +229,15 @@ def _run(
 def _solve_slice(
     solver: ChunkSolver,
     gram: Gram,
+    part: slice,
     columns: Columns,
-    levels: NDArray[np.float64],
+    levels: tuple[NDArray[np.float64]],
     ball: bool,
     tol: float,
     parent: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Solve one chunk; a worker process caps its own BLAS, threads share the caller's cap."""
     if os.getpid() == parent:
-        return solver(gram, columns, levels, ball, tol)
+        return solver(gram.rows(part), columns, *levels, ball, tol)
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        return solver(gram, columns, levels, ball, tol)
+        return solver(gram.rows(part), columns, *levels, ball, tol)

@@ -52,7 +52,9 @@ class Gram:
 
     def __init__(self, n_features: int, n_targets: int) -> None:
         if n_features < 1 or n_targets < 0:
-            raise InputError(f"n_features >= 1 and n_targets >= 0 needed, got {n_features} and {n_targets}")
+            raise InputError(
+                f"n_features >= 1 and n_targets >= 0 needed, got {n_features} and {n_targets}"
+            )
         self._gram = np.zeros((n_features, n_features), order="F")
         self._lower_is_stale = False
         self.corr: NDArray[np.float64] = np.zeros((n_targets, n_features))
@@ -61,7 +63,7 @@ class Gram:
 
     @classmethod
     def from_arrays(cls, design: Any, targets: ArrayLike) -> Gram:
-        """Return the statistics of design (m, N), dense or scipy.sparse, and targets (m, r) or (m,).
+        """Return the statistics of a design (m, N), dense or sparse, and targets (m, r) or (m,).
 
         Raises
         ------
@@ -75,7 +77,9 @@ class Gram:
         return cls(shape[1], 1 if z.ndim == 1 else z.shape[-1]).update(design, targets)
 
     @classmethod
-    def from_moments(cls, gram: ArrayLike, corr: ArrayLike, target_sq: ArrayLike, n_samples: int) -> Gram:
+    def from_moments(
+        cls, gram: ArrayLike, corr: ArrayLike, target_sq: ArrayLike, n_samples: int
+    ) -> Gram:
         """Return a `Gram` around given moments, shapes as the attributes.
 
         Raises
@@ -87,7 +91,9 @@ class Gram:
         c = as_float64("corr", corr, 2)
         t = as_float64("target_sq", target_sq, 1)
         if g.shape[0] != g.shape[1] or c.shape != (t.shape[0], g.shape[0]):
-            raise InputError(f"gram {g.shape}, corr {c.shape}, target_sq {t.shape} do not fit together")
+            raise InputError(
+                f"gram {g.shape}, corr {c.shape}, target_sq {t.shape} do not fit together"
+            )
         if not np.allclose(g, g.T, rtol=1e-10, atol=1e-12 * np.abs(g).max(initial=0.0)):
             raise InputError("gram is not symmetric")
         if (t < 0).any() or (np.diagonal(g) < 0).any():
@@ -111,6 +117,11 @@ class Gram:
     @property
     def gram(self) -> NDArray[np.float64]:
         """G = M' M, shape (N, N), exactly symmetric; a view, not a copy."""
+        self._symmetrise()
+        return self._gram.T  # symmetric: the transpose of the Fortran array is C-contiguous
+
+    def _symmetrise(self) -> None:
+        """Complete the lower triangle."""
         if self._lower_is_stale:
             for start in range(0, self.n_features, _BLOCK):
                 stop = min(start + _BLOCK, self.n_features)
@@ -118,7 +129,6 @@ class Gram:
                 block = self._gram[start:stop, start:stop]
                 block[:] = np.triu(block) + np.triu(block, 1).T
             self._lower_is_stale = False
-        return self._gram.T  # symmetric: the transpose of the Fortran array is C-contiguous
 
     def update(self, design_batch: Any, target_batch: ArrayLike) -> Gram:
         """Add a batch: design (b, N), dense or scipy.sparse, float32 or float64; targets (b, r).
@@ -188,8 +198,9 @@ class Gram:
     def rows(self, index: Any) -> Gram:
         """Return the statistics of a selection of the targets; G is shared, not copied."""
         out = object.__new__(Gram)
-        out._gram, out._lower_is_stale = self.gram.T, False
-        out.corr = np.atleast_2d(self.corr[index])
+        self._symmetrise()
+        out._gram, out._lower_is_stale = self._gram, False
+        out.corr = np.ascontiguousarray(np.atleast_2d(self.corr[index]))
         out.target_sq = np.atleast_1d(self.target_sq[index])
         out.n_samples = self.n_samples
         return out
@@ -203,7 +214,11 @@ class Gram:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, atomically, with a SHA-256 of its content."""
-        tensors = {"gram": np.ascontiguousarray(self.gram), "corr": self.corr, "target_sq": self.target_sq}
+        tensors = {
+            "gram": np.ascontiguousarray(self.gram),
+            "corr": self.corr,
+            "target_sq": self.target_sq,
+        }
         meta = {"n_samples": str(self.n_samples), "sha256": _digest(tensors, self.n_samples)}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=meta)

@@ -16,7 +16,9 @@ from cimf.statistics import Gram
 def random_gram(m=40, n=12, r=5, seed=0):
     rng = np.random.default_rng(seed)
     design = rng.standard_normal((m, n))
-    return Gram.from_arrays(design, design @ rng.standard_normal((n, r)) + rng.standard_normal((m, r)))
+    return Gram.from_arrays(
+        design, design @ rng.standard_normal((n, r)) + rng.standard_normal((m, r))
+    )
 
 
 def degenerate_designs():
@@ -157,9 +159,9 @@ def test_weights_signs_free_and_excluded_columns(seed):
     np.testing.assert_allclose(
         ours.objective, exact.objective, rtol=0, atol=2e-9 * 0.5 * gram.target_sq.max()
     )
-    assert (ours.coef[:, np.isinf(weights)] if weights.ndim == 1 else ours.coef[np.isinf(weights)]).max(
-        initial=0.0
-    ) == 0.0
+    assert (
+        ours.coef[:, np.isinf(weights)] if weights.ndim == 1 else ours.coef[np.isinf(weights)]
+    ).max(initial=0.0) == 0.0
 
 
 def test_free_columns_in_the_trace_are_at_their_least_squares_value():
