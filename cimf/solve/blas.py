@@ -12,8 +12,10 @@ from typing import Any
 
 import llvmlite.binding
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import get_cython_function_address
+
+from cimf.solve.compiled import kernel
 
 _INT = types.CPointer(types.int32)
 _REAL = types.CPointer(types.float64)
@@ -41,7 +43,7 @@ _LOWER, _NO, _YES = (np.frombuffer(letter, dtype=np.uint8) for letter in (b"L", 
 _ONE, _MINUS_ONE = np.array([1.0]), np.array([-1.0])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sizes(a, b, c, d):
     """Return four sizes as LAPACK integers (a list literal would take seconds to compile)."""
     out = np.empty(4, np.int32)
@@ -52,7 +54,7 @@ def _sizes(a, b, c, d):
     return out
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def solve_transposed(factor, k, x):
     """Overwrite x[:k] with (U')^{-1} x, U = factor[:k, :k]."""
     sizes = _sizes(k, factor.shape[1], 1, 0)
@@ -62,7 +64,7 @@ def solve_transposed(factor, k, x):
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def solve_upper(factor, k, x):
     """Overwrite x[:k] with U^{-1} x, U = factor[:k, :k]."""
     sizes = _sizes(k, factor.shape[1], 1, 0)
@@ -72,7 +74,7 @@ def solve_upper(factor, k, x):
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def solve_transposed_rows(factor, k, rows, q):
     """Overwrite each rows[r, :k], r < q, with (U')^{-1} rows[r]."""
     sizes = _sizes(k, q, factor.shape[1], rows.shape[1])
@@ -83,7 +85,7 @@ def solve_transposed_rows(factor, k, rows, q):
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def subtract_products(rows, q, k, block):
     """Subtract the inner products of rows[:q, :k] from the upper triangle of block[:q, :q]."""
     sizes = _sizes(q, k, rows.shape[1], block.shape[1])
@@ -93,7 +95,7 @@ def subtract_products(rows, q, k, block):
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cholesky(block, q):
     """Overwrite the upper triangle of block[:q, :q] with its factor; return LAPACK's info."""
     sizes = _sizes(q, block.shape[1], 0, 0)

@@ -8,7 +8,6 @@ and runs without the interpreter lock.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from cimf.solve.blas import (
     cholesky,
@@ -17,12 +16,10 @@ from cimf.solve.blas import (
     solve_upper,
     subtract_products,
 )
-
-# Reductions may be reordered (vectorised); NaN and infinity keep their meaning.
-FAST = {"reassoc", "contract", "nsz"}
+from cimf.solve.compiled import kernel
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def append(gram, scale, ridge, support, k, new, q, factor):
     """Append the columns new[:q] to a factor of size k.
 
@@ -65,7 +62,7 @@ def append(gram, scale, ridge, support, k, new, q, factor):
     return k + q
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def remove(gram, scale, ridge, support, k, drop, factor):
     """Remove the positions i < k with drop[i] from a factor of size k. Returns the new size."""
     first = 0
@@ -93,7 +90,7 @@ def remove(gram, scale, ridge, support, k, drop, factor):
     return _rotate_out(support, k, drop, first, n_drop, factor)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def _rotate_out(support, k, drop, first, n_drop, factor):
     """Remove positions by Givens rotations; `first` of the n_drop removed positions is the lowest.
 
@@ -131,14 +128,14 @@ def _rotate_out(support, k, drop, first, n_drop, factor):
     return size
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def solve(factor, k, x):
     """Overwrite x[:k] with K^{-1} x."""
     solve_transposed(factor, k, x)
     solve_upper(factor, k, x)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def combine_pair(gram, support, k, a, v, out_a, out_v):
     """Set out_a = G[:, S] a and out_v = G[:, S] v in one pass over the k rows of G."""
     n = gram.shape[0]

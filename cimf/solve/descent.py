@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from cimf.solve.cholesky import FAST
+from cimf.solve.compiled import kernel
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def steepest(weights, signs, grad):
     """Return max |g_j| / w_j in the directions that the signs allow."""
     largest = 0.0
@@ -19,7 +18,7 @@ def steepest(weights, signs, grad):
     return largest
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def _judged(corr, half_sq, weights, signs, lam, a, grad):
     """Return the gap of Q(lam) at a (as `cimf.judge.certificate`), the norm and h."""
     norm = 0.0
@@ -39,7 +38,7 @@ def _judged(corr, half_sq, weights, signs, lam, a, grad):
     return lam * norm + s * inner + (1.0 - s) * (1.0 - s) * loss, norm, loss
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def descend(gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad):
     """Solve Q(lam) by cyclic coordinate descent from a, until the duality gap is at most `goal`.
 
@@ -72,7 +71,7 @@ def descend(gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad)
                     grad[i] += change * row[i]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def bisect(
     gram, corr, half_sq, weights, signs, kappa, low, high, width, goal, max_passes, warm, a, grad,
     steps, points,

@@ -7,10 +7,10 @@ or the number of threads.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from cimf.solve.cholesky import append
+from cimf.solve.compiled import kernel
 from cimf.solve.pivoting import solve_levels
 from cimf.statistics import Gram
 from formulations.columns import Columns
@@ -68,7 +68,7 @@ def solve_chunk(
     return coef, lam, solves
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _free_columns(gram, weights, scale, ridge):
     """Return the free columns and the factor of their block."""
     free = np.flatnonzero((weights == 0.0) & (scale > 0.0))
@@ -78,7 +78,7 @@ def _free_columns(gram, weights, scale, ridge):
     return free, factor
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _solve_rows(
     gram, corr, half_sq, weights, signs, shared, scale, ridge, levels, ball, goal, budget,
     coef, lam, status, solves,

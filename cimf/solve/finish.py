@@ -9,9 +9,9 @@ sorted support alone. Its bits therefore depend on the support, not on the guess
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from cimf.solve.compiled import kernel
 from cimf.solve.exact import _MARGIN, _RIDGE, _free_columns, column_scale
 from cimf.solve.pivoting import _correct, _restore
 from cimf.solve.segment import norms, refresh, steepest
@@ -22,7 +22,7 @@ from formulations.columns import Columns
 _MOVES = 30
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sorted_support(weights, sign, free, support):
     """List the free columns, then the columns with a sign in ascending order; returns their number."""
     k = free.shape[0]
@@ -34,7 +34,7 @@ def _sorted_support(weights, sign, free, support):
     return k
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _solve_segment(
     gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor, guess, lam, kappa, ball, goal,
     out,

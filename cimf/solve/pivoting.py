@@ -20,9 +20,9 @@ centre is moved (proximal point method) until the gap of the problem itself is b
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from cimf.solve.cholesky import FAST, append, remove
+from cimf.solve.cholesky import append, remove
+from cimf.solve.compiled import kernel
 from cimf.solve.segment import (
     advance,
     breakpoints,
@@ -48,7 +48,7 @@ _MAX_CENTRES = 30
 _DENSE = 0.6
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _grown(factor, size):
     """Return a factor with capacity for `size` columns, keeping its content."""
     if factor.shape[0] >= size:
@@ -61,7 +61,7 @@ def _grown(factor, size):
     return larger
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _exchange(problem, state, factor, inside, drop, n_drop, new, new_sign, n_new):
     """Remove the dropped positions and append the new columns. Returns the state and the factor."""
     gram, scale, ridge = problem[0], problem[4], problem[5]
@@ -81,7 +81,7 @@ def _exchange(problem, state, factor, inside, drop, n_drop, new, new_sign, n_new
     return (support, sign, k), factor
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def _correct(
     problem, state, lam, kappa, at_kappa, allowed, root, centre, factor, lines, inside, work
 ):
@@ -126,7 +126,7 @@ def _correct(
     return done, at_kappa, lam, state, factor, solves
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _restore(problem, state, f, saved, saved_sign, saved_k, free_factor, factor, inside, new):
     """Return to a saved support: rebuild the factor behind its free columns."""
     support, sign, _ = state
@@ -145,7 +145,7 @@ def _restore(problem, state, f, saved, saved_sign, saved_k, free_factor, factor,
     return (support, sign, k), factor
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def _least_squares(problem, state, whole, kappa, goal, centre, factor, lines, inside, new):
     """Solve at lam = 0 on the support, or (whole) on all usable columns.
 
@@ -184,7 +184,7 @@ def _least_squares(problem, state, whole, kappa, goal, centre, factor, lines, in
     return False, norm, state, factor
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def solve_levels(
     gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor,
     levels, ball, goal, max_solves, out, out_lam, out_status, out_solves,
@@ -379,7 +379,8 @@ def solve_levels(
                 saved_k, saved_lam = state[2], lam
                 saved[:saved_k] = support[:saved_k]
                 saved_sign[:] = sign
-                block = min(2 * block, max(saved_k // 6, 2))
+                # Breakpoints that changed nothing were rounding: cross more of them.
+                block = min(2 * block, max(saved_k // 6, 2)) if used > 0 else 2 * block
                 beyond = 0.5
                 refused = 0
                 arrived = at_kappa or (not ball and lam <= stop)

@@ -13,12 +13,16 @@ lines : (a (N,), v (N,), grad (N,), slope (N,))
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from cimf.solve.cholesky import FAST, combine_pair, solve
+from cimf.solve.cholesky import combine_pair, solve
+from cimf.solve.compiled import kernel
+
+# A column whose gradient follows lam at this relative rate depends on the support (a tie that stays
+# one): its breakpoint is rounding.
+_PARALLEL = 1e-8
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _kth_smallest(values, n, q):
     """Return the q-th (from 0) smallest of values[:n]; values is permuted (quickselect)."""
     low, high = 0, n - 1
@@ -43,7 +47,7 @@ def _kth_smallest(values, n, q):
     return values[q]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def choose_step(steps, count, block, beyond, tie, limit):
     """Return a step past the block-th breakpoint and its ties, and the first breakpoint.
 
@@ -66,7 +70,7 @@ def choose_step(steps, count, block, beyond, tie, limit):
     return last + beyond * (following - last), first
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def refresh(problem, state, lam, centre, factor, lines):
     """Solve on the support at lam: a, its slope v = -da/dlam, and the gradients G a - c and G v."""
     gram, corr, weights, _, scale, ridge = problem
@@ -89,7 +93,7 @@ def refresh(problem, state, lam, centre, factor, lines):
         grad[j] -= corr[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def advance(problem, state, step, lines):
     """Move along the lines by lam -> lam - step."""
     k = state[2]
@@ -100,7 +104,7 @@ def advance(problem, state, step, lines):
         grad[j] += step * slope[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def norms(problem, state, lines):
     """Return sum w s a, its slope sum w s v, <g, a> on the bounded support, sum |a_j| / d_j."""
     weights, scale = problem[2], problem[4]
@@ -121,7 +125,7 @@ def norms(problem, state, lines):
     return norm, rate, inner, size
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def steepest(problem, grad):
     """Return max |g_j| / w_j over the bounded columns, in the directions their signs allow."""
     weights, signs, scale = problem[2], problem[3], problem[4]
@@ -136,7 +140,7 @@ def steepest(problem, grad):
     return largest
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def wrong_columns(problem, state, lam, centre, noise, lines, inside, drop, new, new_sign):
     """Find the columns that violate the optimality conditions at lam.
 
@@ -167,7 +171,7 @@ def wrong_columns(problem, state, lam, centre, noise, lines, inside, drop, new, 
     return n_drop, n_new
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@kernel
 def breakpoints(problem, state, lam, centre, lines, inside, steps):
     """Collect the steps t in (0, lam] at which a column joins or leaves; return their number."""
     _, _, weights, signs, scale, ridge = problem
@@ -189,9 +193,9 @@ def breakpoints(problem, state, lam, centre, lines, inside, steps):
         g = grad[j] - ridge * centre[j] / (d * d)
         h = slope[j]
         t = np.inf
-        if signs[j] <= 0 and h + w > 0.0:
+        if signs[j] <= 0 and h + w > _PARALLEL * w:
             t = (lam * w - g) / (h + w)
-        if signs[j] >= 0 and w - h > 0.0:
+        if signs[j] >= 0 and w - h > _PARALLEL * w:
             t = min(t, (lam * w + g) / (w - h))
         if t < lam:
             steps[n] = max(t, 0.0)
@@ -199,7 +203,7 @@ def breakpoints(problem, state, lam, centre, lines, inside, steps):
     return n
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def write(problem, state, lines, kappa, out):
     """Write the coefficients, shrunk into the ball where rounding left them outside."""
     weights = problem[2]

@@ -1,0 +1,52 @@
+"""Compilation of the row kernels (numba), cached on disk under a digest of their sources.
+
+Numba decides by the date of one file whether a cached kernel is current, but a kernel contains
+those it calls from other files: after an edit of one file, kernels of another would run the old
+code. Here the cache folder is named after the sources of all kernels together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+# Reductions may be reordered (vectorised); NaN and infinity keep their meaning.
+_FAST = {"reassoc", "contract", "nsz"}
+
+
+def _folder() -> str:
+    """Return the cache folder of the present sources, beside the package or in the user's cache."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(package.glob("*.py")):
+        digest.update(source.read_bytes())
+    name = f"kernels-{digest.hexdigest()[:16]}"
+    for parent in (package / "__pycache__", Path.home() / ".cache" / "cimf"):
+        try:
+            (parent / name).mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(parent / name, os.W_OK):
+            return str(parent / name)
+    return tempfile.mkdtemp(prefix=name)
+
+
+_FOLDER = numba.config.CACHE_DIR or _folder()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function on first use: no interpreter lock, reductions vectorised, cached."""
+    dispatcher = numba.njit(nogil=True, fastmath=_FAST)(function)
+    previous = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = _FOLDER  # read by numba when caching is enabled, here only
+    try:
+        dispatcher.enable_caching()
+    finally:
+        numba.config.CACHE_DIR = previous
+    return dispatcher
