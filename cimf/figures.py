@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,18 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
             linestyle="-" if k == 0 else "--",
         )
         if k == 0:
+            named = _apart(kept, 0.04)
             for x, y, kappa in zip(kept, value, part["kappa"], strict=True):
-                axes.annotate(
-                    f"κ {kappa:g}",
-                    (x, y),
-                    (5, 5),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color="0.25",
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
-                )
+                if x in named:
+                    axes.annotate(
+                        f"κ {kappa:g}",
+                        (x, y),
+                        (5, 5),
+                        textcoords="offset points",
+                        fontsize=7,
+                        color="0.25",
+                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
+                    )
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.12)
     axes.invert_xaxis()
@@ -112,7 +115,7 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
     axes.grid(color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="lower left" if labelled else "upper left")
     axes.set_title(title, fontsize=10, loc="left")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -123,15 +126,21 @@ def _missing(fraction: pd.Series) -> pd.Series:
     return (1.0 - fraction.astype(float)).clip(lower=1e-4)
 
 
-def _label_missing(axis: Any) -> None:
-    """Label a logarithmic axis of what is missing to 1 by percentages, well apart."""
-    low, high = sorted(axis.get_view_interval())
-    width = math.log(high / low)
+def _apart(places: Iterable[float], fraction: float, limits: Sequence[float] = ()) -> list[float]:
+    """Return the places at least `fraction` of a logarithmic axis apart, the first ones first."""
+    places = list(places)
+    low, high = limits or (min(places, default=1.0), max(places, default=1.0))
     chosen: list[float] = []
-    for percent in _TICKS:
-        place = 1.0 - percent / 100.0
-        near = (abs(math.log(place / other)) < 0.06 * width for other in chosen)
+    for place in places:
+        near = (abs(math.log(place / other)) < fraction * math.log(high / low) for other in chosen)
         if low <= place <= high and not any(near):
             chosen.append(place)
+    return chosen
+
+
+def _label_missing(axis: Any) -> None:
+    """Label a logarithmic axis of what is missing to 1 by percentages."""
+    ticks = (1.0 - percent / 100.0 for percent in _TICKS)
+    chosen = _apart(ticks, 0.06, sorted(axis.get_view_interval()))
     axis.set_ticks(chosen, labels=[f"{100.0 * (1.0 - place):.4g}" for place in chosen])
     axis.set_ticks([], minor=True)

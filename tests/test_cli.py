@@ -141,7 +141,7 @@ def test_without_labels_the_figure_shows_the_output_error(run):
         (("usernet:value",), "no function 'value'"),
         (("usernet:wrong",), "wrong returned int"),
         (("usernet:not_a_network",), "not a torch.nn.Module"),
-        (("usernet:load", "--design", "layered"), "known: causal, full, no-self-loop"),
+        (("usernet:load", "--design", "magic"), "known: causal, full"),
         (("usernet:load", "--method", "magic"), "unknown"),
         (("usernet:load", "--kappa", "-1"), "kappa"),
         (("usernet:load", "--kappa", "nan"), "kappa"),
