@@ -21,13 +21,17 @@ _FAST = {"reassoc", "contract", "nsz"}
 
 
 def _folder() -> str:
-    """Return the cache folder of the present sources, beside the package or in the user's cache."""
+    """Return the cache folder of the present sources.
+
+    Where NUMBA_CACHE_DIR says, else beside the package, else in the user's cache.
+    """
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for source in sorted(package.glob("*.py")):
         digest.update(source.read_bytes())
     name = f"kernels-{digest.hexdigest()[:16]}"
-    for parent in (package / "__pycache__", Path.home() / ".cache" / "cimf"):
+    stated = [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else []
+    for parent in (*stated, package / "__pycache__", Path.home() / ".cache" / "cimf"):
         try:
             (parent / name).mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -37,7 +41,7 @@ def _folder() -> str:
     return tempfile.mkdtemp(prefix=name)
 
 
-_FOLDER = numba.config.CACHE_DIR or _folder()
+_FOLDER = _folder()
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -380,7 +380,7 @@ def solve_levels(
                 saved[:saved_k] = support[:saved_k]
                 saved_sign[:] = sign
                 # Breakpoints that changed nothing were rounding: cross more of them.
-                block = min(2 * block, max(saved_k // 6, 2)) if used > 0 else 2 * block
+                block = min(2 * block, max(saved_k // 6, 2) if used > 0 else n)
                 beyond = 0.5
                 refused = 0
                 arrived = at_kappa or (not ball and lam <= stop)
