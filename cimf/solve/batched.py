@@ -65,6 +65,8 @@ def solve_chunk(
         coef[:, k] = shrink(on_host, columns.weights, levels[:, k]) if ball else on_host
         lam[:, k], iterations[:, k] = multiplier.cpu().numpy(), count.cpu().numpy()
         left = np.flatnonzero(~solved.cpu().numpy())
+        if not left.size:
+            continue
         part = columns if columns.shared else Columns(columns.weights[left], columns.signs)
         done = exact.solve_chunk(gram.rows(left), part, levels[left, k : k + 1], ball, tol)
         coef[left, k], lam[left, k] = done[0][:, 0], done[1][:, 0]

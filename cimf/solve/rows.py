@@ -23,10 +23,24 @@ ChunkSolver = Callable[
     tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]],
 ]
 
+
+
+def _batched(
+    gram: Gram, columns: Columns, levels: NDArray[np.float64], ball: bool, tol: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Solve all rows at once; torch takes seconds to load, so only where it is asked for."""
+    from cimf.solve import batched
+
+    return batched.solve_chunk(gram, columns, levels, ball, tol)
+
+
 METHODS: dict[str, ChunkSolver] = {
     "exact": exact.solve_chunk,
     "bisection": bisection.solve_chunk,
+    "torch": _batched,
 }
+# Methods that take all rows in one call, not in chunks.
+_WHOLE = {_batched}
 
 _BLAS = threadpoolctl.ThreadpoolController()
 
@@ -204,7 +218,7 @@ def _run(
     if n_jobs is None and get_active_backend()[1] == 1:
         n_jobs = -1
     # Small chunks level out rows of very different cost; their number does not change the answer.
-    size = max(1, min(16, -(-rows // 16)))
+    size = max(1, rows if solver in _WHOLE else min(16, -(-rows // 16)))
     slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
     gram.gram  # noqa: B018 - completes the symmetric matrix before threads share it
     tasks = (
