@@ -330,7 +330,9 @@ def solve_levels(
                     saved[:saved_k] = support[:saved_k]
                     saved_sign[:] = sign
                 else:
-                    stalled = True
+                    refused += 4
+                    stalled = refused > _MAX_REFUSALS
+                    arrived = False
                     state, factor = _restore(
                         problem,
                         state,
@@ -396,7 +398,11 @@ def solve_levels(
             lam = saved_lam
             refresh(problem, state, lam, centre, factor, lines)
             solves += 1
-        if status != ROUNDED:
+        if stalled:
+            norm, _, inner, _ = norms(problem, state, lines)
+            steep = steepest(problem, lines[2])
+            gap = inner + kappa * steep if ball else lam * norm + inner
+        if status != ROUNDED and gap <= best_gap:
             write(problem, state, lines, kappa, out[level])
         out_lam[level] = lam
         out_status[level] = status
