@@ -19,6 +19,8 @@ from formulations.columns import as_float64
 
 # Samples converted to float64 at a time: 4096 x 16,000 columns is 0.5 GB beside a 2 GB Gram.
 _BLOCK = 4096
+# Columns treated at a time where all of them would need temporaries of the size of another Gram.
+_COLUMNS = 256
 
 
 class Gram:
@@ -57,6 +59,7 @@ class Gram:
             )
         self._gram = np.zeros((n_features, n_features), order="F")
         self._lower_is_stale = False
+        self._is_selection = False
         self.corr: NDArray[np.float64] = np.zeros((n_targets, n_features))
         self.target_sq: NDArray[np.float64] = np.zeros(n_targets)
         self.n_samples = 0
@@ -94,7 +97,7 @@ class Gram:
             raise InputError(
                 f"gram {g.shape}, corr {c.shape}, target_sq {t.shape} do not fit together"
             )
-        if not np.allclose(g, g.T, rtol=1e-10, atol=1e-12 * np.abs(g).max(initial=0.0)):
+        if not _symmetric(g):
             raise InputError("gram is not symmetric")
         if (t < 0).any() or (np.diagonal(g) < 0).any():
             raise InputError("target_sq and the diagonal of gram must be >= 0")
@@ -123,8 +126,8 @@ class Gram:
     def _symmetrise(self) -> None:
         """Complete the lower triangle."""
         if self._lower_is_stale:
-            for start in range(0, self.n_features, _BLOCK):
-                stop = min(start + _BLOCK, self.n_features)
+            for start in range(0, self.n_features, _COLUMNS):
+                stop = min(start + _COLUMNS, self.n_features)
                 self._gram[stop:, start:stop] = self._gram[start:stop, stop:].T
                 block = self._gram[start:stop, start:stop]
                 block[:] = np.triu(block) + np.triu(block, 1).T
@@ -140,6 +143,7 @@ class Gram:
         InputError
             Empty batch, wrong shapes, float16, NaN or infinity.
         """
+        self._refuse_selection()
         sparse = scipy.sparse.issparse(design_batch)
         z = np.asarray(target_batch)
         z = z[:, None] if z.ndim == 1 else z
@@ -158,13 +162,20 @@ class Gram:
             m = design_batch.tocsr()
             as_float64("design", m.data, 1)
             m = m.astype(np.float64)
-            self._gram += (m.T @ m).toarray()
+            by_column = m.tocsc()
+            for start in range(0, self.n_features, _COLUMNS):
+                stop = min(start + _COLUMNS, self.n_features)
+                above = by_column[:, :stop].T @ by_column[:, start:stop]
+                self._gram[:stop, start:stop] += above.toarray()
             self._lower_is_stale = True
             self.corr += (m.T @ z).T
         else:
             raw = np.asarray(design_batch)
             as_float64("design", raw[:0], 2)
-            if not (np.isfinite(raw).all() and finite):
+            # One pass; a sum that overflows is looked at entry by entry.
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = finite and bool(np.isfinite(raw.sum(dtype=np.float64)))
+            if not finite:
                 as_float64("design", raw, 2)
             for start in range(0, shape[0], _BLOCK):
                 block = np.ascontiguousarray(raw[start : start + _BLOCK], dtype=np.float64)
@@ -186,6 +197,7 @@ class Gram:
         InputError
             If the shapes differ.
         """
+        self._refuse_selection()
         if (self.n_features, self.n_targets) != (other.n_features, other.n_targets):
             raise InputError("only statistics of the same columns and targets can be merged")
         self._gram += other._gram
@@ -195,11 +207,20 @@ class Gram:
         self.n_samples += other.n_samples
         return self
 
+    def _refuse_selection(self) -> None:
+        if self._is_selection:
+            raise InputError(
+                "a selection of rows shares its matrix: update the statistics it is from"
+            )
+
     def rows(self, index: Any) -> Gram:
-        """Return the statistics of a selection of the targets; G is shared, not copied."""
+        """Return the statistics of a selection of the targets.
+
+        G is shared, not copied: the selection cannot be updated, and does not survive an update.
+        """
         out = object.__new__(Gram)
         self._symmetrise()
-        out._gram, out._lower_is_stale = self._gram, False
+        out._gram, out._lower_is_stale, out._is_selection = self._gram, False, True
         out.corr = np.ascontiguousarray(np.atleast_2d(self.corr[index]))
         out.target_sq = np.atleast_1d(self.target_sq[index])
         out.n_samples = self.n_samples
@@ -238,10 +259,20 @@ class Gram:
                 tensors = {name: stream.get_tensor(name) for name in ("gram", "corr", "target_sq")}
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path} cannot be read as saved statistics: {error}") from error
-        n_samples = int(meta.get("n_samples", "-1"))
+        count = meta.get("n_samples", "")
+        n_samples = int(count) if count.isdecimal() else -1
         if meta.get("sha256") != _digest(tensors, n_samples):
             raise RunError(f"{path} does not match its checksum; compute the statistics again")
         return cls.from_moments(tensors["gram"], tensors["corr"], tensors["target_sq"], n_samples)
+
+
+def _symmetric(g: NDArray[np.float64]) -> bool:
+    """Return whether g (N, N) is symmetric up to rounding, by blocks of rows."""
+    largest = max(abs(g.max(initial=0.0)), abs(g.min(initial=0.0)))
+    return all(
+        np.allclose(g[i : i + _COLUMNS], g[:, i : i + _COLUMNS].T, rtol=1e-10, atol=1e-12 * largest)
+        for i in range(0, g.shape[0], _COLUMNS)
+    )
 
 
 def _digest(tensors: dict[str, NDArray[np.float64]], n_samples: int) -> str:
