@@ -115,15 +115,17 @@ def _cifar(
         if count is not None and count < 1:
             raise InputError(f"{key} = {count}: at least one image is needed")
     folder = _folder(name, "parquet shards train-*.parquet and test-*.parquet", source)
-    arrays = []
+    parts: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
     checksums = {}
     for split, count in (("train", train), ("test", test)):
         shards = sorted(folder.glob(f"{split}-*.parquet"))
         if not shards:
-            raise DataError(f"{name}: no {split}-*.parquet in $CIMF_DATA/{name}; see {_HUB}{source}")
-        arrays += _read_images(shards, column, count)
+            raise DataError(
+                f"{name}: no {split}-*.parquet in $CIMF_DATA/{name}; see {_HUB}{source}"
+            )
+        parts[split] = _read_images(shards, column, count)
         checksums.update({shard.name: _sha256(shard) for shard in shards})
-    return Dataset(name, *arrays, n_classes, checksums)
+    return Dataset(name, *parts["train"], *parts["test"], n_classes, checksums)
 
 
 def _read_images(

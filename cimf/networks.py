@@ -92,7 +92,7 @@ class ResNet20(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, stem, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
-        channels = stem
+        channels, stages = stem, []
         for stage, width in enumerate((16, 32, 64), start=1):
             blocks = []
             for k in range(3):
@@ -100,7 +100,8 @@ class ResNet20(nn.Module):
                 relu = relu_every_block or k == 2
                 blocks.append(BasicBlock(channels, width, stride, projection, relu))
                 channels = width
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
         self.pool = pool
         cells = 1 if pool is None else (8 // pool) ** 2
         self.linear = nn.Linear(64 * cells, n_classes)
@@ -108,7 +109,8 @@ class ResNet20(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (b, 3, 32, 32) to logits (b, n_classes)."""
         out = functional.relu(self.bn1(self.conv1(x)))
-        out = self.layer3(self.layer2(self.layer1(out)))
+        for stage in (self.layer1, self.layer2, self.layer3):
+            out = stage(out)
         out = out.mean((2, 3)) if self.pool is None else functional.avg_pool2d(out, self.pool)
         return self.linear(torch.flatten(out, 1))
 
@@ -172,5 +174,7 @@ def _with_weights(net: nn.Module, name: str) -> nn.Module:
     try:
         net.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise DataError(f"{path.name} does not hold the weights of this network: {error}") from error
+        raise DataError(
+            f"{path.name} does not hold the weights of this network: {error}"
+        ) from error
     return net.eval()

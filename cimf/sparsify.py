@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from cimf.report import Report, block_errors, evaluate
 from cimf.solve import solve_path
 from cimf.solve.cvxpy_rows import solve_path_cvxpy
 from formulations.columns import as_float64
+
+if TYPE_CHECKING:
+    from cimf.layered.sparsify import SparseNetwork
 
 # m N^2 up to which (C, D) are fitted a second time, with all inputs, only to report that accuracy:
 # about a second on two cores (0.37 s at 6e9: 10,000 samples, 785 columns).
@@ -50,10 +53,14 @@ def sparsify(
     design: str = "full",
     rescale: bool = True,
     *,
+    target_sparsity: float | None = None,
     test: Iterable[Any] | None = None,
     **options: Any,
-) -> Sparsified:
+) -> Sparsified | SparseNetwork:
     """Return the certified sparse implicit model of a trained network at one kappa.
+
+    With design "layered" it returns the same network with sparse weights instead, its layers
+    matched one by one with the network's own weight sharing: convolutions, residuals, tokens.
 
     Parameters
     ----------
@@ -64,7 +71,10 @@ def sparsify(
     kappa : float
         Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units.
     design : str
-        A key of `cimf.designs.DESIGNS`: "full", "no-self-loop" or "causal".
+        A key of `cimf.designs.DESIGNS`: "full", "no-self-loop" or "causal"; or "layered".
+    target_sparsity : float, optional
+        Design "layered" only: share of the network's weights that is zero. `kappa`, `rescale` and
+        `test` are not used there; further options as `cimf.layered.sparsify.sparsify_layers`.
     rescale : bool
         Measure every state in units in which the network itself is feasible at 0.99 (Theorem 8),
         so that the ball does not forbid the network. The model comes back in the network's units.
@@ -76,13 +86,22 @@ def sparsify(
     Returns
     -------
     Sparsified
-        ``.model`` and ``.report``.
+        ``.model`` and ``.report``; or a `SparseNetwork` with ``.network`` and ``.report``.
 
     Raises
     ------
     CimfError
         As `Reference.capture` and `sparsify_path`.
     """
+    if design == "layered":
+        from cimf.layered.sparsify import sparsify_layers
+
+        return sparsify_layers(net, batches, target_sparsity, **options)
+    if target_sparsity is not None:
+        raise InputError(
+            f"target_sparsity needs design 'layered'; the sparsity of design {design!r} follows "
+            "from kappa"
+        )
     reference = Reference.capture(net, batches, test)
     return sparsify_path(reference, [kappa], design, rescale, **options)[0]
 
@@ -138,7 +157,7 @@ def sparsify_path(
         If a row is not certified, unless `keep_going`.
     """
     if design not in DESIGNS:
-        raise UnknownNameError("design", design, DESIGNS)
+        raise UnknownNameError("design", design, [*DESIGNS, "layered"])
     levels = _check_kappas(kappas, design, allow_ill_posed)
     states, notes = reference.calibration, []
     if states.n_samples < states.n_columns:
@@ -199,9 +218,8 @@ def sparsify_path(
     return tuple(results)
 
 
-def _check_kappas(
-    kappas: Sequence[float], design: str, allow_ill_posed: bool
-) -> NDArray[np.float64]:
+def _check_kappas(kappas: Sequence[float], design: str, allow_ill_posed: bool) -> list[float]:
+    """Return the kappas as floats, or say which one cannot be used and why."""
     levels = as_float64("kappas", kappas, 1)
     if not levels.size or (levels < 0).any():
         raise InputError(f"kappas must be one or more numbers >= 0, got {list(kappas)}")
@@ -211,7 +229,7 @@ def _check_kappas(
             "unique equilibrium. Use kappa <= 1, or the design 'causal' (well-posed for any "
             "kappa), or allow_ill_posed=True (--allow-ill-posed) and read the report"
         )
-    return levels
+    return levels.tolist()
 
 
 def _with_outputs(

@@ -89,7 +89,13 @@ def magnitude_counts(
         The layers in `keep` have more weights than the target leaves.
     """
     sizes = [
-        graph.original.get_submodule(layer.path).weight.detach().double().cpu().flatten(1).abs().numpy()
+        graph.original.get_parameter(f"{layer.path}.weight")
+        .detach()
+        .double()
+        .cpu()
+        .flatten(1)
+        .abs()
+        .numpy()
         for layer in graph.layers
     ]
     open_ = [k for k, layer in enumerate(graph.layers) if layer.path not in keep]
@@ -97,7 +103,9 @@ def magnitude_counts(
     left = round((1.0 - target_sparsity) * total)
     left -= sum(size.size for k, size in enumerate(sizes) if k not in open_)
     if left < 0:
-        raise InputError(f"the layers kept dense have more weights than {target_sparsity:.1%} leaves")
+        raise InputError(
+            f"the layers kept dense have more weights than {target_sparsity:.1%} leaves"
+        )
     counts = [np.full(len(size), size.shape[1]) for size in sizes]
     pool = [open_] if one_threshold else [[k] for k in open_]
     free = sum(sizes[k].size for k in open_)

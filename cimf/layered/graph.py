@@ -49,12 +49,13 @@ class Layer:
 
     path: str
     node: fx.Node
-    module: nn.Module
+    module: Any
     norm: str = ""
     summand: fx.Node | None = None
 
     @property
     def target(self) -> fx.Node:
+        """The node whose value the rows are to match."""
         return self.node if self.summand is None else next(iter(self.node.users))
 
     @property
@@ -64,10 +65,12 @@ class Layer:
 
     @property
     def groups(self) -> int:
+        """How many blocks of rows have a design of their own."""
         return int(getattr(self.module, "groups", 1))
 
     @property
     def has_bias(self) -> bool:
+        """Whether the last column of the rows is a free bias."""
         return self.module.bias is not None
 
     @property
@@ -77,6 +80,7 @@ class Layer:
 
     @property
     def n_rows(self) -> int:
+        """Output channels r."""
         return int(self.module.weight.shape[0])
 
     @property
@@ -86,6 +90,7 @@ class Layer:
 
     @property
     def n_weights(self) -> int:
+        """Entries of the layer's weight."""
         return self.n_rows * self.n_columns
 
     def set_rows(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -160,7 +165,7 @@ class LayerGraph:
             if node.op != "call_module":
                 continue
             path = str(node.target)
-            found = self.module.get_submodule(path)
+            found: Any = self.module.get_submodule(path)
             if not isinstance(found, _MATCHED):
                 continue
             if path in layers or id(found.weight) in owners:
@@ -170,7 +175,8 @@ class LayerGraph:
                 )
             owners[id(found.weight)] = path
             layers[path] = Layer(path, node, found, self._fold(node, found))
-        for layer in layers.values():
+        # Of two layers that meet in an addition the larger one goes last: it corrects the other.
+        for layer in sorted(layers.values(), key=lambda layer: layer.n_weights):
             _postpone(layer.node)
         order = {node: k for k, node in enumerate(graph.nodes)}
         ordered = sorted(layers.values(), key=lambda layer: order[layer.node])
@@ -180,13 +186,13 @@ class LayerGraph:
         self.module.recompile()
         return ordered
 
-    def _fold(self, node: fx.Node, layer: nn.Module) -> str:
-        """Fold the batch norm behind a layer into it; return its path, or "" where there is none."""
+    def _fold(self, node: fx.Node, layer: Any) -> str:
+        """Fold the batch norm behind a layer into it; return its path, or "" if there is none."""
         users = list(node.users)
         if len(users) != 1 or users[0].op != "call_module":
             return ""
         path = str(users[0].target)
-        norm = self.module.get_submodule(path)
+        norm: Any = self.module.get_submodule(path)
         if not isinstance(norm, _NORMS):
             return ""
         if isinstance(layer, nn.Linear) and node.meta.get("tensor_rank", 2) != 2:
@@ -220,10 +226,10 @@ class LayerGraph:
         net = copy.deepcopy(self.original)
         with torch.no_grad():
             for layer in self.layers:
-                target = net.get_submodule(layer.path)
+                target: Any = net.get_submodule(layer.path)
                 weight, bias = layer.module.weight.double(), layer.module.bias
                 if layer.norm:
-                    norm = net.get_submodule(layer.norm)
+                    norm: Any = net.get_submodule(layer.norm)
                     deviation = torch.sqrt(norm.running_var.double() + norm.eps).cpu()
                     if target.bias is not None:
                         target.bias.zero_()

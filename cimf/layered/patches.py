@@ -16,7 +16,9 @@ from cimf.statistics import Gram
 _PIECE = 8_000_000
 
 
-def grid(layer: Layer, output: Tensor, limit: int | None, rng: np.random.Generator) -> tuple[slice, ...]:
+def grid(
+    layer: Layer, output: Tensor, limit: int | None, rng: np.random.Generator
+) -> tuple[slice, ...]:
     """Return slices over the output's positions: all of them, or a regular grid of about `limit`.
 
     The grid's offset is random, so that over the batches every position takes part.

@@ -87,7 +87,9 @@ def _evaluate(graph: LayerGraph, node: fx.Node, env: dict[fx.Node, Values]) -> V
     ]
 
 
-def _mismatch(layer: Layer, teacher: dict[fx.Node, Values], student: dict[fx.Node, Values]) -> float:
+def _mismatch(
+    layer: Layer, teacher: dict[fx.Node, Values], student: dict[fx.Node, Values]
+) -> float:
     error = energy = count = 0.0
     total: Tensor | float = 0.0
     axis = 1 if hasattr(layer.module, "stride") else -1

@@ -93,7 +93,7 @@ class LayeredReport:
     ----------
     layers : tuple of LayerRecord
         In the order in which they were solved.
-    target : float
+    target : float or None
         The sparsity that was asked for.
     nonzeros : dict of str to (int, int)
         For each key of `cimf.judge.DENOMINATORS`: non-zeros and total. "admissible" and "dense"
@@ -104,7 +104,7 @@ class LayeredReport:
     """
 
     layers: tuple[LayerRecord, ...]
-    target: float
+    target: float | None
     nonzeros: dict[str, tuple[int, int]]
     seconds: float
     notes: tuple[str, ...] = field(default=())
@@ -115,14 +115,14 @@ class LayeredReport:
         graph: LayerGraph,
         network: nn.Module,
         records: Sequence[LayerRecord],
-        target: float,
+        target: float | None,
         seconds: float,
         notes: Sequence[str],
     ) -> LayeredReport:
         """Count the non-zeros of the network that is returned, not those of the row problems."""
         weights = total = 0
         for layer in graph.layers:
-            weight = network.get_submodule(layer.path).weight
+            weight = network.get_parameter(f"{layer.path}.weight")
             weights += int(weight.count_nonzero())
             total += weight.numel()
         biases = kept_biases = 0

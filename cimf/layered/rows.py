@@ -51,7 +51,9 @@ def damped(gram: Gram, dense: Matrix, damping: float, n_free: int) -> Gram:
     )
 
 
-def elimination(gram: Gram, n_free: int, n_jobs: int | None = None) -> tuple[NDArray[np.int64], Matrix]:
+def elimination(
+    gram: Gram, n_free: int, n_jobs: int | None = None
+) -> tuple[NDArray[np.int64], Matrix]:
     """Drop the columns of every row one by one, exact Optimal Brain Surgeon.
 
     Returns
@@ -81,7 +83,7 @@ def last_columns(order: NDArray[np.int64], counts: NDArray[np.int64], n_free: in
     return mask
 
 
-def largest(score: Matrix, counts: NDArray[np.int64], n_free: int) -> Mask:
+def largest(score: NDArray[Any], counts: NDArray[np.int64], n_free: int) -> Mask:
     """Return the columns with the largest score in each row: score (r, N), mask (r, N + n_free)."""
     return last_columns(np.argsort(score, axis=1, kind="stable"), counts, n_free)
 
@@ -155,7 +157,9 @@ def polished(
 def losses(gram: Gram, coef: Matrix) -> NDArray[np.float64]:
     """Return ||M a_i - z_i||^2 per row, shape (r,)."""
     return np.maximum(
-        ((coef @ gram.gram) * coef).sum(axis=1) - 2 * (coef * gram.corr).sum(axis=1) + gram.target_sq,
+        ((coef @ gram.gram) * coef).sum(axis=1)
+        - 2 * (coef * gram.corr).sum(axis=1)
+        + gram.target_sq,
         0.0,
     )
 

@@ -39,6 +39,7 @@ def _softmax(y: Tensor, generator: torch.Generator) -> Tensor:
 METRICS = {"output": _logits, "softmax": _softmax}
 
 
+@torch.enable_grad()
 def output_sensitivity(
     graph: LayerGraph,
     batches: Iterable[Tensor],
@@ -94,7 +95,9 @@ def output_sensitivity(
                 )
                 for i, grad in zip(order, grads, strict=True):
                     if grad is not None:
-                        channel = 1 if grad.ndim > 2 and hasattr(graph.layers[i].module, "stride") else -1
+                        channel = (
+                            1 if grad.ndim > 2 and hasattr(graph.layers[i].module, "stride") else -1
+                        )
                         squares = grad.double().square().movedim(channel, -1)
                         total[i] += squares.reshape(-1, squares.shape[-1]).sum(0).numpy()
             samples += batch.shape[0]

@@ -28,7 +28,7 @@ from cimf.layered.graph import Layer, LayerGraph
 from cimf.layered.patches import PatchGram
 from cimf.layered.propagate import propagate
 from cimf.layered.report import LayeredReport, LayerRecord
-from cimf.layered.supports import SUPPORTS, Choice, Rule
+from cimf.layered.supports import SUPPORTS, Choice, Convex, Rule
 from cimf.layered.survey import Survey, as_rows, damped_groups, dense_rows
 
 # Batches are cut into pieces of this many samples: the unit of convolution and of the grid offset.
@@ -100,6 +100,7 @@ class Calibration:
 
     @property
     def n_samples(self) -> int:
+        """Calibration samples."""
         return sum(len(batch) for batch in self.batches)
 
     @torch.no_grad()
@@ -149,7 +150,7 @@ class Calibration:
 
     def sparsify(
         self,
-        target_sparsity: float,
+        target_sparsity: float | None = None,
         *,
         support: str | Rule = "obs",
         allocation: str | Counts = "output",
@@ -164,20 +165,31 @@ class Calibration:
         if isinstance(support, str) and support not in SUPPORTS:
             raise UnknownNameError("support", support, SUPPORTS)
         rule = SUPPORTS[support] if isinstance(support, str) else support
-        counts = (
-            self.counts(target_sparsity, allocation, keep)
-            if isinstance(allocation, str)
-            else allocation
-        )
-        budget = {
-            layer.path: count for layer, count in zip(self.graph.layers, counts, strict=True)
-        }
+        if isinstance(rule, Convex) == (target_sparsity is not None):
+            raise InputError(
+                "give either target_sparsity or a budget of the convex problem "
+                "(support=Convex('kappa' | 'relative' | 'lam', value))"
+            )
+        if not isinstance(allocation, str):
+            counts = allocation
+        elif target_sparsity is None:
+            counts = [np.full(layer.n_rows, layer.n_columns) for layer in self.graph.layers]
+        else:
+            counts = self.counts(target_sparsity, allocation, keep)
+        budget = {layer.path: count for layer, count in zip(self.graph.layers, counts, strict=True)}
         teacher = [dense_rows(layer) for layer in self.graph.layers]
         records: list[LayerRecord] = []
 
         def solve(layer: Layer, statistics: PatchGram) -> tuple[Tensor, Tensor | None]:
             found = _solve_layer(
-                layer, statistics, budget[layer.path], rule, swaps, polish, self.damping, self.n_jobs
+                layer,
+                statistics,
+                budget[layer.path],
+                rule,
+                swaps,
+                polish,
+                self.damping,
+                self.n_jobs,
             )
             records.append(found[1])
             if progress is not None:
@@ -209,7 +221,7 @@ class Calibration:
 def sparsify_layers(
     net: nn.Module,
     batches: Any,
-    target_sparsity: float,
+    target_sparsity: float | None = None,
     *,
     damping: float = 1e-4,
     positions: int | None = 128,
@@ -226,8 +238,9 @@ def sparsify_layers(
         dilation) and linear layers are matched, everything else stays as it is.
     batches : iterable, or one tensor
         Calibration inputs (b, ...), or (input, label) pairs whose labels are ignored.
-    target_sparsity : float
-        Share of all matched weights that is zero, in [0, 1); met exactly.
+    target_sparsity : float, optional
+        Share of all matched weights that is zero, in [0, 1); met exactly. None: `support` is a
+        `Convex` rule, whose budget decides.
     damping : float
         d of the module's problem, in units of the mean squared norm of a layer's columns.
     positions : int, optional
@@ -237,7 +250,7 @@ def sparsify_layers(
     n_jobs : int, optional
         Threads for the rows. Default: all cores.
     support : str or Rule
-        A key of `cimf.layered.supports.SUPPORTS`.
+        A key of `cimf.layered.supports.SUPPORTS`, or for example ``Convex("relative", 0.5)``.
     allocation : str, or counts per layer
         "output", "error" or "uniform", see `Survey.allocate`; or arrays (r,), one per layer.
     swaps : bool

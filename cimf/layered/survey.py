@@ -147,10 +147,12 @@ class Survey:
             free = int(layer.has_bias)
             mask = rows.last_columns(curve.order, counts, free)
             size = layer.n_rows // layer.groups
-            coef = np.concatenate([
-                rows.polished(problem, mask[g * size : (g + 1) * size])[0]
-                for g, problem in enumerate(curve.problems)
-            ])
+            coef = np.concatenate(
+                [
+                    rows.polished(problem, mask[g * size : (g + 1) * size])[0]
+                    for g, problem in enumerate(curve.problems)
+                ]
+            )
             weight = layer.module.weight.clone()
             bias = layer.module.bias.clone() if free else None
             layer.set_rows(*as_rows(coef, free))

@@ -1,0 +1,91 @@
+"""ResNet-20 at 60 to 90 % sparsity: the layered design against pruning baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cimf.terminal import one_line_errors
+
+if TYPE_CHECKING:
+    from cimf.datasets import Dataset
+    from cimf.networks import Pretrained
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")]
+Images = Annotated[int, typer.Option(help="Calibration images, without labels.")]
+Tests = Annotated[int | None, typer.Option(help="Test images; default: all.")]
+Methods = Annotated[str | None, typer.Option(help="Comma-separated; default: all.")]
+Levels = Annotated[str, typer.Option(help="Target sparsities, comma-separated.")]
+
+
+def cifar10(
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/resnet20"),
+    images: Images = 4000,
+    tests: Tests = None,
+    methods: Methods = None,
+    levels: Levels = "0.6,0.75,0.8,0.9",
+    overwrite: Overwrite = False,
+) -> None:
+    """ResNet-20 on CIFAR-10, all methods at the same non-zeros."""
+    with one_line_errors():
+        from cimf import corpora, networks
+
+        _compare("ResNet-20, CIFAR-10", out, corpora.cifar10, networks.resnet20_cifar10,
+                 images, tests, methods, levels, overwrite)  # fmt: skip
+
+
+def cifar100(
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/resnet20-cifar100"),
+    images: Images = 4000,
+    tests: Tests = None,
+    methods: Methods = None,
+    levels: Levels = "0.6,0.75,0.8,0.9",
+    overwrite: Overwrite = False,
+) -> None:
+    """Wide-stem ResNet-20 on CIFAR-100, all methods at the same non-zeros."""
+    with one_line_errors():
+        from cimf import corpora, networks
+
+        _compare("ResNet-20 variant, CIFAR-100", out, corpora.cifar100, networks.resnet20_cifar100,
+                 images, tests, methods, levels, overwrite)  # fmt: skip
+
+
+def _compare(
+    name: str,
+    out: Path,
+    images_of: Callable[[int, int | None], Dataset],
+    network: Callable[[], Pretrained],
+    images: int,
+    tests: int | None,
+    methods: str | None,
+    levels: str,
+    overwrite: bool,
+) -> None:
+    import torch
+
+    from cimf.baselines import BASELINES
+    from experiments.pruning import OURS, compare
+
+    def load() -> Any:
+        data, trained = images_of(images, tests), network()
+        return (
+            trained.network,
+            trained.prepare(data.train_inputs),
+            trained.prepare(data.test_inputs),
+            torch.from_numpy(data.test_labels),
+            data.describe(),
+        )
+
+    compare(
+        f"{name}, {images:,} calibration images",
+        out,
+        {"network": name, "calibration": images, "tests": tests},
+        load,
+        levels=[float(level) for level in levels.split(",")],
+        methods=methods.split(",") if methods else (OURS, *BASELINES),
+        dense_head=("linear",),
+        overwrite=overwrite,
+    )
