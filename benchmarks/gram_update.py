@@ -2,9 +2,10 @@
 
     python benchmarks/gram_update.py --columns 2000 --batch 8192
 
-The product M'M of a batch (b, N) counts N^2 b flops: half of a general product, because it is symmetric.
-Both rates are medians over alternating repetitions. The batch is float32, as a network gives it; checking,
-conversion to float64 and the correlations with the targets are inside the timer.
+The product M'M of a batch (b, N) counts N^2 b flops: half of a general product, because it is
+symmetric. Both rates are medians over alternating repetitions. The batch is float32, as a network
+gives it; checking, conversion to float64 and the correlations with the targets are inside the
+timer.
 """
 
 import argparse

@@ -1,19 +1,20 @@
 """All rows at once on a GPU or the CPU (torch, float64): ADMM, then the exact segments, batched.
 
-ADMM splits P(kappa) (or Q(lam)) into a least-squares step, one product of all rows with the inverse of
-D G D + rho I, and a projection on the weighted l1 ball (soft thresholding), row by row. Its
+ADMM splits P(kappa) (or Q(lam)) into a least-squares step, one product of all rows with the inverse
+of D G D + rho I, and a projection on the weighted l1 ball (soft thresholding), row by row. Its
 iterates have exact zeros, so after each phase the support and the signs of every row are a guess of
-its segment. The linear systems of all segments are padded to one size and solved together;
-columns that violate the optimality conditions are exchanged, as in `cimf.solve.pivoting`, until
-none does and the gap is below the tolerance. Rows that resist go to the exact method.
+its segment. The linear systems of all segments are padded to one size and solved together; columns
+that violate the optimality conditions are exchanged, as in `cimf.solve.pivoting`, until none does
+and the gap is below the tolerance. Rows that resist go to the exact method.
 
-Columns are scaled to a unit diagonal: b = D^{-1} a, weights D w. Bits depend on the device and on the
-rows that are solved together; the certificate does not.
+Columns are scaled to a unit diagonal: b = D^{-1} a, weights D w. Bits depend on the device and on
+the rows that are solved together; the certificate does not.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,10 @@ def solve_chunk(
 
 @dataclass(frozen=True)
 class _Problem:
-    """All rows on the device, columns scaled: gram (N, N), corr, weights, signs (r, N), half_sq (r,)."""
+    """All rows on the device, columns scaled.
+
+    gram (N, N); corr, weights, signs (r, N); half_sq (r,).
+    """
 
     gram: torch.Tensor
     corr: torch.Tensor
@@ -89,7 +93,7 @@ class _Problem:
     def build(
         cls, gram: Gram, columns: Columns, ball: bool, goal: float, device: torch.device
     ) -> _Problem:
-        def moved(array: NDArray[np.float64]) -> torch.Tensor:
+        def moved(array: NDArray[Any]) -> torch.Tensor:
             return torch.as_tensor(array, dtype=torch.float64, device=device)
 
         scale = exact.column_scale(gram)
@@ -113,9 +117,11 @@ class _Problem:
 
 def _solve_level(
     problem: _Problem, level: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[
+    tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]:
     """Solve every row for one level: returns (z, u), b, lam, iterations, solved."""
-    r, n = problem.corr.shape
+    r = problem.corr.shape[0]
     z, u = state if state is not None else (torch.zeros_like(problem.corr),) * 2
     z, u = z.clone(), u.clone()
     coef, lam = torch.zeros_like(problem.corr), torch.zeros_like(level)
@@ -202,7 +208,7 @@ def _threshold(problem: _Problem, x: torch.Tensor, kappa: torch.Tensor) -> torch
 def _finish(
     problem: _Problem, level: torch.Tensor, guess: torch.Tensor, lam: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Solve every row exactly from the signs of a guess: returns b, lam and whether it is certified."""
+    """Solve every row from the signs of a guess; returns b, lam and whether it is certified."""
     r = level.shape[0]
     coef, multiplier = torch.zeros_like(guess), lam.clone()
     solved = torch.zeros(r, dtype=torch.bool, device=level.device)

@@ -1,24 +1,24 @@
 """The paper's Algorithms 1 and 2: bisection on lam, ended by the exact segment step.
 
-Algorithm 1 solves P(kappa) for one row: bisect lam over (0, max_j |c_j| / w_j), solve Q(lam) at each
-step, go right where the norm is at least kappa, until the interval is shorter than epsilon. Algorithm 2
-runs it row after row, each warm-started at the solution of the last. What they return is within epsilon
-of the multiplier; here the segment of the last step is then solved exactly (`cimf.solve.finish`), so
-that the returned point is certified. Where the segment cannot be told yet the bisection goes on, and a
-row that still resists (or whose ball is inactive, where lam = 0 is not in the open interval) is handed
-to the exact method.
+Algorithm 1 solves P(kappa) for one row: bisect lam over (0, max_j |c_j| / w_j), solve Q(lam) at
+each step, go right where the norm is at least kappa, until the interval is shorter than epsilon.
+Algorithm 2 runs it row after row, each warm-started at the solution of the last. What they return
+is within epsilon of the multiplier; here the segment of the last step is then solved exactly
+(`cimf.solve.finish`), so that the returned point is certified. Where the segment cannot be told yet
+the bisection goes on, and a row that still resists (or whose ball is inactive, where lam = 0 is not
+in the open interval) is handed to the exact method.
 
-Free columns are eliminated before the bisection, so the paper's (4) with b outside the ball is the same
-problem.
+Free columns are eliminated before the bisection, so the paper's (4) with b outside the ball is the
+same problem.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import scipy.linalg
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
@@ -27,6 +27,7 @@ from cimf.judge import Solution, certify_columns
 from cimf.solve import exact
 from cimf.solve.descent import bisect, descend, steepest
 from cimf.solve.finish import Segments
+from cimf.solve.reduced import BoundedPart
 from cimf.statistics import Gram
 from formulations.columns import Columns, per_row
 
@@ -37,16 +38,16 @@ WARM_STARTS = ("rows", "steps", "none")
 EPSILON = 1e-2
 # Relative gap of each Q(lam).
 INNER_TOL = 1e-4
-# Passes over the columns for one Q(lam); an ill-conditioned one that needs more is left to the segment step.
+# Passes over the columns for one Q(lam); an ill-conditioned one that needs more is left to the
+# segment step.
 _MAX_PASSES = 1000
-# Rounds of bisection, each to 1/100 of the interval and the gap of the last, before the exact method; none
-# is begun after this many passes (f897 states, kappa = 5: descent on lam -> 0 takes 100 times the exact method).
+# Rounds of bisection, each to 1/100 of the interval and the gap of the last, before the exact
+# method; none is begun after this many passes (f897 states, kappa = 5: descent on lam -> 0 takes
+# 100 times the exact method).
 _ROUNDS = 3
 _FINER = 1e-2
 _BUDGET = 500
 _MAX_STEPS = 60
-# Below this fraction of its square a column is in the span of the free ones.
-_SPANNED = 1e-11
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def bisect_rows(
     inner_tol : float
         Duality gap at which Q(lam) counts as solved, relative to 1/2 ||z||^2.
     warm_start : {"rows", "steps", "none"}
-        "rows": Algorithm 2, the first Q(lam) of a row starts at the last solution of the row before;
-        "steps": each row starts at zero, each further Q(lam) at the last one (Theorem 6);
+        "rows": Algorithm 2, the first Q(lam) of a row starts at the last solution of the row
+        before; "steps": each row starts at zero, each further Q(lam) at the last one (Theorem 6);
         "none": every Q(lam) starts at zero.
     trace : bool
         Record every step.
@@ -151,9 +152,10 @@ def bisect_rows(
     Notes
     -----
     One row at a time in the order given, on one thread. With "steps" and "none", and in
-    ``solve_rows(method="bisection")``, which uses "steps", a row's bits depend on its own statistics
-    only. With "rows" the iterates depend on the row before, and so do the counts; the returned point
-    does not where its support is unique, because the segment step computes it from the support alone.
+    ``solve_rows(method="bisection")``, which uses "steps", a row's bits depend on its own
+    statistics only. With "rows" the iterates depend on the row before, and so do the counts; the
+    returned point does not where its support is unique, because the segment step computes it from
+    the support alone.
     """
     if warm_start not in WARM_STARTS:
         raise UnknownNameError("warm start", warm_start, WARM_STARTS)
@@ -184,7 +186,7 @@ def bisect_rows(
 def solve_chunk(
     gram: Gram, columns: Columns, levels: Array, ball: bool, tol: float
 ) -> tuple[Array, Array, NDArray[np.int64]]:
-    """Solve all rows for L levels each; as `cimf.solve.exact.solve_chunk`, counting inner iterations."""
+    """Solve all rows for L levels; as `exact.solve_chunk`, counting inner iterations."""
     width = np.full(gram.n_targets, EPSILON)
     rows = _Rows(gram, columns, ball, tol, width, INNER_TOL, "steps", False, levels.shape[1])
     for i in range(gram.n_targets):
@@ -193,7 +195,7 @@ def solve_chunk(
 
 
 class _Rows:
-    """The state of Algorithm 2: what was found for the rows so far, and where the next one starts."""
+    """Algorithm 2: what was found for the rows so far, and where the next one starts."""
 
     def __init__(
         self,
@@ -218,7 +220,7 @@ class _Rows:
         self._segments = Segments(gram, columns, ball, tol)
         self._room = _MAX_STEPS if trace else 0
         self._records: list[tuple[int, Array, Array]] = []
-        self._bounded: _BoundedPart | None = None
+        self._bounded: BoundedPart | None = None
         self._last = np.zeros(gram.n_features)
 
     def solve(self, row: int, levels: Array) -> None:
@@ -227,7 +229,7 @@ class _Rows:
             self._last[:] = 0.0
         weights = self.columns.row(row)
         if self._bounded is None or not self._bounded.fits(weights):
-            self._bounded = _BoundedPart(self.gram.gram, weights)
+            self._bounded = BoundedPart(self.gram.gram, weights)
         part = self._bounded
         weights, signs = weights[part.index], self.columns.signs[part.index]
         corr, half_sq = part.reduce(self.gram.corr[row], 0.5 * self.gram.target_sq[row])
@@ -241,10 +243,10 @@ class _Rows:
         self._last[part.index] = start
 
     def _approach(
-        self, row: int, k: int, level: float, problem: tuple[Array, ...], state: tuple[Array, Array]
+        self, row: int, k: int, level: float, problem: tuple[Any, ...], state: tuple[Array, Array]
     ) -> bool:
-        """Bisect (or descend, for Q(lam)) and finish, ever finer; return whether the row is solved."""
-        gram, corr, half_sq, weights, signs = problem
+        """Bisect (for Q(lam): descend) and finish, ever finer; return whether it is solved."""
+        _, corr, half_sq, weights, signs = problem
         part = self._bounded
         assert part is not None
         low, high = 0.0, steepest(weights, signs, -corr)
@@ -309,55 +311,3 @@ class _Rows:
             np.divide(gap, half_sq, out=np.zeros_like(gap), where=half_sq > 0),
             scipy.sparse.csr_array(scipy.sparse.vstack([empty, *coef])),
         )
-
-
-class _BoundedPart:
-    """The problem that is left when the free columns F are eliminated by least squares.
-
-    With K = G_FF its Gram is G_BB - G_BF K^{-1} G_FB, its correlation c_B - G_BF K^{-1} c_F.
-    """
-
-    def __init__(self, gram: Array, weights: Array) -> None:
-        self._free = weights == 0.0
-        self.index = np.flatnonzero(~self._free)
-        self.gram = gram
-        if not self._free.any():
-            return
-        f = np.flatnonzero(self._free)
-        root = np.sqrt(np.diagonal(gram)[f])
-        self._scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
-        block = self._scale[:, None] * gram[np.ix_(f, f)] * self._scale
-        # The same ridge as in the segment step: collinear free columns share their coefficient.
-        block[np.diag_indices_from(block)] += exact._RIDGE
-        self._factor = scipy.linalg.cholesky(block, lower=True)
-        self._cross = self._half(gram[f][:, self.index])  # (|F|, |B|)
-        self.gram = gram[np.ix_(self.index, self.index)] - self._cross.T @ self._cross
-        diagonal = np.diagonal(gram)[self.index]
-        # What is left of a column in the span of the free ones is rounding; descent skips it.
-        spanned = np.diagonal(self.gram) <= _SPANNED * diagonal
-        self.gram[spanned, spanned] = 0.0
-
-    def fits(self, weights: Array) -> bool:
-        """Return whether another row has the same free columns."""
-        return bool(np.array_equal(self._free, weights == 0.0))
-
-    def _half(self, right: Array) -> Array:
-        scale = self._scale if right.ndim == 1 else self._scale[:, None]
-        return scipy.linalg.solve_triangular(self._factor, scale * right, lower=True)
-
-    def reduce(self, corr: Array, half_sq: float) -> tuple[Array, float]:
-        """Return the correlations (|B|,) and 1/2 ||z||^2 of the reduced row."""
-        if not self._free.any():
-            return corr, half_sq
-        half = self._half(corr[self._free])
-        return corr[self.index] - half @ self._cross, max(half_sq - 0.5 * float(half @ half), 0.0)
-
-    def expand(self, points: Array, corr: Array) -> Array:
-        """Return coefficients (T, N) of all columns for solutions (T, |B|) of the reduced row."""
-        out = np.zeros((points.shape[0], corr.size))
-        out[:, self.index] = points
-        if self._free.any():
-            half = self._half(corr[self._free])[:, None] - self._cross @ points.T
-            right = scipy.linalg.solve_triangular(self._factor.T, half)
-            out[:, self._free] = (self._scale[:, None] * right).T
-        return out

@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper for one row: bisection on lam over coordinate descent on the Gram matrix (numba)."""
+"""Algorithm 1 of the paper for one row: bisection on lam over coordinate descent (numba)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _judged(corr, half_sq, weights, signs, lam, a, grad):
 def descend(gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad):
     """Solve Q(lam) by cyclic coordinate descent from a, until the duality gap is at most `goal`.
 
-    grad = G a - c is kept up to date with a. An excluded column has weight infinity; a zero column is
-    never moved. Returns (passes over the columns, gap, norm, h).
+    grad = G a - c is kept up to date with a. An excluded column has weight infinity; a zero column
+    is never moved. Returns (passes over the columns, gap, norm, h).
     """
     n = a.shape[0]
     passes = 0

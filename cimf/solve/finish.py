@@ -1,9 +1,10 @@
 """The exact segment step: from a guess of the support and signs to the exact point of a row's path.
 
 On one segment of the path the solution of Q(lam) is known in closed form, and so is the point of
-norm kappa. An approximate solution guesses the segment; columns that violate the optimality conditions
-are exchanged until none does (`cimf.solve.pivoting`), and the point is computed once more from the
-sorted support alone. Its bits therefore depend on the support, not on the guess or on who made it.
+norm kappa. An approximate solution guesses the segment; columns that violate the optimality
+conditions are exchanged until none does (`cimf.solve.pivoting`), and the point is computed once
+more from the sorted support alone. Its bits therefore depend on the support, not on the guess or on
+who made it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MOVES = 30
 
 @kernel
 def _sorted_support(weights, sign, free, support):
-    """List the free columns, then the columns with a sign in ascending order; returns their number."""
+    """List the free columns, then those with a sign, ascending; returns their number."""
     k = free.shape[0]
     support[:k] = free
     for j in range(sign.shape[0]):
@@ -36,8 +37,8 @@ def _sorted_support(weights, sign, free, support):
 
 @kernel
 def _solve_segment(
-    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor, guess, lam, kappa, ball, goal,
-    out,
+    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor, guess, lam, kappa, ball,
+    goal, out,
 ):  # fmt: skip
     """Solve one row from a guess; returns whether `out` is exact, lam, and the systems solved.
 
@@ -71,10 +72,12 @@ def _solve_segment(
     state = (support, sign.copy(), f)
     factor = np.empty((f + 1, f + 1))
     root = np.sqrt(2.0 * half_sq)
-    # A guess that is further off than this is no guess; the exchanges would cycle (as in `pivoting`).
+    # A guess that is further off than this is no guess; the exchanges would cycle (as in
+    # `pivoting`).
     allowed = 16 + n // 8
     solves = 0
-    # Once from the guess, then from the support that this led to: the second pass exchanges nothing.
+    # Once from the guess, then from the support that this led to: the second pass exchanges
+    # nothing.
     for _ in range(3):
         k = _sorted_support(weights, sign, free, listed)
         state, factor = _restore(

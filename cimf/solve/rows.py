@@ -225,7 +225,7 @@ def _run(
         joblib.delayed(_solve_slice)(
             solver, gram, part,
             columns if columns.shared else Columns(columns.weights[part], columns.signs),
-            # In a tuple: joblib's Dask backend keeps a bare array on one worker, and it dies with it.
+            # In a tuple: joblib's Dask backend keeps a bare array on one worker, to die with it.
             (levels[part],), ball, tol, os.getpid(),
         )
         for part in slices

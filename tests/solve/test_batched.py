@@ -1,4 +1,4 @@
-"""The batched torch method: every case of the exact method, on the CPU and, where there is one, a GPU."""
+"""The batched torch method: the cases of the exact method, on the CPU and on a GPU."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,9 @@ DEVICES = [
 def random_gram(m=60, n=30, r=20, seed=0):
     rng = np.random.default_rng(seed)
     design = rng.standard_normal((m, n))
-    return Gram.from_arrays(design, design @ rng.standard_normal((n, r)) + rng.standard_normal((m, r)))
+    return Gram.from_arrays(
+        design, design @ rng.standard_normal((n, r)) + rng.standard_normal((m, r))
+    )
 
 
 def solve(gram, level, device, ball=True, weights=None, signs=None):
@@ -114,7 +116,9 @@ def test_behind_the_door_and_along_paths():
 
 def test_rows_that_never_finish_are_handed_over(monkeypatch):
     monkeypatch.setattr(
-        batched, "_finish", lambda p, level, z, lam: (z, lam, torch.zeros_like(lam, dtype=torch.bool))
+        batched,
+        "_finish",
+        lambda p, level, z, lam: (z, lam, torch.zeros_like(lam, dtype=torch.bool)),
     )
     monkeypatch.setattr(batched, "_PHASES", (2,))
     gram = random_gram()

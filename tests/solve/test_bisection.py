@@ -102,7 +102,7 @@ def test_an_absolute_epsilon_as_in_the_paper():
 
 
 def test_the_trace_is_the_bisection():
-    """Every recorded step is a certified solution of its Q(lam), and the interval follows the norm."""
+    """Every step is a certified solution of its Q(lam), and the interval follows the norm."""
     gram = random_gram()
     found = bisect_rows(gram, 0.7, inner_tol=1e-6, trace=True)
     trace = found.trace

@@ -15,7 +15,7 @@ from formulations.columns import Columns
 
 
 def statistics(n_rows=40, n=160, seed=0):
-    """A problem whose Gram matrix and correlations are above joblib's threshold for memory maps (1 MB)."""
+    """A problem whose Gram matrix is above the threshold for memory maps used below."""
     rng = np.random.default_rng(seed)
     design = rng.standard_normal((2 * n, n)) + rng.standard_normal((2 * n, 1))
     return Gram.from_arrays(design, rng.standard_normal((2 * n, n_rows)))
@@ -69,7 +69,7 @@ def test_the_planted_wrong_bit_is_seen(gram, serial):
 
 
 def probe(gram, columns, levels, ball, tol):
-    """A row solver that returns what it saw instead of a solution: [BLAS threads, arrays writable, process]."""
+    """A row solver that returns what it saw: BLAS threads, writable, process, contiguous."""
     threads = max(
         i["num_threads"] for i in threadpoolctl.threadpool_info() if i["user_api"] == "blas"
     )
