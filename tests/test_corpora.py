@@ -62,7 +62,7 @@ def test_corrupt_and_missing_files_are_data_errors(tmp_path, monkeypatch):
         corpora.cifar10()
     (tmp_path / "20news").mkdir()
     (tmp_path / "20news" / "train.jsonl.gz").write_bytes(b"text")
-    with pytest.raises(DataError, match="train.jsonl.gz"):
+    with pytest.raises(DataError, match=r"train\.jsonl\.gz"):
         corpora.newsgroups()
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "resnet20-cifar10.safetensors").write_bytes(b"0")

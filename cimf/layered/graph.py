@@ -9,12 +9,15 @@ known by then (a shortcut), the sum is the target and the other summand is the f
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from cimf.errors import CaptureError, InputError
@@ -41,6 +44,8 @@ class Layer:
         The folded copy; its weight is what the rows replace.
     norm : str
         Path of the folded batch norm, or "".
+    input_shape, output_shape : tuple of int
+        Of one sample at the layer; () before `LayerGraph.measure` ran.
     summand : fx.Node or None
         What is added to the layer's output before anything else sees it, known when the layer runs.
     target : fx.Node
@@ -52,6 +57,8 @@ class Layer:
     module: Any
     norm: str = ""
     summand: fx.Node | None = None
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
 
     @property
     def target(self) -> fx.Node:
@@ -92,6 +99,29 @@ class Layer:
     def n_weights(self) -> int:
         """Entries of the layer's weight."""
         return self.n_rows * self.n_columns
+
+    @property
+    def repeats(self) -> NDArray[np.int64]:
+        """How often each column of a row occurs in the unrolled matrix (A, B, C, D), shape (N,).
+
+        A convolution's weight acts at every output position whose patch reaches inside the image
+        there; padding with anything but zeros reaches inside everywhere.
+        """
+        module = self.module
+        if isinstance(module, nn.Linear):
+            return np.full(self.n_columns, math.prod(self.output_shape[:-1]))
+        total = np.ones(1, dtype=np.int64)
+        before = module._reversed_padding_repeated_twice[::-1][1::2]  # left of each axis
+        for axis, (size, stride, gap) in enumerate(
+            zip(module.kernel_size, module.stride, module.dilation, strict=True), start=1
+        ):
+            place = np.arange(self.output_shape[axis]) * stride - before[axis - 1]
+            place = place + gap * np.arange(size)[:, None]
+            inside = (place >= 0) & (place < self.input_shape[axis])
+            if module.padding_mode != "zeros":
+                inside[:] = True
+            total = (total[:, None] * inside.sum(axis=1)).ravel()
+        return np.tile(total, self.n_columns // len(total))
 
     def set_rows(self, weight: Tensor, bias: Tensor | None) -> None:
         """Replace the folded weight by rows (r, N) and the bias by (r,)."""
@@ -156,6 +186,20 @@ class LayerGraph:
     def n_weights(self) -> int:
         """Entries of all matched weights, biases left out."""
         return sum(layer.n_weights for layer in self.layers)
+
+    def measure(self, u: Tensor) -> Tensor:
+        """Run the samples u (b, ...), note every layer's shapes, and return the output."""
+        env: dict[fx.Node, Any] = {}
+        output: Any = None
+        for node, dead, layer in stages(self):
+            env[node] = u if node.op == "placeholder" else evaluate_node(self.module, node, env)
+            if layer is not None:
+                layer.input_shape = tuple(env[layer.source].shape[1:])
+                layer.output_shape = tuple(env[node].shape[1:])
+            output = env[node]
+            for value in dead:
+                del env[value]
+        return output
 
     def _find_layers(self) -> list[Layer]:
         graph = self.module.graph

@@ -97,8 +97,8 @@ class LayeredReport:
         The sparsity that was asked for.
     nonzeros : dict of str to (int, int)
         For each key of `cimf.judge.DENOMINATORS`: non-zeros and total. "admissible" and "dense"
-        count the matrices (A, B, C, D) of the implicit model, every weight as often as the
-        weight sharing repeats it; present where the layers' input sizes are known.
+        count the matched part of (A, B, C, D), every weight as often as the weight sharing
+        repeats it; the states are the outputs of all layers but the last.
     seconds : float
     notes : tuple of str
     """
@@ -125,14 +125,23 @@ class LayeredReport:
             weight = network.get_parameter(f"{layer.path}.weight")
             weights += int(weight.count_nonzero())
             total += weight.numel()
-        biases = kept_biases = 0
+        biases = entries = admissible = 0
         for layer in graph.layers:
-            if layer.has_bias:
-                biases += layer.n_rows
-                kept_biases += layer.n_rows
+            rows = network.get_parameter(f"{layer.path}.weight").flatten(1)
+            kept = (rows != 0).cpu().numpy()
+            shift = layer.n_rows if layer.has_bias else 0
+            places = math.prod(layer.output_shape) if layer.has_bias else 0
+            biases += shift
+            entries += int(kept.sum(axis=0) @ layer.repeats) + places
+            admissible += layer.n_rows * int(layer.repeats.sum()) + places
+        outputs = [math.prod(layer.output_shape) for layer in graph.layers]
+        states = sum(outputs)
+        inputs = math.prod(graph.layers[0].input_shape) + 1
         nonzeros = {
             "network_weights": (weights, total),
-            "network_parameters": (weights + kept_biases, total + biases),
+            "network_parameters": (weights + biases, total + biases),
+            "admissible": (entries, admissible),
+            "dense": (entries, states * (states - outputs[-1] + inputs)),
         }
         return cls(tuple(records), target, nonzeros, seconds, tuple(notes))
 

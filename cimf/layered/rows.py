@@ -21,8 +21,8 @@ from cimf.statistics import Gram
 Matrix = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# A column whose part outside the span of the support is below this share of its norm is taken as
-# linearly dependent; the damping keeps statistics of patches about 1e4 above it.
+# A column whose squared part outside the span of the support is below this share of its squared
+# norm is taken as linearly dependent. Damped statistics stay above the damping, 1e-4 by default.
 _DEPENDENT = 1e-9
 
 

@@ -108,7 +108,7 @@ class Calibration:
         """Compare the folded graph with the network on a few samples."""
         u = self.batches[0][:8]
         net = copy.deepcopy(self.graph.original).to("cpu", self.graph.dtype).eval()
-        expected, found = net(u.clone()), self.graph.module(u.clone())
+        expected, found = net(u.clone()), self.graph.measure(u.clone())
         if not isinstance(expected, Tensor) or expected.shape[:1] != u.shape[:1]:
             raise CaptureError("the network must return one tensor with the samples first")
         if not torch.isfinite(expected).all():

@@ -91,7 +91,7 @@ def test_summand_is_used_only_where_the_sum_is_all_that_sees_the_output():
             h = self.a(x)
             return torch.relu(h + x) + self.b(h)
 
-    assert [layer.summand for layer in LayerGraph(Twice()).layers][0] is None
+    assert LayerGraph(Twice()).layers[0].summand is None
 
 
 class Branching(nn.Module):

@@ -45,6 +45,26 @@ def test_rows_times_patches_are_the_layer(name):
     torch.testing.assert_close(out, flat.reshape(-1, layer.n_rows))
 
 
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "circular"])
+def test_repeats_count_the_entries_of_the_unrolled_matrix(name):
+    module, shape = LAYERS[name]
+    graph = LayerGraph(nn.Sequential(module.double()))
+    layer = graph.layers[0]
+    graph.measure(torch.zeros(1, *shape, dtype=torch.float64))
+    layer.set_rows(torch.ones(layer.n_rows, layer.n_columns), 0 * layer.module.bias
+                   if layer.has_bias else None)  # fmt: skip
+    eye = torch.eye(int(np.prod(shape)), dtype=torch.float64).reshape(-1, *shape)
+    with torch.no_grad():
+        unrolled = layer.module(eye)
+    assert int((unrolled != 0).sum()) == layer.n_rows * int(layer.repeats.sum())
+    for column in range(layer.n_columns):
+        one = torch.zeros(layer.n_rows, layer.n_columns)
+        one[0, column] = 1.0
+        layer.set_rows(one, None)
+        with torch.no_grad():
+            assert int((layer.module(eye) != 0).sum()) == layer.repeats[column]
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("limit", [None, 4])
 def test_streamed_statistics_equal_those_of_the_whole_design(name, limit):

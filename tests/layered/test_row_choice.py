@@ -66,7 +66,7 @@ def test_no_exchange_of_one_column_improves_a_swapped_support(seed, k):
 
 
 def test_a_planted_worse_support_is_told_from_the_best():
-    M, Z, gram, _ = problem()
+    _, _, gram, _ = problem()
     mask, _ = rows.swapped(gram, SUPPORTS["obs"](gram, np.ones((3, 8)), np.full(3, 3), 1).mask, 1)
     worse = mask.copy()
     worse[0, np.flatnonzero(mask[0])[0]], worse[0, np.flatnonzero(~mask[0])[0]] = False, True
@@ -158,13 +158,21 @@ def test_allocations_meet_the_total_and_prices_decide(keep, seed):
     counts = by_price(increase, keep)
     assert sum(int(c.sum()) for c in counts) == keep
     curves = [np.maximum.accumulate(layer, axis=1) for layer in increase]
-    dropped = [c[i, : c.shape[1] - k] for c, ks in zip(curves, counts) for i, k in enumerate(ks)]
-    kept = [c[i, c.shape[1] - k :] for c, ks in zip(curves, counts) for i, k in enumerate(ks)]
+    dropped = [
+        c[i, : c.shape[1] - k]
+        for c, ks in zip(curves, counts, strict=True)
+        for i, k in enumerate(ks)
+    ]
+    kept = [
+        c[i, c.shape[1] - k :]
+        for c, ks in zip(curves, counts, strict=True)
+        for i, k in enumerate(ks)
+    ]
     highest = max((d.max() for d in dropped if d.size), default=0.0)
     assert all(k.min() >= highest for k in kept if k.size)
     even = uniform([(4, 8), (6, 5)], keep)
     assert sum(int(c.sum()) for c in even) == keep
-    for c, n in zip(even, (8, 5)):
+    for c, n in zip(even, (8, 5), strict=True):
         assert np.abs(c - keep * n / 62).max() < 1 + 1e-9
 
 

@@ -128,7 +128,7 @@ def test_layers_kept_dense_count_in_the_target():
     assert result.report.sparsity["network_weights"] == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(InputError, match="at most"):
         sparsify_layers(net, u, 0.95, keep=["6"], **SIZES)
-    with pytest.raises(UnknownNameError, match="3.conv1"):
+    with pytest.raises(UnknownNameError, match=r"3\.conv1"):
         sparsify_layers(net, u, 0.5, keep=["head"], **SIZES)
 
 
@@ -176,7 +176,7 @@ def test_token_sequences_are_matched_per_position():
 
 def test_few_samples_warn_and_name_the_layers():
     net, u = small_net()
-    with pytest.warns(UserWarning, match="3.conv2"):
+    with pytest.warns(UserWarning, match=r"3\.conv2"):
         result = sparsify_layers(net, u[:2], 0.5, positions=8, **SIZES)
     assert "3.conv2" in result.report.notes[0]
 
