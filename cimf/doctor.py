@@ -95,11 +95,13 @@ def _main_job() -> Iterator[Finding]:
     """Sparsify a tiny network for real."""
     import torch
 
-    from cimf.sparsify import sparsify
+    from cimf.reference import Reference
+    from cimf.sparsify import sparsify_path
     from cimf.training import mlp
 
     samples = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
-    report = sparsify(mlp((3, 4, 2), seed=0), [samples]).report
+    (result,) = sparsify_path(Reference.capture(mlp((3, 4, 2), seed=0), [samples]), [0.5])
+    report = result.report
     yield Finding(
         "main job",
         "ok",
