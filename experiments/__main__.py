@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from experiments import fashion, resnet20
+from experiments import fashion, fashion_layered, resnet20
 
 app = typer.Typer(
     help="Regenerate a table or a figure.",
@@ -20,6 +20,7 @@ def main() -> None:
 
 
 app.command("fashion")(fashion.main)
+app.command("fashion-layered")(fashion_layered.main)
 app.command("resnet20")(resnet20.cifar10)
 app.command("resnet20-cifar100")(resnet20.cifar100)
 

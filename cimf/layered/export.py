@@ -1,0 +1,152 @@
+"""Sparse networks on disk and at inference: safetensors, CSR per layer, sparse linear layers."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cimf.errors import InputError, RunError
+from cimf.files import atomic_path
+
+_MATRICES = (nn.Conv1d, nn.Conv2d, nn.Linear)
+
+
+def save_state(network: nn.Module, path: str | Path) -> None:
+    """Write the state dict, zeros included, as safetensors, atomically."""
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+
+
+def csr_layers(network: nn.Module) -> dict[str, scipy.sparse.csr_array]:
+    """Return the weight rows (r, N) of every convolution and linear layer, by path."""
+    return {
+        path: scipy.sparse.csr_array(module.weight.detach().float().cpu().flatten(1).numpy())
+        for path, module in network.named_modules()
+        if isinstance(module, _MATRICES)
+    }
+
+
+def save_csr(network: nn.Module, path: str | Path) -> None:
+    """Write `csr_layers` as one safetensors file, atomically: data, indices, indptr and shape."""
+    arrays = {}
+    for name, rows in csr_layers(network).items():
+        arrays[f"{name}.data"] = rows.data
+        arrays[f"{name}.indices"] = rows.indices.astype(np.int32)
+        arrays[f"{name}.indptr"] = rows.indptr.astype(np.int32)
+        arrays[f"{name}.shape"] = np.array(rows.shape, dtype=np.int64)
+    with atomic_path(path) as temporary:
+        save_arrays(arrays, temporary)
+
+
+def load_csr(path: str | Path) -> dict[str, scipy.sparse.csr_array]:
+    """Read a file written by `save_csr`.
+
+    Raises
+    ------
+    RunError
+        The file is missing, truncated or of another kind.
+    """
+    try:
+        arrays = load_arrays(path)
+        names = [key.removesuffix(".shape") for key in arrays if key.endswith(".shape")]
+        return {
+            name: scipy.sparse.csr_array(
+                tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr")),
+                shape=tuple(arrays[f"{name}.shape"]),
+            )
+            for name in names
+        }
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as CSR layers: {error}") from error
+
+
+class SparseLinear(nn.Module):
+    """A linear layer whose weight is a torch CSR matrix; for inference.
+
+    Parameters
+    ----------
+    linear : nn.Linear
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        rows = scipy.sparse.csr_array(linear.weight.detach().cpu().numpy())
+        self.weight = torch.sparse_csr_tensor(
+            torch.from_numpy(rows.indptr.astype(np.int64)),
+            torch.from_numpy(rows.indices.astype(np.int64)),
+            torch.from_numpy(rows.data),
+            rows.shape,
+            check_invariants=True,
+        )
+        self.bias = None if linear.bias is None else linear.bias.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        out = (self.weight @ x.reshape(-1, x.shape[-1]).T).T
+        out = out if self.bias is None else out + self.bias
+        return out.reshape(*x.shape[:-1], -1)
+
+
+def with_sparse_linear(network: nn.Module, density: float) -> nn.Module:
+    """Return a copy whose linear layers of at most this density are `SparseLinear`."""
+    out = copy.deepcopy(network)
+    for path, module in list(out.named_modules()):
+        if isinstance(module, nn.Linear):
+            kept = float(module.weight.count_nonzero()) / module.weight.numel()
+            if path and kept <= density:
+                out.set_submodule(path, SparseLinear(module))
+    return out
+
+
+@torch.no_grad()
+def linear_latency(
+    n_in: int,
+    n_out: int,
+    densities: Sequence[float] = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01),
+    batch: int = 64,
+    repeats: int = 20,
+) -> dict[float, tuple[float, float]]:
+    """Measure dense and CSR inference of a linear layer on this machine.
+
+    Returns
+    -------
+    dict of float to (float, float)
+        Density -> median seconds of one call, dense and sparse.
+
+    Raises
+    ------
+    InputError
+        A density outside (0, 1].
+    """
+    if not all(0.0 < density <= 1.0 for density in densities):
+        raise InputError(f"densities must lie in (0, 1], got {list(densities)}")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, n_in, generator=generator)
+    out = {}
+    for density in densities:
+        linear = nn.Linear(n_in, n_out)
+        keep = torch.rand(n_out, n_in, generator=generator) < density
+        linear.weight.mul_(keep)
+        pair = []
+        for layer in (linear, SparseLinear(linear)):
+            layer(x)
+            seconds = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                layer(x)
+                seconds.append(time.perf_counter() - start)
+            pair.append(float(np.median(seconds)))
+        out[density] = pair[0], pair[1]
+    return out
