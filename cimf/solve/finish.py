@@ -2,7 +2,7 @@
 
 On one segment of the path the solution of Q(lam) is known in closed form, and so is the point of
 norm kappa. An approximate solution guesses the segment; columns that violate the optimality
-conditions are exchanged until none does (`cimf.solve.pivoting`), and the point is computed once
+conditions are exchanged until none does (`cimf.solve.exchange`), and the point is computed once
 more from the sorted support alone. Its bits therefore depend on the support, not on the guess or on
 who made it.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cimf.solve.compiled import kernel
 from cimf.solve.exact import _MARGIN, _RIDGE, _free_columns, column_scale
-from cimf.solve.pivoting import _correct, _restore
+from cimf.solve.exchange import correct, rebuild
 from cimf.solve.segment import norms, refresh, steepest
 from cimf.statistics import Gram
 from formulations.columns import Columns
@@ -66,12 +66,13 @@ def _solve_segment(
     inside = np.zeros(n, np.bool_)
     centre = np.zeros(n)
     lines = (np.empty(n), np.empty(n), np.empty(n), np.empty(n))
-    work = (np.zeros(n, np.bool_), np.empty(n, np.int64), np.empty(n))
+    root = np.sqrt(2.0 * half_sq)
+    drop, new, new_sign = np.zeros(n, np.bool_), np.empty(n, np.int64), np.empty(n)
+    row = (root, centre, lines, inside, drop, new, new_sign)
     support = np.empty(n, np.int64)
     listed = np.empty(n, np.int64)
     state = (support, sign.copy(), f)
     factor = np.empty((f + 1, f + 1))
-    root = np.sqrt(2.0 * half_sq)
     # A guess that is further off than this is no guess; the exchanges would cycle (as in
     # `pivoting`).
     allowed = 16 + n // 8
@@ -80,9 +81,8 @@ def _solve_segment(
     # nothing.
     for _ in range(3):
         k = _sorted_support(weights, sign, free, listed)
-        state, factor = _restore(
-            problem, state, f, listed, sign, k, free_factor, factor, inside, work[1]
-        )
+        state[1][:] = sign
+        state, factor = rebuild(problem, listed, k, state, free_factor, factor, row)
         at_kappa = ball and k > f and kappa > 0.0
         if at_kappa:
             refresh(problem, state, 0.0, centre, factor, lines)
@@ -92,8 +92,8 @@ def _solve_segment(
             if lam <= 0.0:
                 return False, lam, solves
         refresh(problem, state, lam, centre, factor, lines)
-        done, _, lam, state, factor, used = _correct(
-            problem, state, lam, kappa, at_kappa, allowed, root, centre, factor, lines, inside, work
+        done, _, lam, state, factor, used = correct(
+            problem, state, lam, kappa, at_kappa, allowed, factor, row
         )
         solves += 1 + used
         if not done:
@@ -115,8 +115,8 @@ def _solve_segment(
         for i in range(state[2]):
             centre[state[0][i]] = lines[0][i]
         refresh(problem, state, lam, centre, factor, lines)
-        done, _, lam, state, factor, used = _correct(
-            problem, state, lam, kappa, at_kappa, allowed, root, centre, factor, lines, inside, work
+        done, _, lam, state, factor, used = correct(
+            problem, state, lam, kappa, at_kappa, allowed, factor, row
         )
         solves += 1 + used
         if not done:
