@@ -33,8 +33,8 @@ from cimf.layered.survey import Survey, as_rows, damped_groups, dense_rows
 
 # Batches are cut into pieces of this many samples: the unit of convolution and of the grid offset.
 _PIECE = 250
-# Pieces on which the loss curves for the budgets are taken; the rows are solved on all samples.
-_SURVEYED = 4
+# Samples on which the loss curves for the budgets are taken; the rows are solved on all samples.
+_SURVEYED = 1000
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Calibration:
         if self._survey is None:
             self._survey = Survey.take(
                 self.graph,
-                self.batches[:_SURVEYED],
+                _first(self.batches, _SURVEYED),
                 damping=self.damping,
                 positions=self.positions,
                 precision=self.precision,
@@ -321,6 +321,12 @@ def as_batches(batches: Any, dtype: torch.dtype) -> list[Tensor]:
     if not out:
         raise InputError("batches is empty: no samples to calibrate on")
     return out
+
+
+def _first(batches: Sequence[Tensor], samples: int) -> list[Tensor]:
+    """Return the first batches that hold at least so many samples, or all."""
+    before = np.cumsum([0, *(len(batch) for batch in batches[:-1])])
+    return [batch for batch, seen in zip(batches, before, strict=True) if seen < samples]
 
 
 def _solve_layer(

@@ -88,7 +88,7 @@ class Survey:
             found[layer.path] = problems, order, increase / statistics.n_samples
 
         propagate(graph, batches, collect, positions=positions, precision=precision)
-        probe = torch.cat(list(batches))[:_PROBES] if len(batches) > 1 else batches[0][:_PROBES]
+        probe = torch.cat(list(batches))[:_PROBES]
         sensitivity = output_sensitivity(graph, [probe], metric)
         curves = [
             LayerCurves(*found[layer.path], s)
