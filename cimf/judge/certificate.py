@@ -4,6 +4,8 @@ With h(a) = 1/2 ||M a - z||^2, g = G a - c its gradient and w the column weights
 
 * P(kappa): every a' in the ball has h(a') >= h(a) + <g, a' - a>, so
   ``gap = <g, a> + kappa max_j |g_j| / w_j`` bounds h(a) - h* (the Frank-Wolfe gap);
+  As h* >= 0, the objective itself is a bound too: it certifies rows that are matched exactly, where
+  a large kappa magnifies the rounding of g;
 * Q(lam): the residual r = z - M a scaled by s is dual feasible when s |g_j| <= lam w_j, so
   ``gap = lam sum_j w_j |a_j| + s <g, a> + (1 - s)^2 h(a)`` bounds the objective's excess.
   (Primal minus dual, written so that nothing cancels at s = 1.) Q(0) without signs is least
@@ -238,7 +240,7 @@ def _judge(
     violation = columns.off_pattern(coef)
     if constrained:
         objective = loss
-        gap = inner + level * steepest + excess
+        gap = np.minimum(inner + level * steepest + excess, loss)
         violation = np.maximum(violation, np.maximum(norm - level, 0.0))
         lam = steepest
     else:

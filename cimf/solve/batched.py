@@ -42,7 +42,7 @@ def solve_chunk(
     ball: bool,
     tol: float,
     device: str | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+) -> exact.SolvedRows:
     """Solve all rows for L levels each; as `cimf.solve.exact.solve_chunk`, counting iterations.
 
     Parameters
@@ -55,9 +55,10 @@ def solve_chunk(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     coef = np.zeros((*levels.shape, gram.n_features))
     lam, iterations = np.zeros(levels.shape), np.zeros(levels.shape, np.int64)
+    method = np.full(levels.shape, "torch")
     if not levels.size:
-        return coef, lam, iterations
-    problem = _Problem.build(gram, columns, ball, tol * exact._MARGIN, torch.device(device))
+        return exact.SolvedRows(coef, lam, iterations, method)
+    problem = _Problem.build(gram, columns, ball, tol * exact.MARGIN, torch.device(device))
     state = None
     for k in range(levels.shape[1]):
         level = torch.as_tensor(levels[:, k].copy(), device=problem.gram.device)
@@ -70,8 +71,9 @@ def solve_chunk(
             continue
         part = columns if columns.shared else Columns(columns.weights[left], columns.signs)
         done = exact.solve_chunk(gram.rows(left), part, levels[left, k : k + 1], ball, tol)
-        coef[left, k], lam[left, k] = done[0][:, 0], done[1][:, 0]
-    return coef, lam, iterations
+        coef[left, k], lam[left, k] = done.coef[:, 0], done.lam[:, 0]
+        method[left, k] = done.method[:, 0]
+    return exact.SolvedRows(coef, lam, iterations, method)
 
 
 @dataclass(frozen=True)
@@ -308,7 +310,7 @@ def _padded(
     used = torch.gather(inside, 1, index)
     block = problem.gram[index[:, :, None], index[:, None, :]]
     block = torch.where(used[:, :, None] & used[:, None, :], block, 0.0)
-    diagonal = torch.where(used, exact._RIDGE, 1.0)
+    diagonal = torch.where(used, exact.RIDGE, 1.0)
     factor, info = torch.linalg.cholesky_ex(block + torch.diag_embed(diagonal))
     weights = torch.where(torch.isfinite(problem.weights), problem.weights, 0.0)
     push = torch.where(used, torch.gather(weights * sign, 1, index), 0.0)

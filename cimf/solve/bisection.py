@@ -186,13 +186,13 @@ def bisect_rows(
 
 def solve_chunk(
     gram: Gram, columns: Columns, levels: Array, ball: bool, tol: float
-) -> tuple[Array, Array, NDArray[np.int64]]:
+) -> exact.SolvedRows:
     """Solve all rows for L levels; as `exact.solve_chunk`, counting inner iterations."""
     width = np.full(gram.n_targets, EPSILON)
     rows = _Rows(gram, columns, ball, tol, width, INNER_TOL, "steps", False, levels.shape[1])
     for i in range(gram.n_targets):
         rows.solve(i, levels[i])
-    return rows.coef, rows.lam, rows.inner
+    return exact.SolvedRows(rows.coef, rows.lam, rows.inner, rows.method)
 
 
 class _Rows:
@@ -287,11 +287,9 @@ class _Rows:
         """Solve one row by the exact method."""
         columns = Columns(self.columns.row(row), self.columns.signs)
         levels = np.array([[level]])
-        coef, lam, _ = exact.solve_chunk(
-            self.gram.rows([row]), columns, levels, self.ball, self.tol
-        )
-        self.coef[row, k], self.lam[row, k] = coef[0, 0], lam[0, 0]
-        self.method[row, k] = "exact"
+        done = exact.solve_chunk(self.gram.rows([row]), columns, levels, self.ball, self.tol)
+        self.coef[row, k], self.lam[row, k] = done.coef[0, 0], done.lam[0, 0]
+        self.method[row, k] = done.method[0, 0]
 
     def recorded(self) -> Trace:
         """Return the trace of all rows."""

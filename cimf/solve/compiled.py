@@ -19,6 +19,8 @@ import numba
 # Reductions may be reordered (vectorised); NaN and infinity keep their meaning.
 _FAST = {"reassoc", "contract", "nsz"}
 
+_SETTINGS: Any = numba.config
+
 
 def _folder() -> str:
     """Return the cache folder of the present sources.
@@ -30,7 +32,7 @@ def _folder() -> str:
     for source in sorted(package.glob("*.py")):
         digest.update(source.read_bytes())
     name = f"kernels-{digest.hexdigest()[:16]}"
-    stated = [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else []
+    stated = [Path(_SETTINGS.CACHE_DIR)] if _SETTINGS.CACHE_DIR else []
     for parent in (*stated, package / "__pycache__", Path.home() / ".cache" / "cimf"):
         try:
             (parent / name).mkdir(parents=True, exist_ok=True)
@@ -47,10 +49,10 @@ _FOLDER = _folder()
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function on first use: no interpreter lock, reductions vectorised, cached."""
     dispatcher = numba.njit(nogil=True, fastmath=_FAST)(function)
-    previous = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _FOLDER  # read by numba when caching is enabled, here only
+    previous = _SETTINGS.CACHE_DIR
+    _SETTINGS.CACHE_DIR = _FOLDER  # read by numba when caching is enabled, here only
     try:
         dispatcher.enable_caching()
     finally:
-        numba.config.CACHE_DIR = previous
+        _SETTINGS.CACHE_DIR = previous
     return dispatcher

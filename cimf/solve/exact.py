@@ -6,6 +6,8 @@ or the number of threads.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,9 +18,9 @@ from cimf.statistics import Gram
 from formulations.columns import Columns
 
 # Proximal weight on unit-diagonal columns: 10 times the rounding of a factor with 1,000 columns.
-_RIDGE = 1e-12
+RIDGE = 1e-12
 # A point that is not exact is accepted at this fraction of the tolerance.
-_MARGIN = 0.1
+MARGIN = 0.1
 
 
 def column_scale(gram: Gram) -> NDArray[np.float64]:
@@ -29,9 +31,29 @@ def column_scale(gram: Gram) -> NDArray[np.float64]:
     return np.where(positive, np.exp2(exponent), 0.0)
 
 
+class SolvedRows(NamedTuple):
+    """What a chunk solver returns for r rows and L levels each.
+
+    Attributes
+    ----------
+    coef : (r, L, N)
+    lam : (r, L)
+        Multipliers; 0 where the ball is inactive.
+    iterations : (r, L)
+        In the unit of the method.
+    method : (r, L) str
+        Who solved the row: a method may hand rows over to another.
+    """
+
+    coef: NDArray[np.float64]
+    lam: NDArray[np.float64]
+    iterations: NDArray[np.int64]
+    method: NDArray[np.str_]
+
+
 def solve_chunk(
     gram: Gram, columns: Columns, levels: NDArray[np.float64], ball: bool, tol: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+) -> SolvedRows:
     """Solve all rows of `gram` for L levels each.
 
     Parameters
@@ -47,11 +69,8 @@ def solve_chunk(
 
     Returns
     -------
-    coef : (r, L, N)
-    lam : (r, L)
-        Multipliers; 0 where the ball is inactive.
-    solves : (r, L)
-        Linear systems solved, counted from the first level of the row.
+    SolvedRows
+        Iterations: linear systems solved, counted from the first level of the row.
     """
     # A copy: a read-only view would be another type to the compiler, and 10 s of compilation.
     weights = np.array(np.broadcast_to(columns.weights, gram.corr.shape), order="C")
@@ -63,13 +82,13 @@ def solve_chunk(
     budget = 5000 + 4 * gram.n_features
     _solve_rows(
         gram.gram, gram.corr, 0.5 * gram.target_sq, weights, columns.signs, columns.shared,
-        column_scale(gram), _RIDGE, levels, ball, tol * _MARGIN, budget, coef, lam, status, solves,
+        column_scale(gram), RIDGE, levels, ball, tol * MARGIN, budget, coef, lam, status, solves,
     )  # fmt: skip
-    return coef, lam, solves
+    return SolvedRows(coef, lam, solves, np.full(levels.shape, "exact"))
 
 
 @kernel
-def _free_columns(gram, weights, scale, ridge):
+def free_columns(gram, weights, scale, ridge):
     """Return the free columns and the factor of their block."""
     free = np.flatnonzero((weights == 0.0) & (scale > 0.0))
     factor = np.zeros((free.shape[0], free.shape[0]))
@@ -85,10 +104,10 @@ def _solve_rows(
 ):  # fmt: skip
     if corr.shape[0] == 0:
         return
-    free, factor = _free_columns(gram, weights[0], scale, ridge)
+    free, factor = free_columns(gram, weights[0], scale, ridge)
     for i in range(corr.shape[0]):
         if i > 0 and not shared:
-            free, factor = _free_columns(gram, weights[i], scale, ridge)
+            free, factor = free_columns(gram, weights[i], scale, ridge)
         solve_levels(
             gram, corr[i], half_sq[i], weights[i], signs, scale, ridge, free, factor, levels[i],
             ball, goal * half_sq[i], budget, coef[i], lam[i], status[i], solves[i],

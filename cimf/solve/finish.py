@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.solve.compiled import kernel
-from cimf.solve.exact import _MARGIN, _RIDGE, _free_columns, column_scale
+from cimf.solve.exact import MARGIN, RIDGE, column_scale, free_columns
 from cimf.solve.exchange import correct, rebuild
 from cimf.solve.segment import norms, refresh, steepest
 from cimf.statistics import Gram
@@ -140,13 +140,13 @@ class Segments:
     def __init__(self, gram: Gram, columns: Columns, ball: bool, tol: float) -> None:
         self.gram, self.columns, self.ball = gram, columns, ball
         self.scale = column_scale(gram)
-        self.goal = tol * _MARGIN
+        self.goal = tol * MARGIN
         self._matrix = gram.gram
         self._free = self._factor(0) if columns.shared else None
 
     def _factor(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         weights = np.ascontiguousarray(self.columns.row(row))
-        return _free_columns(self._matrix, weights, self.scale, _RIDGE)
+        return free_columns(self._matrix, weights, self.scale, RIDGE)
 
     def finish(
         self,
@@ -180,6 +180,6 @@ class Segments:
         half_sq = 0.5 * self.gram.target_sq[row]
         return _solve_segment(
             self._matrix, self.gram.corr[row], half_sq, np.ascontiguousarray(self.columns.row(row)),
-            self.columns.signs, self.scale, _RIDGE, free, factor, np.sign(guess), lam, kappa,
+            self.columns.signs, self.scale, RIDGE, free, factor, np.sign(guess), lam, kappa,
             self.ball, self.goal * half_sq, out,
         )  # fmt: skip

@@ -15,19 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution, certify_columns
 from cimf.solve import bisection, exact
+from cimf.solve.exact import SolvedRows
 from cimf.statistics import Gram
 from formulations.columns import Columns, per_row
 
-ChunkSolver = Callable[
-    [Gram, Columns, NDArray[np.float64], bool, float],
-    tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]],
-]
-
+ChunkSolver = Callable[[Gram, Columns, NDArray[np.float64], bool, float], SolvedRows]
 
 
 def _batched(
     gram: Gram, columns: Columns, levels: NDArray[np.float64], ball: bool, tol: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+) -> SolvedRows:
     """Solve all rows at once; torch takes seconds to load, so only where it is asked for."""
     from cimf.solve import batched
 
@@ -178,9 +175,10 @@ def _solve_and_certify(
     start = time.perf_counter()
     parts = _run(METHODS[name], gram, columns, levels, ball, tol, n_jobs, progress)
     solved = time.perf_counter()
-    shape = (0, levels.shape[1])
-    coef = np.concatenate([p[0] for p in parts]) if parts else np.zeros((*shape, gram.n_features))
-    iterations = np.concatenate([p[2] for p in parts]) if parts else np.zeros(shape, np.int64)
+    coef, iterations, methods = (
+        np.concatenate([getattr(part, field) for part in parts])
+        for field in ("coef", "iterations", "method")
+    )
     out = []
     for k in range(levels.shape[1]):
         begin = time.perf_counter()
@@ -189,8 +187,7 @@ def _solve_and_certify(
             gram, coef[:, k], columns, level if ball else None, None if ball else level, tol
         )
         seconds = {"solve": solved - start, "certify": time.perf_counter() - begin}
-        methods = np.full(gram.n_targets, name)
-        out.append(Solution(coef[:, k], certificate, methods, iterations[:, k], seconds, why))
+        out.append(Solution(coef[:, k], certificate, methods[:, k], iterations[:, k], seconds, why))
     return out
 
 
@@ -212,14 +209,14 @@ def _run(
     tol: float,
     n_jobs: int | None,
     progress: Callable[[int], None] | None,
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
+) -> list[SolvedRows]:
     """Run the solver on chunks of rows through joblib, in order."""
     rows = gram.n_targets
     if n_jobs is None and get_active_backend()[1] == 1:
         n_jobs = -1
     # Small chunks level out rows of very different cost; their number does not change the answer.
     size = max(1, rows if solver in _WHOLE else min(16, -(-rows // 16)))
-    slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    slices = [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
     gram.gram  # noqa: B018 - completes the symmetric matrix before threads share it
     tasks = (
         joblib.delayed(_solve_slice)(
@@ -249,7 +246,7 @@ def _solve_slice(
     ball: bool,
     tol: float,
     parent: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+) -> SolvedRows:
     """Solve one chunk; a worker process caps its own BLAS, threads share the caller's cap."""
     if os.getpid() == parent:
         return solver(gram.rows(part), columns, *levels, ball, tol)
