@@ -97,14 +97,20 @@ class PatchGram:
         for g in range(self.layer.groups):
             part = slice(g * rows, (g + 1) * rows)
             for start in range(0, views.shape[1], step):
-                m = views[g, start : start + step].reshape(-1, n).to(self.precision)
-                if self.layer.has_bias:
-                    m = functional.pad(m, (0, 1), value=1.0)
+                m = self._design(views[g, start : start + step])
                 t = goal[start * per_sample : (start + step) * per_sample, part].to(self.precision)
                 self.gram[g] += m.T @ m
                 self.corr[part] += t.T @ m
-                self.target_sq[part] += t.double().square().sum(0)
+                self.target_sq[part] += t.square().sum(0, dtype=torch.float64)
         self.n_samples += goal.shape[0]
+
+    def _design(self, view: Tensor) -> Tensor:
+        """Return M of a piece of patches (..., N), with its column of ones, shape (samples, N')."""
+        n = self.layer.n_columns
+        lead = view.shape[: view.ndim - self.layer.module.weight.ndim + 1]
+        design = torch.ones(*lead, n + self.layer.has_bias, dtype=self.precision)
+        design[..., :n].unflatten(-1, view.shape[len(lead) :]).copy_(view)
+        return design.flatten(0, -2)
 
     def group(self, g: int) -> Gram:
         """Return the row problems of one group."""

@@ -98,10 +98,10 @@ def _mismatch(
         if layer.summand is not None:
             e = e + student[layer.summand][k] - teacher[layer.summand][k]
             z = z + teacher[layer.summand][k]
-        error += float(e.double().square().sum())
-        flat = z.double().movedim(axis, -1).reshape(-1, z.shape[axis])
-        energy += float(flat.square().sum())
-        total = total + flat.sum(0)
-        count += len(flat)
+        error += float(e.square().sum(dtype=torch.float64))
+        channels = z.movedim(axis, 0).flatten(1)
+        energy += float(z.square().sum(dtype=torch.float64))
+        total = total + channels.sum(1, dtype=torch.float64)
+        count += channels.shape[1]
     spread = energy - float((torch.as_tensor(total).square() / count).sum())
     return error / spread if spread > 0 else (0.0 if error == 0 else float("inf"))

@@ -98,8 +98,8 @@ def output_sensitivity(
                         channel = (
                             1 if grad.ndim > 2 and hasattr(graph.layers[i].module, "stride") else -1
                         )
-                        squares = grad.double().square().movedim(channel, -1)
-                        total[i] += squares.reshape(-1, squares.shape[-1]).sum(0).numpy()
+                        squares = grad.square().movedim(channel, 0).flatten(1)
+                        total[i] += squares.sum(1, dtype=torch.float64).numpy()
             samples += batch.shape[0]
     finally:
         for parameter in parameters:
