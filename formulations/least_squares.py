@@ -92,8 +92,8 @@ class LeastSquares:
         if not np.allclose(g, g.T, rtol=1e-10, atol=1e-12 * np.abs(g).max()) or (t < 0).any():
             raise InputError("gram must be symmetric and target_sq >= 0")
         # Unit diagonal first: a column of scale 1e-8 is not noise beside one of scale 1.
-        root = np.sqrt(np.maximum(np.diagonal(g), 0.0))
-        root = np.where(root > 0, root, 1.0)
+        norms = np.sqrt(np.maximum(np.diagonal(g), 0.0))
+        root = np.where(norms > 0, norms, 1.0)
         value, vector = scipy.linalg.eigh(g / np.outer(root, root))
         if value[0] < -_NEGATIVE * max(value[-1], 1.0):
             raise InputError(
@@ -103,7 +103,8 @@ class LeastSquares:
         keep = value > np.finfo(np.float64).eps * n * max(value[-1], 0.0)
         keep[-1] = True  # one row even for a zero design
         size = np.sqrt(np.maximum(value[keep], 0.0))
-        design = size[:, None] * vector[:, keep].T * root
+        # A zero column stays one: scaled up, its rounding would be data.
+        design = size[:, None] * vector[:, keep].T * norms
         project = (vector[:, keep] / np.where(size > 0, size, 1.0)).T
         target = project @ (c / root).T
         remainder = np.maximum(t - np.square(target).sum(axis=0), 0.0)
@@ -164,6 +165,7 @@ class LeastSquares:
             design = design.toarray()
         r = np.asarray(np.linalg.qr(np.column_stack([design, self.target]), mode="r"))
         rest = np.square(r[n:, n:]).sum(axis=0)
+        r[:, :n][:, self.column_norms == 0] = 0.0  # rounding of zero columns, as in from_moments
         return LeastSquares(r[:n, :n], r[:n, n:], self.remainder + rest, self.moments)
 
     def scaled(self, column: Array, target: Array) -> LeastSquares:

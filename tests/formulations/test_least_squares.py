@@ -107,3 +107,15 @@ def test_bad_data(design, target, words):
 def test_bad_moments(gram, corr, square):
     with pytest.raises(InputError):
         LeastSquares.from_moments(gram, corr, square)
+
+
+def test_zero_columns_stay_zero_through_every_reduction():
+    """Their rounding, 1e-14, was scaled to unit norm: gaps of 0.5 on states with dead pixels."""
+    rng = np.random.default_rng(3)
+    design = np.maximum(rng.normal(size=(60, 20)) @ rng.normal(size=(20, 30)), 0.0)
+    design[:, [0, 7, 29]] = 0.0
+    target = rng.normal(size=60)
+    moments = LeastSquares.from_moments(design.T @ design, design.T @ target, target @ target)
+    for fit in (moments, moments.reduced(), LeastSquares.from_arrays(design, target).reduced()):
+        assert (np.flatnonzero(fit.column_norms == 0.0) == [0, 7, 29]).all()
+        np.testing.assert_allclose(fit.column_norms, np.linalg.norm(design, axis=0), rtol=1e-10)
