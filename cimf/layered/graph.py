@@ -178,6 +178,7 @@ class LayerGraph:
                 "data (if, for, len, int() on tensors); use torch.where, or sparsify the parts"
             ) from error
         self.module = fx.GraphModule(root, graph)
+        _out_of_place(self.module)
         self.layers = self._find_layers()
         if not self.layers:
             raise CaptureError("the network has no convolution and no linear layer to match")
@@ -301,6 +302,23 @@ def _refuse_foreign_matrices(root: nn.Module) -> None:
                 f"supported: its weights {', '.join(own)} belong to no convolution (1-D, 2-D) or "
                 "linear module. Write it with nn.Conv1d, nn.Conv2d or nn.Linear"
             )
+
+
+def _out_of_place(module: fx.GraphModule) -> None:
+    """Let activations leave their input as it is: pre-activations are targets, inputs are shared.
+
+    Where a network relies on the change in place its output differs, which `Calibration` checks.
+    """
+    for part in module.modules():
+        if getattr(part, "inplace", False):
+            part.inplace = False  # type: ignore[assignment]
+    for node in module.graph.nodes:
+        if node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        if node.op == "call_method" and node.target in ("relu_", "add_"):
+            node.target = node.target[:-1]
+        if node.op == "call_function" and node.target in (operator.iadd, torch.relu_):
+            node.target = operator.add if node.target is operator.iadd else torch.relu
 
 
 def _postpone(node: fx.Node) -> None:

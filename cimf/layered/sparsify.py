@@ -28,6 +28,7 @@ from cimf.layered.graph import Layer, LayerGraph
 from cimf.layered.patches import PatchGram
 from cimf.layered.propagate import propagate
 from cimf.layered.report import LayeredReport, LayerRecord
+from cimf.layered.sensitivity import METRICS
 from cimf.layered.supports import SUPPORTS, Choice, Convex, Rule
 from cimf.layered.survey import Survey, as_rows, damped_groups, dense_rows
 
@@ -57,7 +58,7 @@ class Calibration:
 
     Parameters
     ----------
-    net, batches, damping, positions, precision, n_jobs
+    net, batches, damping, positions, precision, metric, n_jobs
         As `sparsify_layers`.
 
     Raises
@@ -74,6 +75,7 @@ class Calibration:
         damping: float = 1e-4,
         positions: int | None = 128,
         precision: torch.dtype = torch.float64,
+        metric: str = "output",
         n_jobs: int | None = None,
     ) -> None:
         if not damping > 0:
@@ -81,7 +83,9 @@ class Calibration:
         self.graph = LayerGraph(net)
         self.batches = as_batches(batches, self.graph.dtype)
         self.damping, self.positions, self.precision = damping, positions, precision
-        self.n_jobs = n_jobs
+        if metric not in METRICS:
+            raise UnknownNameError("metric", metric, METRICS)
+        self.metric, self.n_jobs = metric, n_jobs
         self.notes: list[str] = []
         self._survey: Survey | None = None
         self._check_outputs()
@@ -96,6 +100,7 @@ class Calibration:
                 damping=self.damping,
                 positions=self.positions,
                 precision=self.precision,
+                metric=self.metric,
                 n_jobs=self.n_jobs,
             )
         return self._survey
@@ -119,7 +124,8 @@ class Calibration:
         if error > 1e-3:
             raise CaptureError(
                 f"the traced network differs from the network itself by {error:.1e}: its forward "
-                "pass does something that tracing does not see"
+                "pass does something that tracing does not see, or reads a value that was changed in "
+                "place"
             )
 
     def counts(self, target_sparsity: float, allocation: str, keep: Sequence[str]) -> Counts:
@@ -228,6 +234,7 @@ def sparsify_layers(
     damping: float = 1e-4,
     positions: int | None = 128,
     precision: torch.dtype = torch.float64,
+    metric: str = "output",
     n_jobs: int | None = None,
     **options: Any,
 ) -> SparseNetwork:
@@ -249,6 +256,9 @@ def sparsify_layers(
         About so many output positions per sample enter the statistics. None: all.
     precision : torch.dtype
         Of the products that are summed into the statistics; the sums are float64 either way.
+    metric : str
+        What the allocation "output" predicts: "output" (squared error of the outputs) or "softmax"
+        (Kullback-Leibler divergence of class probabilities).
     n_jobs : int, optional
         Threads for the rows. Default: all cores.
     support : str or Rule
@@ -283,7 +293,13 @@ def sparsify_layers(
         Fewer samples (times positions) than columns in a layer; names the layers.
     """
     calibration = Calibration(
-        net, batches, damping=damping, positions=positions, precision=precision, n_jobs=n_jobs
+        net,
+        batches,
+        damping=damping,
+        positions=positions,
+        precision=precision,
+        metric=metric,
+        n_jobs=n_jobs,
     )
     return calibration.sparsify(target_sparsity, **options)
 

@@ -213,6 +213,46 @@ def test_unknown_names_are_refused():
         sparsify_layers(net, u, 0.5, damping=0.0)
 
 
+def test_activations_in_place_change_nothing():
+    torch.manual_seed(0)
+
+    class InPlace(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            torch.manual_seed(0)
+            self.inplace = inplace
+            self.first = nn.ReLU(inplace)
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = nn.functional.relu(self.a(self.first(x)), inplace=self.inplace)
+            z = self.b(h)
+            if self.inplace:
+                z += h
+                z = z.relu_()
+            else:
+                z = (z + h).relu()
+            return self.c(z)
+
+    u = torch.randn(60, 6)
+    kept = u.clone()
+    states = [
+        sparsify_layers(InPlace(inplace), u, 0.5, **SIZES).network.state_dict()
+        for inplace in (True, False)
+    ]
+    assert torch.equal(u, kept)
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("metric", ["output", "softmax"])
+def test_metrics_of_the_allocation(metric):
+    net, u = small_net()
+    result = sparsify_layers(net, u, 0.7, metric=metric, **SIZES)
+    assert result.report.sparsity["network_weights"] == pytest.approx(0.7, abs=1e-3)
+    with pytest.raises(UnknownNameError, match="softmax"):
+        sparsify_layers(net, u, 0.7, metric="accuracy")
+
+
 def test_broken_networks_are_refused():
     net, u = small_net()
     nn.init.constant_(net[6].bias, float("inf"))
