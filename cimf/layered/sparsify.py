@@ -124,8 +124,7 @@ class Calibration:
         if error > 1e-3:
             raise CaptureError(
                 f"the traced network differs from the network itself by {error:.1e}: its forward "
-                "pass does something that tracing does not see, or reads a value that was changed in "
-                "place"
+                "pass does something that tracing does not see, or reads what was changed in place"
             )
 
     def counts(self, target_sparsity: float, allocation: str, keep: Sequence[str]) -> Counts:
