@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.errors import InputError
-
 Counts = list[NDArray[np.int64]]
 
 
@@ -25,7 +23,7 @@ def uniform(sizes: Sequence[tuple[int, int]], keep: int) -> Counts:
     return _split(counts, [r for r, _ in sizes])
 
 
-def by_price(increase: Sequence[NDArray[np.float64]], keep: int, floor: float = 0.0) -> Counts:
+def by_price(increase: Sequence[NDArray[np.float64]], keep: int) -> Counts:
     """Return the counts that minimise the predicted loss: drop where it costs least.
 
     Parameters
@@ -34,8 +32,6 @@ def by_price(increase: Sequence[NDArray[np.float64]], keep: int, floor: float = 
         Per layer: predicted increase of the loss at each drop, in each row's own order.
     keep : int
         Weights that are kept in all rows together.
-    floor : float
-        Share of its columns that every row keeps at least.
 
     Notes
     -----
@@ -46,14 +42,11 @@ def by_price(increase: Sequence[NDArray[np.float64]], keep: int, floor: float = 
     for layer in increase:
         r, n = layer.shape
         price = np.maximum.accumulate(layer, axis=1)
-        price[:, n - int(np.ceil(floor * n)) :] = np.inf
         prices.append(price.ravel())
         owners.append(np.repeat(np.arange(first, first + r), n))
         first += r
     price = np.concatenate(prices)
     drop = len(price) - keep
-    if drop > np.isfinite(price).sum():
-        raise InputError(f"the floor of {floor:.0%} per row keeps more than {keep:,} weights")
     dropped = np.concatenate(owners)[np.argsort(price, kind="stable")[:drop]]
     sizes = np.concatenate([np.full(len(layer), layer.shape[1]) for layer in increase])
     counts = sizes - np.bincount(dropped, minlength=first)

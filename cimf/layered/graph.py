@@ -48,8 +48,6 @@ class Layer:
         Of one sample at the layer; () before `LayerGraph.measure` ran.
     summand : fx.Node or None
         What is added to the layer's output before anything else sees it, known when the layer runs.
-    target : fx.Node
-        The addition, where there is a summand, else `node`.
     """
 
     path: str
@@ -59,11 +57,6 @@ class Layer:
     summand: fx.Node | None = None
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
-
-    @property
-    def target(self) -> fx.Node:
-        """The node whose value the rows are to match."""
-        return self.node if self.summand is None else next(iter(self.node.users))
 
     @property
     def source(self) -> fx.Node:

@@ -174,8 +174,3 @@ def test_allocations_meet_the_total_and_prices_decide(keep, seed):
     assert sum(int(c.sum()) for c in even) == keep
     for c, n in zip(even, (8, 5), strict=True):
         assert np.abs(c - keep * n / 62).max() < 1 + 1e-9
-
-
-def test_a_floor_that_keeps_too_much_is_refused():
-    with pytest.raises(InputError, match="floor"):
-        by_price([np.ones((2, 10))], 4, floor=0.5)
