@@ -168,6 +168,7 @@ def solve_levels(
     solves, passes, refused = 1, 0, 0
     tried = False
     stalled = False
+    lost = False  # the point held is not exact any more
     for level in range(levels.shape[0]):
         kappa = levels[level] if ball else np.inf
         stop = 0.0 if ball else levels[level]
@@ -195,6 +196,9 @@ def solve_levels(
             if ball and not arrived and (whole or (not tried and (limit <= 0.0 or refused == 3))):
                 # The ball may be inactive, beyond a dense path or one that ends in rounding.
                 tried = True
+                if gap < best_gap:
+                    best_gap = gap
+                    write(problem, state, lines, kappa, out[level])
                 saved_centre = centre.copy()
                 done, norm, state, factor = _least_squares(
                     problem, state, whole, kappa, goal, factor, row
@@ -272,8 +276,14 @@ def solve_levels(
                     problem, saved, lam, kappa, support, sign, free_factor, factor, row
                 )
                 solves += used
-                stalled = not done or refused > _MAX_REFUSALS
-        if status != ROUNDED and gap <= best_gap:
+                lost = not done
+                stalled = lost or refused > _MAX_REFUSALS
+                if lost and best_gap < np.inf:
+                    status = ROUNDED
+                    break
+        if lost and level > 0 and best_gap == np.inf:
+            out[level] = out[level - 1]
+        elif status != ROUNDED and gap <= best_gap:
             write(problem, state, lines, kappa, out[level])
         out_lam[level] = lam
         out_status[level] = status
