@@ -4,7 +4,7 @@ The predicted loss of row i with k weights dropped is ``scale_l s_i L_i(k)``: L_
 mean squared error by Optimal Brain Surgeon on the teacher's states, s_i the sensitivity of the
 output to the row's errors taken as uncorrelated over positions (`output_sensitivity`), and scale_l
 corrects that assumption by a measurement: the layer is sparsified alone, and the mean squared
-change of the network's output divided by the prediction. (Measured on ResNet-20 in docs/layered.md.)
+change of the network's output divided by the prediction.
 """
 
 from __future__ import annotations
