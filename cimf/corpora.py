@@ -137,7 +137,9 @@ def _read_images(
         import pyarrow.parquet
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"reading CIFAR needs pyarrow and pillow: {error}") from error
+        raise DataError(
+            f"reading CIFAR needs pyarrow and pillow, pip install 'cimf[data]': {error}"
+        ) from error
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     for shard in shards:
