@@ -69,10 +69,10 @@ class Exact(Contestant):
         exact, n = self.module, self.corr.shape[1]
         coef, lam = np.zeros((1, 1, n)), np.zeros((1, 1))
         counts = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64)
-        exact._solve_rows(
+        exact.solve_compiled(
             self.gram, self.corr[i : i + 1], self.half_sq[i : i + 1], self.weights, self.signs,
             True, self.scale, exact.RIDGE, np.array([[kappa]]), True, TARGET * exact.MARGIN,
-            5000 + 4 * n, coef, lam, *counts,
+            exact.BUDGET, coef, lam, *counts,
         )  # fmt: skip
         return coef[0, 0]
 

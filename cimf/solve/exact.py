@@ -21,6 +21,9 @@ from formulations.columns import Columns
 RIDGE = 1e-12
 # A point that is not exact is accepted at this fraction of the tolerance.
 MARGIN = 0.1
+# Linear systems per row. Real states need 5 to 650 (N = 897), the design of Mairal and Yu
+# 1,060 at N = 7; past this a row is reported as it stands.
+BUDGET = 10_000
 
 
 def column_scale(gram: Gram) -> NDArray[np.float64]:
@@ -77,12 +80,9 @@ def solve_chunk(
     shape = (*levels.shape, gram.n_features)
     coef, lam = np.zeros(shape), np.zeros(levels.shape)
     status, solves = np.zeros(levels.shape, np.int64), np.zeros(levels.shape, np.int64)
-    # Real states need 5 to 650 systems (N = 897), the adversarial design of Mairal and Yu 1,060 at
-    # N = 7; past this a row is reported as it stands.
-    budget = 5000 + 4 * gram.n_features
-    _solve_rows(
+    solve_compiled(
         gram.gram, gram.corr, 0.5 * gram.target_sq, weights, columns.signs, columns.shared,
-        column_scale(gram), RIDGE, levels, ball, tol * MARGIN, budget, coef, lam, status, solves,
+        column_scale(gram), RIDGE, levels, ball, tol * MARGIN, BUDGET, coef, lam, status, solves,
     )  # fmt: skip
     return SolvedRows(coef, lam, solves, np.full(levels.shape, "exact"))
 
@@ -98,10 +98,11 @@ def free_columns(gram, weights, scale, ridge):
 
 
 @kernel
-def _solve_rows(
+def solve_compiled(
     gram, corr, half_sq, weights, signs, shared, scale, ridge, levels, ball, goal, budget,
     coef, lam, status, solves,
 ):  # fmt: skip
+    """Solve rows one after another: as `solve_chunk` and `pivoting.solve_levels`, for r rows."""
     if corr.shape[0] == 0:
         return
     free, factor = free_columns(gram, weights[0], scale, ridge)
