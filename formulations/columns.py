@@ -140,6 +140,8 @@ class Columns:
 
     def off_pattern(self, coef: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the largest |a_j| that an excluded column or a sign forbids: shape (r,)."""
+        if not (self.signs.any() or np.isinf(self.weights).any()):
+            return np.zeros(coef.shape[:-1])
         wrong = np.where(np.isinf(self.weights), np.abs(coef), np.maximum(-self.signs * coef, 0.0))
         return wrong.max(axis=-1, initial=0.0)
 

@@ -142,24 +142,33 @@ def certify_columns(
         kappa if kappa is not None else lam,  # type: ignore[arg-type]
         gram.n_targets,
     )
-    stated = columns
+    finite = np.asarray(np.isfinite(coef).all(axis=1))
+    if not finite.all():
+        coef = np.where(finite[:, None], coef, 0.0)
+    norm = columns.norm(coef)
     if not (constrained or columns.signs.any() or level.all()):
         columns = _least_squares_columns(columns, level)
-    free_block = _FreeBlock(gram.gram, columns.weights) if columns.shared else None
+    free = np.atleast_2d(columns.weights == 0.0)
+    # One elimination for all rows, unless their free columns differ.
+    block = _FreeBlock(gram.gram, free[0]) if (free == free[:1]).all() and len(free) else None
     parts = []
     for start in range(0, gram.n_targets, _CHUNK):
         rows = slice(start, start + _CHUNK)
         chunk = columns if columns.shared else Columns(columns.weights[rows], columns.signs)
-        parts.append(_judge(gram, rows, coef[rows], chunk, level[rows], constrained, free_block))
+        parts.append(
+            _judge(gram, rows, coef[rows], norm[rows], chunk, level[rows], constrained, block)
+        )
     objective, gap, violation, lam_out = (
         np.concatenate([part[k] for part in parts]) if parts else np.zeros(0) for k in range(4)
     )
+    objective = np.where(finite, objective, np.nan)
+    gap, violation = np.where(finite, gap, np.inf), np.where(finite, violation, np.inf)
     half_sq = 0.5 * gram.target_sq
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = np.where(gap == 0.0, 0.0, gap / half_sq)
     limit = tol * level if constrained else np.zeros_like(level)
     passed = (relative <= tol) & (violation <= limit)
-    norm = np.where(np.isfinite(coef).all(axis=1), stated.norm(coef), np.inf)
+    norm = np.where(finite, norm, np.inf)
     return Certificate(objective, relative, violation, lam_out, norm, float(tol), passed)
 
 
@@ -172,10 +181,10 @@ def _least_squares_columns(columns: Columns, level: NDArray[np.float64]) -> Colu
 
 
 class _FreeBlock:
-    """Elimination of the free columns F, shared by all rows with the same weights."""
+    """Elimination of the free columns F, shared by all rows with the same free columns."""
 
-    def __init__(self, g: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
-        self.index = np.flatnonzero(weights == 0.0)
+    def __init__(self, g: NDArray[np.float64], free: NDArray[np.bool_]) -> None:
+        self.index = np.flatnonzero(free)
         if self.index.size:
             self.cross = g[self.index]  # (|F|, N)
             block = self.cross[:, self.index]
@@ -205,38 +214,35 @@ def _judge(
     gram: Gram,
     rows: slice,
     coef: NDArray[np.float64],
+    norm: NDArray[np.float64],
     columns: Columns,
     level: NDArray[np.float64],
     constrained: bool,
-    free_block: _FreeBlock | None,
+    block: _FreeBlock | None,
 ) -> tuple[NDArray[np.float64], ...]:
     """Return objective, absolute gap, violation and lam of a chunk of rows."""
-    bad = np.logical_not(np.isfinite(coef).all(axis=1))
-    if bad.any():
-        coef = np.where(bad[:, None], 0.0, coef)
     # A sparse product works row by row: its bits do not depend on which rows are judged together.
     quad = scipy.sparse.csr_array(coef) @ gram.gram
     corr, target_sq = gram.corr[rows], gram.target_sq[rows]
     gradient = quad - corr
     inner = (gradient * coef).sum(axis=1)
     loss = np.maximum(0.5 * (target_sq + inner - (corr * coef).sum(axis=1)), 0.0)
-    if free_block is None:
+    if block is None:
         reduced, excess = gradient.copy(), np.zeros(coef.shape[0])
         for i in range(coef.shape[0]):
-            block = _FreeBlock(gram.gram, columns.row(i))
-            part, excess[i : i + 1] = block.eliminate(gradient[i : i + 1])
+            own = _FreeBlock(gram.gram, columns.row(i) == 0.0)
+            part, excess[i : i + 1] = own.eliminate(gradient[i : i + 1])
             reduced[i] = part[0]
     else:
-        reduced, excess = free_block.eliminate(gradient)
-    weights = np.broadcast_to(columns.weights, coef.shape)
-    in_ball = (weights > 0) & np.isfinite(weights)
-    inner = np.where(in_ball, reduced * coef, 0.0).sum(axis=1)
-    # A column may move along -g_j only where its sign allows.
-    slope = np.where(columns.signs == 0, np.abs(reduced), np.maximum(-columns.signs * reduced, 0.0))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = np.where(in_ball & (slope > 0), slope / weights, 0.0)
+        reduced, excess = block.eliminate(gradient)
+    in_ball = (columns.weights > 0) & np.isfinite(columns.weights)
+    inner = (reduced * np.where(in_ball, coef, 0.0)).sum(axis=1)
+    slope = np.abs(reduced)
+    if columns.signs.any():  # a column may move along -g_j only where its sign allows
+        slope = np.where(columns.signs == 0, slope, np.maximum(-columns.signs * reduced, 0.0))
+    with np.errstate(over="ignore"):
+        ratio = np.divide(slope, columns.weights, out=np.zeros_like(slope), where=in_ball)
     steepest = ratio.max(axis=1, initial=0.0)
-    norm = columns.norm(coef)
     violation = columns.off_pattern(coef)
     if constrained:
         objective = loss
@@ -251,9 +257,6 @@ def _judge(
         s = np.clip(best, 0.0, largest)
         gap = level * norm + s * inner + (1.0 - s) ** 2 * loss + excess
         lam = level
-    if bad.any():
-        objective = np.where(bad, np.nan, objective)
-        gap, violation = np.where(bad, np.inf, gap), np.where(bad, np.inf, violation)
     # Rounding can leave a gap of -1e-17 at the optimum; a clearly negative one means infeasible.
     gap = np.where((gap < 0) & (violation == 0.0), 0.0, gap)
     return objective, gap, violation, lam
