@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cimf.solve import solve_cvxpy as solve_cvxpy
     from cimf.solve import solve_path as solve_path
     from cimf.solve import solve_rows as solve_rows
+    from cimf.sparsify import sparsify as sparsify
     from cimf.sparsify import sparsify_path as sparsify_path
     from cimf.statistics import Gram as Gram
     from cimf.verification import verify as verify

@@ -5,13 +5,17 @@ from __future__ import annotations
 from formulations.constrained import Constrained, RowProblem
 from formulations.exact import Exact
 from formulations.lasso import Lasso
+from formulations.registry import Registry
 from formulations.relaxed import ModelProblem, OutputRow, Relaxed, StateRow
 
-FORMULATIONS: dict[str, type[RowProblem] | type[ModelProblem]] = {
-    "constrained": Constrained,
-    "lasso": Lasso,
-    "relaxed": Relaxed,
-    "state-row": StateRow,
-    "output-row": OutputRow,
-    "exact": Exact,
-}
+FORMULATIONS: Registry[type[RowProblem] | type[ModelProblem]] = Registry(
+    "formulation",
+    {
+        "constrained": Constrained,
+        "lasso": Lasso,
+        "relaxed": Relaxed,
+        "state-row": StateRow,
+        "output-row": OutputRow,
+        "exact": Exact,
+    },
+)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64
 from formulations.errors import InputError
+from formulations.registry import Registry
 from formulations.rows import Rows
 from formulations.terms import (
     RowFunction,
@@ -308,16 +309,19 @@ class FunctionLoss(Loss):
         return super()._problems(rows, point)
 
 
-LOSSES: dict[str, type[Loss]] = {
-    "zero": Zero,
-    "l1": L1,
-    "weighted-l1": WeightedL1,
-    "elastic-net": ElasticNet,
-    "group": Group,
-    "column-group": ColumnGroup,
-    "perspective": Perspective,
-    "robust": Robust,
-}
+LOSSES: Registry[type[Loss]] = Registry(
+    "loss",
+    {
+        "zero": Zero,
+        "l1": L1,
+        "weighted-l1": WeightedL1,
+        "elastic-net": ElasticNet,
+        "group": Group,
+        "column-group": ColumnGroup,
+        "perspective": Perspective,
+        "robust": Robust,
+    },
+)
 
 
 def as_loss(given: Any) -> Loss:

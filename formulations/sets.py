@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64, shrink
 from formulations.errors import InputError
+from formulations.registry import Registry
 from formulations.rows import Rows
 from formulations.terms import (
     RowFunction,
@@ -288,14 +289,17 @@ class FunctionSet(ConstraintSet):
         return own_variables(self.constraints(rows), rows) or super()._problems(rows, point)
 
 
-SETS: dict[str, type[ConstraintSet]] = {
-    "l1-ball": L1Ball,
-    "causal": Causal,
-    "no-self-loop": NoSelfLoop,
-    "pattern": Pattern,
-    "nonnegative": Nonnegative,
-    "box": Box,
-}
+SETS: Registry[type[ConstraintSet]] = Registry(
+    "constraint set",
+    {
+        "l1-ball": L1Ball,
+        "causal": Causal,
+        "no-self-loop": NoSelfLoop,
+        "pattern": Pattern,
+        "nonnegative": Nonnegative,
+        "box": Box,
+    },
+)
 
 
 def as_set(given: Any) -> ConstraintSet:
