@@ -26,7 +26,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from cimf.errors import CertificateError, InputError
-from cimf.statistics import Gram
+from cimf.statistics import Gram, check_gram
 from formulations.columns import Columns, as_float64, per_row
 
 # Rows judged together: bounds the memory of the gradient to 256 x N.
@@ -115,8 +115,10 @@ def certify(
     Raises
     ------
     InputError
-        Wrong shapes, neither or both of kappa and lam, negative values, float16.
+        Wrong shapes, neither or both of kappa and lam, negative values, float16, no `Gram`, or one
+        without samples.
     """
+    check_gram(gram)
     a = as_float64("coef", coef, (1, 2), finite=False)
     a = a[None, :] if a.ndim == 1 else a
     if a.shape != (gram.n_targets, gram.n_features):

@@ -16,7 +16,7 @@ from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution, certify_columns
 from cimf.solve import bisection, exact
 from cimf.solve.exact import SolvedRows
-from cimf.statistics import Gram
+from cimf.statistics import Gram, check_gram
 from formulations.columns import Columns, per_row
 
 ChunkSolver = Callable[[Gram, Columns, NDArray[np.float64], bool, float], SolvedRows]
@@ -92,10 +92,12 @@ def solve_rows(
     Raises
     ------
     InputError
-        Neither or both of kappa and lam, NaN, negative values, wrong shapes, unknown method.
+        Neither or both of kappa and lam, NaN, negative values, wrong shapes, unknown method, no
+        `Gram`, or one without samples.
     """
     if (kappa is None) == (lam is None):
         raise InputError("give exactly one of kappa (problem P) and lam (problem Q)")
+    check_gram(gram)
     ball = kappa is not None
     level = per_row("kappa" if ball else "lam", kappa if ball else lam, gram.n_targets)  # type: ignore[arg-type]
     columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)
@@ -133,6 +135,7 @@ def solve_path(
     InputError
         As `solve_rows`; no kappas.
     """
+    check_gram(gram)
     values = per_row("kappas", np.atleast_1d(np.asarray(kappas)), np.size(kappas))
     if not values.size:
         raise InputError("kappas is empty")
@@ -156,6 +159,8 @@ def _solve(
     """Solve rows in parallel chunks; levels (r, L). Returns one certified Solution per level."""
     if not tol > 0:
         raise InputError(f"tol must be positive, got {tol}")
+    if n_jobs == 0:
+        raise InputError("n_jobs must not be 0: a number of workers, -1 for all cores, or None")
     name, why = _choose(method)
     with _BLAS.limit(limits=1, user_api="blas"):  # threads belong to the rows; and equal bits
         return _solve_and_certify(name, why, gram, columns, levels, ball, tol, n_jobs, progress)

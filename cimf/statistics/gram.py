@@ -60,6 +60,7 @@ class Gram:
         self._gram = np.zeros((n_features, n_features), order="F")
         self._lower_is_stale = False
         self._is_selection = False
+        self._has_data = False
         self.corr: NDArray[np.float64] = np.zeros((n_targets, n_features))
         self.target_sq: NDArray[np.float64] = np.zeros(n_targets)
         self.n_samples = 0
@@ -105,6 +106,7 @@ class Gram:
         out._gram[:] = g
         out._lower_is_stale = True  # the upper triangle is kept, so G is exactly symmetric
         out.corr, out.target_sq, out.n_samples = c.copy(), t.copy(), int(n_samples)
+        out._has_data = True
         return out
 
     @property
@@ -187,6 +189,7 @@ class Gram:
                 self.corr += z[start : start + _BLOCK].T @ block
         self.target_sq += np.square(z).sum(axis=0)
         self.n_samples += shape[0]
+        self._has_data = True
         return self
 
     def merge(self, other: Gram) -> Gram:
@@ -205,6 +208,7 @@ class Gram:
         self.corr += other.corr
         self.target_sq += other.target_sq
         self.n_samples += other.n_samples
+        self._has_data |= other._has_data
         return self
 
     def _refuse_selection(self) -> None:
@@ -223,7 +227,7 @@ class Gram:
         out._gram, out._lower_is_stale, out._is_selection = self._gram, False, True
         out.corr = np.ascontiguousarray(np.atleast_2d(self.corr[index]))
         out.target_sq = np.atleast_1d(self.target_sq[index])
-        out.n_samples = self.n_samples
+        out.n_samples, out._has_data = self.n_samples, self._has_data
         return out
 
     def columns(self, index: Any) -> Gram:
@@ -264,6 +268,23 @@ class Gram:
         if meta.get("sha256") != _digest(tensors, n_samples):
             raise RunError(f"{path} does not match its checksum; compute the statistics again")
         return cls.from_moments(tensors["gram"], tensors["corr"], tensors["target_sq"], n_samples)
+
+
+def check_gram(gram: object) -> None:
+    """Refuse what no row problem can be read from.
+
+    Raises
+    ------
+    InputError
+        `gram` is no `Gram`, or one that has seen no samples.
+    """
+    if not isinstance(gram, Gram):
+        raise InputError(
+            "a cimf.Gram is needed: cimf.Gram.from_arrays(design, targets); got "
+            f"{type(gram).__name__}"
+        )
+    if not gram._has_data:
+        raise InputError("no samples: call update first")
 
 
 def _symmetric(g: NDArray[np.float64]) -> bool:

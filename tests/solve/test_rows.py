@@ -587,3 +587,29 @@ def test_compiled_kernels_stay_within_their_arrays(tmp_path):
         [sys.executable, "-c", BOUNDS], env=environment, cwd=root, capture_output=True, text=True
     )
     assert done.stdout.strip() == "within bounds", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda gram: solve_rows(gram, kappa=0.5),
+        lambda gram: solve_path(gram, [0.5]),
+        lambda gram: certify(gram, np.zeros((1, 3)), kappa=0.5),
+    ],
+)
+def test_only_statistics_of_samples_are_taken(solve):
+    with pytest.raises(InputError, match=r"a cimf.Gram is needed: cimf.Gram.from_arrays"):
+        solve(np.eye(3))
+    empty = Gram(3, 1)
+    with pytest.raises(InputError, match="no samples: call update first"):
+        solve(empty)
+    with pytest.raises(InputError, match="no samples"):
+        solve(empty.rows([0]))
+    solve(Gram(3, 1).merge(Gram(3, 1).update(np.eye(3), np.ones(3))))
+    solve(Gram.from_moments(np.eye(3), np.ones((1, 3)), [3.0], n_samples=0))
+
+
+def test_no_workers_are_refused():
+    gram = Gram.from_arrays(np.eye(3), np.ones(3))
+    with pytest.raises(InputError, match="n_jobs must not be 0"):
+        solve_rows(gram, kappa=0.5, n_jobs=0)
