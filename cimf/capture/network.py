@@ -120,12 +120,19 @@ def trace_network(
     InputError
         `net` is not an nn.Module.
     CaptureError
-        It cannot be copied or traced, or takes several inputs; the message names the layer.
+        It cannot be copied or traced, takes several inputs, or has NaN or infinite weights; the
+        message names the layer.
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"net must be a torch.nn.Module, got {type(net).__name__}")
     custom = {kind: as_activation(value) for kind, value in (activations or {}).items()}
     reference = float64_copy(net)
+    for path, value in reference.named_parameters():
+        if not torch.isfinite(value).all():
+            raise CaptureError(
+                f"the weights are damaged: {path!r} holds {int((~torch.isfinite(value)).sum())} "
+                "NaN or infinite value(s)"
+            )
     tracer = _Tracer(custom)
     try:
         graph = tracer.trace(reference)

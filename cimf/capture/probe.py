@@ -174,17 +174,19 @@ def _not_affine(network: Network, node: fx.Node, error: float) -> CaptureError:
         op = str(getattr(node.target, "__name__", node.target)).lower()
     reason = next((why for parts, why in _REASONS if any(part in op for part in parts)), "")
     if not reason and error == float("inf"):
-        reason = (
-            "it gives NaN, infinite values or other shapes for other values (check its weights)"
-        )
+        reason = "it gives NaN, infinite values or other shapes for other values"
     if not reason and op.strip("_") in _PRODUCTS:
         reason = "it multiplies or divides quantities that both depend on the input"
+    advice = (
+        ""
+        if reason
+        else f"; known activations: {', '.join(ACTIVATIONS)}; a module of your own that applies "
+        "one of them elementwise can be declared with activations={ModuleType: name}"
+    )
     return CaptureError(
         f"{network.where(node)} cannot be represented: "
         + (reason or "it is not one of the known elementwise activations")
-        + f" (tested numerically: not affine in its inputs, relative error {error:.1e}; known "
-        f"activations: {', '.join(ACTIVATIONS)}; a module of your own that applies one of them "
-        "elementwise can be declared with activations={ModuleType: name})"
+        + f" (tested numerically: not affine in its inputs, relative error {error:.1e}{advice})"
     )
 
 

@@ -199,8 +199,9 @@ def test_bad_weights_name_the_first_bad_block():
     net = _net()
     with torch.no_grad():
         net[2].weight[0, 0] = torch.nan
-    with pytest.raises(CaptureError, match=r"layer '2' \(Linear\).*check its weights"):
+    with pytest.raises(CaptureError, match=r"'2\.weight' holds 1 NaN or infinite") as caught:
         capture_states(net, X)
+    assert "known activations" not in str(caught.value)
     net = nn.Sequential(*_net()[:4], nn.Linear(6, 6), nn.ReLU()).double()
     with torch.no_grad():
         net[2].weight.fill_(1e300)
@@ -351,3 +352,13 @@ def test_a_network_on_a_gpu():
     states = capture_states(net.cuda(), X.cuda())
     np.testing.assert_array_equal(states.Z, reference.Z)
     assert next(net.parameters()).is_cuda
+
+
+@pytest.mark.parametrize(
+    ("layer", "listed"),
+    [(nn.MaxPool1d(2), False), (nn.Softmax(dim=1), False), (nn.Tanhshrink(), True)],
+)
+def test_activations_are_listed_only_where_one_could_help(layer, listed):
+    with pytest.raises(CaptureError, match="cannot be represented") as caught:
+        capture_states(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), layer), X)
+    assert ("known activations" in str(caught.value)) == listed
