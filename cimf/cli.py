@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
@@ -27,7 +28,7 @@ app = typer.Typer(
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")]
 Jobs = Annotated[int | None, typer.Option(help="Processes or threads for the rows.")]
-Method = Annotated[str, typer.Option(help="Row solver: auto, exact, bisection, or cvxpy.")]
+Method = Annotated[str, typer.Option(help="Row solver: auto, exact, bisection, torch or cvxpy.")]
 Backend = Annotated[str, typer.Option(help="With --method cvxpy: auto, mosek or clarabel.")]
 
 
@@ -78,7 +79,12 @@ def sparsify(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="All kappas of the paper's Table 1.")
     ] = False,
-    design: Annotated[str, typer.Option(help="Row design: full, no-self-loop or causal.")] = "full",
+    design: Annotated[
+        str, typer.Option(help="full, no-self-loop or causal; layered: the network, sparse.")
+    ] = "full",
+    target_sparsity: Annotated[
+        float | None, typer.Option(help="With --design layered: share of weights that is zero.")
+    ] = None,
     rescale: Annotated[
         bool, typer.Option(help="Rescale the states so that the network itself is feasible.")
     ] = True,
@@ -100,18 +106,47 @@ def sparsify(
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn your trained network into certified sparse implicit models."""
+    """Turn your trained network into certified sparse implicit models, or a sparse network."""
     with one_line_errors():
         if kappa and sweep:
             raise InputError("give --kappa or --sweep, not both")
+        if target_sparsity is not None and design != "layered":
+            raise InputError("--target-sparsity needs --design layered")
         function = load_function(target)
+        folder = out or Path("results") / target.rpartition(":")[2]
+        settings = {"target": target, "source": source_digest(function), "seed": seed}
+        if design == "layered":
+            unused = {
+                "--kappa": kappa,
+                "--sweep": sweep,
+                "--no-rescale": not rescale,
+                "--output-inputs": output_inputs,
+                "--method": method != "auto",
+                "--backend": backend != "auto",
+                "--keep-going": keep_going,
+                "--allow-ill-posed": allow_ill_posed,
+            }
+            for option, given in unused.items():
+                if given:
+                    raise InputError(f"{option} is not used by --design layered")
+            from cimf.sweep import run_layered
+
+            run_layered(
+                folder,
+                settings,
+                lambda: call_seeded(function, seed)[:2],
+                target_sparsity,
+                overwrite=overwrite,
+                n_jobs=n_jobs,
+            )
+            return
         from cimf.reference import Reference
         from cimf.sweep import KAPPAS, run_sweep
 
         run_sweep(
             target,
-            out or Path("results") / function.__name__,
-            {"target": target, "source": source_digest(function), "seed": seed},
+            folder,
+            settings,
             lambda: Reference.capture(*call_seeded(function, seed)),
             kappas=tuple(kappa) if kappa else KAPPAS if sweep else (0.5,),
             configurations=((design, rescale),),
@@ -207,8 +242,17 @@ def load_function(target: str) -> Callable[[], Any]:
 
 
 def source_digest(function: Callable[[], Any]) -> str | None:
-    """Return the SHA-256 of the file of `function`: an edited one makes another run."""
-    path = inspect.getsourcefile(function)
+    """Return the SHA-256 of the file of `function`: an edited one makes another run.
+
+    None where there is no such file, as for a function of Python itself.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = inspect.isroutine(function) or inspect.isclass(function)
+    try:
+        path = inspect.getsourcefile(function if named else type(function))
+    except (TypeError, OSError):
+        return None
     return sha256(path) if path else None
 
 
@@ -226,15 +270,14 @@ def call_seeded(function: Callable[[], Any], seed: int) -> tuple[Any, ...]:
     np.random.seed(seed)  # noqa: NPY002 - the user's code may use the global generator
     torch.manual_seed(seed)
     value = function()
+    name = getattr(function, "__name__", "the function")
     if not (isinstance(value, tuple) and len(value) in (2, 3)):
         raise InputError(
-            f"{function.__name__} returned {type(value).__name__}; (net, calibration batches) or "
+            f"{name} returned {type(value).__name__}; (net, calibration batches) or "
             "(net, calibration batches, test batches) needed"
         )
     if not isinstance(value[0], torch.nn.Module):
-        raise InputError(
-            f"{function.__name__} returned {type(value[0]).__name__} first, not a torch.nn.Module"
-        )
+        raise InputError(f"{name} returned {type(value[0]).__name__} first, not a torch.nn.Module")
     return value
 
 

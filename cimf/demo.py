@@ -33,6 +33,7 @@ def run(folder: str | Path, *, seed: int = 0, **options: Any) -> list[Sparsified
         {"network": {"sizes": SIZES, **asdict(SCHEDULE)}, "seed": seed},
         network,
         configurations=(("full", True), ("full", False)),
+        paper=True,
         dataset=data,
         **options,
     )

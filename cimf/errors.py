@@ -34,4 +34,4 @@ class DataError(CimfError, RuntimeError):
 
 
 class RunError(CimfError, RuntimeError):
-    """A results folder holds another run, or a saved file is half-written or corrupt."""
+    """A folder cannot be written or holds another run, or a saved file is corrupt."""

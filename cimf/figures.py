@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cimf.files import atomic_path
+from cimf.report import shortest
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -78,7 +79,7 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
             for x, y, kappa in zip(kept, value, part["kappa"], strict=True):
                 if x in named:
                     axes.annotate(
-                        f"κ {kappa:g}",
+                        f"κ {shortest(kappa)}",
                         (x, y),
                         (5, 5),
                         textcoords="offset points",
@@ -110,8 +111,10 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
         axes.set_yscale("log")
         axes.invert_yaxis()
         _label_missing(axes.yaxis)
-    axes.set_xlabel("sparsity against the network's weights (%)")
-    axes.set_ylabel("test accuracy (%)" if labelled else "relative output error")
+    axes.set_xlabel("sparsity against the network's weights (%), logarithmic in the weights kept")
+    axes.set_ylabel(
+        "test accuracy (%), logarithmic in the error" if labelled else "relative output error"
+    )
     axes.grid(color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

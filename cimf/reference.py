@@ -71,17 +71,20 @@ class Reference:
         Raises
         ------
         CaptureError, InputError
-            As `cimf.capture_states`; InputError also for labels that are not integer classes.
+            As `cimf.capture_states`; InputError also for labels that are not integer classes
+            of the network's outputs.
         """
-        batches = list(batches)
+        batches = _as_list("batches", batches)
         states = capture_states(net, batches)
         first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
         held_out, labels = None, None
         if test is not None:
-            test = list(test)
+            test = _as_list("test", test)
             held_out, labels = capture_states(net, test), _labels(test)
             if labels is not None and len(labels) != held_out.Y.shape[1]:
                 raise InputError(f"{len(labels)} labels for {held_out.Y.shape[1]} test samples")
+            if labels is not None:
+                _check_classes(labels, held_out.n_outputs)
         parameters = list(net.parameters())
         return cls(
             states,
@@ -101,6 +104,17 @@ class Reference:
             digest.update(name.encode())
             digest.update(value.detach().cpu().double().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether the network has kernels, whose weights are shared between places."""
+        return any(parameter.ndim >= 3 for parameter in self.net.parameters())
+
+    @property
+    def half_precision(self) -> str:
+        """The network's 16-bit parameter type in words, such as "float16"; empty where none is."""
+        kinds = {p.dtype for p in self.net.parameters() if p.dtype.itemsize == 2}
+        return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
 
     @property
     def evaluation(self) -> States:
@@ -169,6 +183,25 @@ def least_squares(
     inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
     scaled = (regressors * inverse[:, None]).T
     return scipy.linalg.lstsq(scaled, targets.T, cond=_NOISE, lapack_driver="gelsd")[0].T * inverse
+
+
+def _as_list(name: str, batches: Any) -> list[Any]:
+    """Return batches as a list; one tensor or array is one batch."""
+    if hasattr(batches, "ndim"):
+        return [batches]
+    if not isinstance(batches, Iterable):
+        raise InputError(f"{name} must be an iterable of tensors, got {type(batches).__name__}")
+    return list(batches)
+
+
+def _check_classes(labels: NDArray[np.int64], n_outputs: int) -> None:
+    """Refuse labels (m,) of classes that the outputs cannot name; one output tells two classes."""
+    classes = max(n_outputs, 2)
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise InputError(
+            f"test labels go from {labels.min()} to {labels.max()}; the network's outputs name the "
+            f"classes 0 to {classes - 1}"
+        )
 
 
 def _labels(batches: list[Any]) -> NDArray[np.int64] | None:

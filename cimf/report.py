@@ -122,7 +122,7 @@ class Report:
     def __str__(self) -> str:
         run, row = self.evaluation, self.row()
         lines = [
-            f"kappa {self.kappa:g}, design {self.design}, "
+            f"kappa {shortest(self.kappa)}, design {self.design}, "
             f"{'rescaled states' if self.rescale else 'states as captured'}",
             f"certificate   {self.certified} of {row['rows']} rows certified, worst gap "
             f"{row['worst_gap']:.1e}, worst violation {row['worst_violation']:.1e} "
@@ -200,6 +200,11 @@ def relative_error(truth: NDArray[np.float64], value: NDArray[np.float64]) -> fl
     """Return ||value - truth||_F / ||truth||_F; absolute where the truth is zero."""
     size = float(np.linalg.norm(truth))
     return float(np.linalg.norm(value - truth)) / (size or 1.0)
+
+
+def shortest(value: float) -> str:
+    """Return the shortest text that no other number has: 0.1, 1, 1e-05."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _some(rows: Sequence[int], limit: int = 8) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ class RunFolder:
         Raises
         ------
         RunError
-            If it holds another run, or files of unknown origin, unless `overwrite`.
+            If it holds another run, or files of unknown origin, unless `overwrite`; or it cannot
+            be written.
         """
         folder = Path(path)
         advice = "; choose another folder with --out, or replace it with --overwrite"
@@ -50,7 +52,7 @@ class RunFolder:
         try:
             old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             known, files = old["fingerprint"], [str(name) for name in old["files"]]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if not overwrite and folder.is_dir() and any(folder.iterdir()):
                 raise RunError(f"{folder} holds files but no {MANIFEST}{advice}") from None
             known, files = None, []
@@ -62,6 +64,7 @@ class RunFolder:
             raise RunError(
                 f"{folder} holds another run ({_difference(old['settings'], settings)}){advice}"
             )
+        _check_writable(folder)
         return cls(folder, dict(settings), tuple(Path(name).name for name in files))
 
     def finish(
@@ -85,6 +88,18 @@ class RunFolder:
         write_text(self.path / MANIFEST, to_json(record) + "\n")
         for name in set(self.stale) - set(names):
             (self.path / name).unlink(missing_ok=True)
+
+
+def _check_writable(folder: Path) -> None:
+    """Try to make a folder in `folder`, or in the first one above it that exists."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=place):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder with --out"
+        ) from error
 
 
 def _difference(old: Any, new: Mapping[str, Any]) -> str:

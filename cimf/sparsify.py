@@ -10,8 +10,9 @@ problem (5). All rows share one Gram matrix, and every row carries a certificate
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ from cimf.model.equilibrium import solve_equilibrium
 from cimf.reference import Reference, least_squares
 from cimf.report import Report, block_errors, evaluate
 from cimf.solve import solve_path
+from cimf.solve.backends import backend_named, candidates
 from cimf.solve.cvxpy_rows import solve_path_cvxpy
+from cimf.solve.rows import METHODS
 from formulations.columns import as_float64
 
 if TYPE_CHECKING:
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
 # m N^2 up to which (C, D) are fitted a second time, with all inputs, only to report that accuracy:
 # about a second on two cores (0.37 s at 6e9: 10,000 samples, 785 columns).
 _CHEAP = 2e10
+
+_UNSHARED = (
+    "the model has more weights than the network, because (A, B) repeats the shared weights of its "
+    "convolutions: design='layered' keeps the sharing"
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,9 @@ class Sparsified:
 def sparsify(
     net: Any,
     batches: Iterable[Any],
-    kappa: float = 0.5,
+    kappa: float | None = None,
     design: str = "full",
-    rescale: bool = True,
+    rescale: bool | None = None,
     *,
     target_sparsity: float | None = None,
     test: Iterable[Any] | None = None,
@@ -70,14 +78,16 @@ def sparsify(
         Calibration samples: input tensors, or (input, label) pairs whose labels are ignored.
     kappa : float
         Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units.
+        Default: 0.5.
     design : str
         A key of `cimf.designs.DESIGNS`: "full", "no-self-loop" or "causal"; or "layered".
     target_sparsity : float, optional
         Design "layered" only: share of the network's weights that is zero. `kappa`, `rescale` and
-        `test` are not used there; further options as `cimf.layered.sparsify.sparsify_layers`.
+        `test` are refused there; further options as `cimf.layered.sparsify.sparsify_layers`.
     rescale : bool
         Measure every state in units in which the network itself is feasible at 0.99 (Theorem 8),
         so that the ball does not forbid the network. The model comes back in the network's units.
+        Default: True.
     test : iterable, optional
         Held-out batches; (input, integer label) pairs give accuracies.
     **options
@@ -90,18 +100,26 @@ def sparsify(
 
     Raises
     ------
+    InputError
+        An unknown keyword, or one that the design does not use.
     CimfError
         As `Reference.capture` and `sparsify_path`.
     """
     if design == "layered":
-        from cimf.layered.sparsify import sparsify_layers
+        from cimf.layered.sparsify import Calibration, sparsify_layers
 
+        for name, value in (("kappa", kappa), ("rescale", rescale), ("test", test)):
+            if value is not None:
+                raise InputError(f"{name} is not used by design 'layered'")
+        _check_keywords(options, {"target_sparsity"}, sparsify_layers, Calibration.sparsify)
         return sparsify_layers(net, batches, target_sparsity, **options)
     if target_sparsity is not None:
         raise InputError(
             f"target_sparsity needs design 'layered'; the sparsity of design {design!r} follows "
             "from kappa"
         )
+    _check_keywords(options, {"kappa", "rescale", "test"}, sparsify_path)
+    kappa, rescale = 0.5 if kappa is None else kappa, rescale is None or rescale
     reference = Reference.capture(net, batches, test)
     return sparsify_path(reference, [kappa], design, rescale, **options)[0]
 
@@ -131,9 +149,9 @@ def sparsify_path(
     kappas, design, rescale
         As `sparsify`.
     method : str
-        "auto", "exact" or "bisection" as `cimf.solve_path`; "cvxpy" solves every row by `backend`.
+        As `cimf.solve_path`; or "cvxpy", which solves every row by `backend`.
     backend : str
-        "auto", "mosek" or "clarabel"; used by method "cvxpy" only.
+        "auto", "mosek" or "clarabel", for method "cvxpy".
     tol : float
         Relative gap at which a row is certified.
     refit : bool
@@ -152,25 +170,30 @@ def sparsify_path(
     Raises
     ------
     InputError
-        Unknown names; kappa negative, NaN or infinite; kappa > 1 with feedback unless allowed.
+        Unknown names; a backend without method "cvxpy"; kappa negative, NaN, infinite or given
+        twice; kappa > 1 with feedback unless allowed.
+    BackendError
+        The named backend does not work here.
     CertificateError
         If a row is not certified, unless `keep_going`.
     """
+    if design == "layered":
+        raise InputError(
+            'design "layered" needs target_sparsity; from Python: cimf.sparsify(net, batches, '
+            'design="layered", target_sparsity=0.8)'
+        )
     if design not in DESIGNS:
         raise UnknownNameError("design", design, [*DESIGNS, "layered"])
+    _check_solver(method, backend)
     levels = _check_kappas(kappas, design, allow_ill_posed)
-    states, notes = reference.calibration, []
+    states, notes = reference.calibration, _notes(reference, rescale)
     if states.n_samples < states.n_columns:
         notes.append(
             f"{states.n_samples} calibration samples for {states.n_columns} columns: rows can fit "
             "the samples by chance; give more samples"
         )
         warnings.warn(notes[-1], stacklevel=2)
-    if rescale and not states.scalable.all():
-        notes.append(
-            f"{np.count_nonzero(~states.scalable)} states keep their units: their activation is "
-            "not positively homogeneous"
-        )
+    rescale = rescale and bool(states.scalable.any())
     scale = reference.scale if rescale else np.ones(states.n_states)
     allowed = DESIGNS[design].allowed(states)
     gram, weights = row_problems(states.scaled(scale), allowed)
@@ -191,20 +214,23 @@ def sparsify_path(
         if not keep_going:
             solution.raise_if_failed()
         model, wide, more = _with_outputs(reference, solution.coef * units, refit, output_inputs)
+        nonzeros = count_nonzeros(
+            np.hstack([model.A, model.B]),
+            np.hstack([model.C, model.D]),
+            bias=states.bias,
+            blocks=[(block.name, block.start, block.stop) for block in states.blocks],
+            admissible=(allowed, output_pattern),
+            network_weights=reference.network_weights,
+            network_parameters=reference.network_parameters,
+        )
+        if reference.convolutional and nonzeros.sparsity["network_weights"] < -1.0:
+            more.append(_UNSHARED)
         report = Report(
             design=design,
             rescale=rescale,
             kappa=kappa,
             solution=solution,
-            nonzeros=count_nonzeros(
-                np.hstack([model.A, model.B]),
-                np.hstack([model.C, model.D]),
-                bias=states.bias,
-                blocks=[(block.name, block.start, block.stop) for block in states.blocks],
-                admissible=(allowed, output_pattern),
-                network_weights=reference.network_weights,
-                network_parameters=reference.network_parameters,
-            ),
+            nonzeros=nonzeros,
             wellposedness=model.wellposedness(),
             state_error=block_errors(
                 states.blocks, states.Z, model.A @ states.X + model.B @ states.U
@@ -218,11 +244,55 @@ def sparsify_path(
     return tuple(results)
 
 
+def _check_keywords(options: Mapping[str, Any], own: set[str], *takers: Callable[..., Any]) -> None:
+    """Refuse options that none of the functions takes by keyword; `own` are those of `sparsify`."""
+    parameters = [p for taker in takers for p in inspect.signature(taker).parameters.values()]
+    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("keyword of cimf.sparsify with this design,", name, own | known)
+
+
+def _check_solver(method: str, backend: str) -> None:
+    """Refuse unknown names, and a backend that the method would not use or that does not work."""
+    known = ["auto", *METHODS, "cvxpy"]
+    if method not in known:
+        raise UnknownNameError("method", method, known)
+    if backend == "auto":
+        return
+    backend_named(backend)
+    if method != "cvxpy":
+        raise InputError("backend is used by method='cvxpy'; add --method cvxpy")
+    candidates(backend)
+
+
+def _notes(reference: Reference, rescale: bool) -> list[str]:
+    """Return what a reader must know about the network, whatever the kappa."""
+    notes = []
+    scalable = reference.calibration.scalable
+    if reference.half_precision:
+        notes.append(
+            f"weights were {reference.half_precision}: captured in float64 from the rounded weights"
+        )
+    if rescale and not scalable.any():
+        notes.append(
+            "no state was rescaled: no activation of the network is positively homogeneous"
+        )
+    elif rescale and not scalable.all():
+        notes.append(
+            f"{np.count_nonzero(~scalable)} states keep their units: their activation is not "
+            "positively homogeneous"
+        )
+    return notes
+
+
 def _check_kappas(kappas: Sequence[float], design: str, allow_ill_posed: bool) -> list[float]:
     """Return the kappas as floats, or say which one cannot be used and why."""
     levels = as_float64("kappas", kappas, 1)
     if not levels.size or (levels < 0).any():
         raise InputError(f"kappas must be one or more numbers >= 0, got {list(kappas)}")
+    if len(np.unique(levels)) < len(levels):
+        raise InputError(f"every kappa may be given once, got {list(kappas)}")
     if levels.max() > 1 and DESIGNS[design].feedback and not allow_ill_posed:
         raise InputError(
             f"kappa = {levels.max():g} with design {design!r}: above 1 the bound does not imply a "

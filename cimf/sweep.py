@@ -1,4 +1,4 @@
-"""A sweep over kappa, from the captured network to a results folder: the paper's Table 1."""
+"""Runs that end in a results folder: a sweep over kappa, the paper's Table 1; a sparse network."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cimf.datasets import Dataset
+from cimf.errors import InputError
 from cimf.figures import plot_sweep
 from cimf.judge import DENOMINATORS
 from cimf.reference import Reference
+from cimf.report import shortest
 from cimf.results import RunFolder
 from cimf.sparsify import Sparsified, sparsify_path
 from cimf.tables import FULL, TERMINAL, latex, markdown, render, tidy
 from cimf.terminal import out, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from cimf.layered.sparsify import SparseNetwork
 
 # The kappas of the paper's Table 1.
 KAPPAS = (0.005, 0.01, 0.05, 0.1, 0.5, 0.99)
@@ -31,6 +36,7 @@ def run_sweep(
     configurations: Sequence[tuple[str, bool]] = (("full", True),),
     overwrite: bool = False,
     models: bool = False,
+    paper: bool = False,
     dataset: Dataset | None = None,
     **options: Any,
 ) -> list[Sparsified]:
@@ -53,6 +59,8 @@ def run_sweep(
         Replace another run.
     models : bool
         Also save every model.
+    paper : bool
+        Show the paper's Table 1 beside these numbers.
     dataset : Dataset, optional
         The data, for the settings and the manifest.
     **options
@@ -88,8 +96,59 @@ def run_sweep(
                 reference, kappas, design, rescale, progress=progress, **options
             )
         seconds[f"solve and evaluate: {title}"] = time.perf_counter() - start
-    _write(name, run, reference, results, seconds, models)
+    _write(name, run, reference, results, seconds, models, paper)
     return results
+
+
+def run_layered(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    network: Callable[[], tuple[Any, Any]],
+    target_sparsity: float | None,
+    *,
+    overwrite: bool = False,
+    n_jobs: int | None = None,
+) -> SparseNetwork:
+    """Make a network's weights sparse by the layered design, and write a results folder.
+
+    Parameters
+    ----------
+    folder : path
+        Receives network.safetensors (the state dict), report.txt and manifest.json; refused before
+        any work is done if it holds another run.
+    settings : mapping
+        What decides the result besides the target sparsity.
+    network : () -> (net, calibration batches)
+        Called once the folder is known to be free.
+    target_sparsity, n_jobs
+        As `cimf.layered.sparsify.sparsify_layers`.
+    overwrite : bool
+        Replace another run.
+
+    Raises
+    ------
+    InputError
+        No target sparsity.
+    """
+    if target_sparsity is None:
+        raise InputError("design 'layered' needs a target sparsity: --target-sparsity 0.8")
+    from cimf.layered.export import save_state
+    from cimf.layered.sparsify import sparsify_layers
+
+    run = RunFolder.claim(
+        folder, {**settings, "design": "layered", "target_sparsity": target_sparsity}, overwrite
+    )
+    result = sparsify_layers(*network(), target_sparsity, n_jobs=n_jobs)
+    out.print(str(result.report), soft_wrap=True, markup=False)
+    save_state(result.network, run.path / "network.safetensors")
+    run.finish(
+        {"report.txt": f"{result.report}\n"},
+        ("network.safetensors",),
+        sparsity=result.report.sparsity,
+        seconds=result.report.seconds,
+    )
+    out.print(f"written to {run.path}/: network.safetensors, report.txt, manifest.json")
+    return result
 
 
 def _write(
@@ -99,6 +158,7 @@ def _write(
     results: Sequence[Sparsified],
     seconds: Mapping[str, float],
     models: bool,
+    paper: bool,
 ) -> None:
     """Print the table and write every file of the run."""
     table = tidy(result.report for result in results)
@@ -106,7 +166,8 @@ def _write(
     for (design, rescale), part in table.groupby(["design", "rescale"], sort=False):
         title = f"design {design}, states {'rescaled' if rescale else 'as captured'}"
         print_table(*render(part, TERMINAL), title=title)
-    summary = _summary(reference, table)
+    notes = dict.fromkeys(note for result in results for note in result.report.notes)
+    summary = [*_summary(reference, table), *(f"note: {note}" for note in notes)]
     for line in summary:
         out.print(line)
     binary = ["sweep.png"]
@@ -115,15 +176,15 @@ def _write(
         for result in results:
             report = result.report
             scaled = "rescaled" if report.rescale else "plain"
-            binary.append(f"model-{report.design}-{scaled}-{report.kappa:g}.safetensors")
+            binary.append(f"model-{report.design}-{scaled}-{shortest(report.kappa)}.safetensors")
             result.model.save(run.path / binary[-1])
-    heading, rows = render(table, FULL, paper=True)
+    heading, rows = render(table, FULL, paper=paper)
     first = results[0].report
     run.finish(
         {
             "sweep.csv": table.to_csv(index=False),
             "sweep.md": f"# {name}\n\n{markdown(heading, rows)}\n"
-            + "".join(f"- {line}\n" for line in (*summary, *_LEGEND)),
+            + "".join(f"- {line}\n" for line in (*summary, *_LEGEND, *([_PAPER] if paper else []))),
             "sweep.tex": latex(heading, rows),
             "report.txt": "\n\n".join(str(result.report) for result in results) + "\n",
         },
@@ -194,6 +255,8 @@ _LEGEND = (
     "output error: relative error of the outputs on the evaluation samples.",
     "worst gap: the largest duality gap of a row, relative to 1/2 ||z||^2; a row is certified at "
     "the tolerance that manifest.json names.",
+)
+_PAPER = (
     "paper columns: accuracy / sparsity in percent at the same kappa as published, for other "
-    "networks and other data: an orientation, not a comparison.",
+    "networks and other data: an orientation, not a comparison."
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cimf.report import Report
+from cimf.report import Report, shortest
 
 # Table 1 of the paper: kappa -> (accuracy %, sparsity %) on CIFAR-100 and on 20NewsGroup.
 PAPER_TABLE_1 = {
@@ -50,7 +50,7 @@ def _missing(value: Any) -> bool:
 _COLUMNS = {
     "design": _Column("design", lambda row: row["design"]),
     "rescaled": _Column("rescaled", lambda row: "yes" if row["rescale"] else "no"),
-    "kappa": _Column("kappa", lambda row: f"{row['kappa']:g}"),
+    "kappa": _Column("kappa", lambda row: shortest(row["kappa"])),
     "accuracy": _Column("accuracy %", _percent("accuracy")),
     "with inputs": _Column("with inputs %", _percent("accuracy_with_inputs")),
     "sparsity": _Column("sparsity %", _percent("sparsity_network_weights")),

@@ -23,6 +23,8 @@ err = Console(stderr=True, highlight=False)
 def one_line_errors() -> Iterator[None]:
     """Turn errors of our own tree into one line and exit code 1, and warnings into one line each.
 
+    Ctrl-C is one line and exit code 130: files are written atomically, a manifest last.
+
     Errors of any other kind keep their traceback: they are somebody's bug.
     """
     with warnings.catch_warnings():
@@ -34,6 +36,9 @@ def one_line_errors() -> Iterator[None]:
         except CimfError as error:
             _say("error: ", "bold red", error)
             raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            _say("", "", "interrupted; nothing half-written was left")
+            raise typer.Exit(130) from None
 
 
 def _say(label: str, style: str, message: object) -> None:

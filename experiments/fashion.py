@@ -53,6 +53,7 @@ def main(
             network,
             configurations=CONFIGURATIONS,
             overwrite=overwrite,
+            paper=True,
             dataset=data,
             n_jobs=n_jobs,
         )

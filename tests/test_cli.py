@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import cimf
@@ -203,3 +204,87 @@ def test_help_is_fast_and_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sparsify" in done.stdout
+
+
+def one_line(result, message):
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = [line for line in result.output.splitlines() if line.strip()]
+    assert len(lines) == 1, result.output
+    assert message in lines[0]
+
+
+def test_close_kappas_have_files_of_their_own_and_equal_ones_are_refused(run):
+    close = ("0.1234567", "0.12345671")
+    arguments = ("sparsify", "usernet:load", "--kappa", close[0], "--kappa", close[1])
+    assert run(*arguments).exit_code == 0
+    for kappa in close:
+        assert Path(f"results/load/model-full-rescaled-{kappa}.safetensors").is_file()
+    text = Path("results/load/sweep.md").read_text()
+    assert all(f"| {kappa} |" in text for kappa in close)
+    assert "paper" not in text, "the paper's columns belong to the paper's experiments"
+    one_line(
+        run("sparsify", "usernet:load", "--kappa", "0.5", "--kappa", "0.50", "--out", "o"),
+        "given once, got",
+    )
+
+
+def test_the_layered_design_saves_the_sparse_network(run):
+    arguments = ("sparsify", "usernet:unlabelled", "--design", "layered", "--out", "o")
+    result = run(*arguments, "--target-sparsity", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "sparsity 50.00%" in Path("o/report.txt").read_text()
+    record = manifest("o")
+    assert record["files"] == ["network.safetensors", "report.txt"]
+    assert record["sparsity"]["network_weights"] == 0.5
+    net, _ = cli.call_seeded(load_function("usernet:unlabelled"), 0)
+    state = load_file("o/network.safetensors")
+    net.load_state_dict(state)
+    zeros = sum(int((value == 0).sum()) for value in state.values() if value.ndim == 2)
+    assert zeros == 24
+    one_line(run(*arguments, "--target-sparsity", "0.6"), "other target_sparsity")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--design", "layered"), "--target-sparsity 0.8"),
+        (("--design", "layered", "--target-sparsity", "2"), "must lie in [0, 1)"),
+        (("--design", "layered", "--kappa", "1", "--target-sparsity", "0"), "--kappa is not used"),
+        (("--design", "layered", "--no-rescale"), "--no-rescale is not used"),
+        (("--target-sparsity", "0.5"), "needs --design layered"),
+        (("--backend", "gurobi"), "known: auto, clarabel, mosek"),
+        (("--backend", "clarabel"), "add --method cvxpy"),
+        (("--method", "foo"), "known: auto, bisection, cvxpy, exact, torch"),
+        (("--n-jobs", "0"), "n_jobs must not be 0"),
+        (("--out", "/proc/foo"), "cannot be written"),
+    ],
+)
+def test_what_a_design_does_not_use_is_refused(run, arguments, message):
+    one_line(run("sparsify", "usernet:unlabelled", *arguments), message)
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("name", ["partial", "instance"])
+def test_any_callable_can_be_named(run, name):
+    Path("callables.py").write_text(
+        "import functools\nfrom usernet import unlabelled\n"
+        "class Load:\n    def __call__(self):\n        return unlabelled()\n"
+        "instance, partial = Load(), functools.partial(unlabelled)\n"
+    )
+    sys.modules.pop("callables", None)
+    result = run("sparsify", f"callables:{name}")
+    assert result.exit_code == 0, result.output
+    assert len(manifest(f"results/{name}")["settings"]["source"]) == 64
+
+
+def test_a_function_without_a_source_file(run):
+    one_line(run("sparsify", "os:getcwd"), "getcwd returned str")
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(run):
+    Path("slow.py").write_text("def load():\n    raise KeyboardInterrupt\n")
+    result = run("sparsify", "slow:load")
+    assert result.exit_code == 130
+    assert result.output.strip() == "interrupted; nothing half-written was left"
+    assert not Path("results").exists()

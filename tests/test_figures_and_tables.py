@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from cimf.figures import plot_sweep
+from cimf.report import shortest
 from cimf.tables import FULL, PAPER_TABLE_1, TERMINAL, latex, markdown, render
 
 
@@ -92,3 +93,9 @@ def test_the_figure_shows_the_models(table, tmp_path):
     plot_sweep(table[:2], tmp_path / "with.png", "title")
     plot_sweep(table[:2].assign(nonzero_weights=0), tmp_path / "without.png", "title")
     assert dark(tmp_path / "with.png") > dark(tmp_path / "without.png")
+
+
+def test_close_kappas_are_told_apart(table):
+    heading, rows = render(table[:2].assign(kappa=[0.1234567, 0.12345671]), TERMINAL)
+    assert [row[heading.index("kappa")] for row in rows] == ["0.1234567", "0.12345671"]
+    assert [shortest(value) for value in (1.0, 1e-5, np.float64(0.5))] == ["1", "1e-05", "0.5"]

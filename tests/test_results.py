@@ -3,6 +3,7 @@ import json
 import pytest
 
 from cimf.errors import RunError
+from cimf.files import write_text
 from cimf.results import MANIFEST, RunFolder
 
 
@@ -64,3 +65,12 @@ def test_a_file_in_the_way(tmp_path):
 def test_nothing_is_written_before_the_end(tmp_path):
     RunFolder.claim(tmp_path / "run", {})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in ("/proc/nothing/here", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match=r"cannot be written .*--out"):
+            RunFolder.claim(path, {})
+        with pytest.raises(RunError, match="cannot be written"):
+            write_text(f"{path}/a.txt", "text")

@@ -278,3 +278,73 @@ def test_least_squares_ignores_what_is_noise_in_its_units():
     fitted = least_squares(regressors, targets, units)
     assert np.abs(fitted[:, 2:]).max() < 1e-6
     np.testing.assert_allclose(fitted[:, :2], least_squares(signal, targets), atol=1e-10)
+
+
+X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("batches", "options", "message"),
+    [
+        (None, {}, "batches must be an iterable of tensors, got NoneType"),
+        ([X], {"test": 3}, "test must be an iterable of tensors, got int"),
+        ([X], {"kapa": 0.5}, "keyword of cimf.sparsify .*'kapa'; known: .*kappa.*method.*tol"),
+        ([X], {"design": "layered", "kapa": 1}, "'kapa'; known: .*damping.*support.*target_sp"),
+        ([X], {"design": "layered", "kappa": 0.5}, "kappa is not used by design 'layered'"),
+        ([X], {"design": "layered", "rescale": False}, "rescale is not used"),
+        ([X], {"design": "layered", "test": [X]}, "test is not used"),
+        ([X], {"backend": "clarabel"}, "backend is used by method='cvxpy'"),
+        ([X], {"backend": "gurobi"}, "unknown backend 'gurobi'; known: auto, clarabel"),
+        ([X], {"method": "foo"}, "known: auto, bisection, cvxpy, exact, torch"),
+        ([X], {"test": [(X[:2], torch.tensor([0, 3]))]}, "from 0 to 3; .* classes 0 to 2"),
+        ([X], {"test": [(X[:2], torch.tensor([-1, 1]))]}, "from -1 to 1"),
+        ([X], {"n_jobs": 0}, "n_jobs must not be 0"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(batches, options, message):
+    with pytest.raises(InputError, match=message):
+        cimf.sparsify(mlp((4, 5, 3), seed=0), batches, **options)
+
+
+def test_the_layered_design_asks_for_its_target(reference):
+    with pytest.raises(InputError, match=r"target_sparsity=0.8"):
+        cimf.sparsify_path(reference, [0.5], "layered")
+
+
+def test_equal_kappas_are_refused(reference):
+    with pytest.raises(InputError, match="given once"):
+        cimf.sparsify_path(reference, [0.5, 0.1, 0.5])
+
+
+def test_one_output_tells_two_classes():
+    net = mlp((4, 5, 1), seed=0)
+    for label in (0, 1):
+        cimf.sparsify(net, [X], test=[(X[:2], torch.tensor([0, label]))])
+    with pytest.raises(InputError, match="classes 0 to 1"):
+        cimf.sparsify(net, [X], test=[(X[:2], torch.tensor([0, 2]))])
+
+
+def test_states_that_cannot_be_rescaled_are_not_called_rescaled():
+    tanh = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    report = cimf.sparsify(tanh, [X]).report
+    assert "states as captured" in str(report)
+    assert "no state was rescaled" in str(report)
+    report = cimf.sparsify(mlp((4, 5, 3), seed=0), [X]).report
+    assert "rescaled states" in str(report)
+    assert not report.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_16_bit_network_is_named_in_the_report(dtype):
+    report = cimf.sparsify(mlp((4, 5, 3), seed=0).to(dtype), [X]).report
+    name = str(dtype).removeprefix("torch.")
+    assert f"weights were {name}: captured in float64 from the rounded weights" in report.notes
+
+
+def test_a_large_model_of_a_convolution_points_to_the_layered_design():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    images = torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    large, small = (cimf.sparsify(net, [images], kappa=kappa).report for kappa in (0.9, 0.0))
+    assert large.row()["sparsity_network_weights"] < -1
+    assert any("design='layered'" in note for note in large.notes)
+    assert not any("design='layered'" in note for note in small.notes)

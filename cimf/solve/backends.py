@@ -132,7 +132,7 @@ def probe(name: str) -> BackendState:
     UnknownNameError
         For a name other than "mosek" and "clarabel".
     """
-    backend = _known(name)
+    backend = backend_named(name)
     version = _version(backend.package)
     if not version:
         hint = "pip install 'cimf[mosek]'" if name == "mosek" else f"pip install {backend.package}"
@@ -165,7 +165,7 @@ def candidates(backend: str) -> list[str]:
             details = "; ".join(f"{s.name}: {s.detail}" for s in backend_report())
             raise BackendError(f"no backend works: {details}")
         return working
-    _known(backend)
+    backend_named(backend)
     state = probe(backend)
     if not state.works:
         raise BackendError(f"{backend} does not work here: {state.detail}")
@@ -203,7 +203,7 @@ def run(problem: cp.Problem, name: str, tol: float) -> Outcome:
     FormulationError
         As `solve`.
     """
-    backend = _known(name)
+    backend = backend_named(name)
     options = backend.options(tol)
     start = time.perf_counter()
     try:
@@ -277,7 +277,8 @@ def _cone_program(data: Mapping[str, Any], offset: float) -> ConeProgram:
     return ConeProgram(quadratic, q, data["A"], np.asarray(data["b"]), cones, offset)
 
 
-def _known(name: str) -> _Backend:
+def backend_named(name: str) -> _Backend:
+    """Return a backend; raises `UnknownNameError` for an unknown name."""
     if name not in _BACKENDS:
         raise UnknownNameError("backend", name, ["auto", *_BACKENDS])
     return _BACKENDS[name]
