@@ -134,7 +134,7 @@ def sparsify(
             run_layered(
                 folder,
                 settings,
-                lambda: call_seeded(function, seed)[:2],
+                lambda: call_seeded(function, seed),
                 target_sparsity,
                 overwrite=overwrite,
                 n_jobs=n_jobs,

@@ -103,7 +103,7 @@ def run_sweep(
 def run_layered(
     folder: str | Path,
     settings: Mapping[str, Any],
-    network: Callable[[], tuple[Any, Any]],
+    network: Callable[[], tuple[Any, ...]],
     target_sparsity: float | None,
     *,
     overwrite: bool = False,
@@ -118,8 +118,8 @@ def run_layered(
         any work is done if it holds another run.
     settings : mapping
         What decides the result besides the target sparsity.
-    network : () -> (net, calibration batches)
-        Called once the folder is known to be free.
+    network : () -> (net, calibration batches, ...)
+        Called once the folder is known to be free; anything after the batches is not used.
     target_sparsity, n_jobs
         As `cimf.layered.sparsify.sparsify_layers`.
     overwrite : bool
@@ -138,8 +138,11 @@ def run_layered(
     run = RunFolder.claim(
         folder, {**settings, "design": "layered", "target_sparsity": target_sparsity}, overwrite
     )
-    result = sparsify_layers(*network(), target_sparsity, n_jobs=n_jobs)
+    net, batches, *unused = network()
+    result = sparsify_layers(net, batches, target_sparsity, n_jobs=n_jobs)
     out.print(str(result.report), soft_wrap=True, markup=False)
+    if unused:
+        out.print("note: test batches are not used by design 'layered'")
     save_state(result.network, run.path / "network.safetensors")
     run.finish(
         {"report.txt": f"{result.report}\n"},

@@ -242,7 +242,10 @@ def test_the_layered_design_saves_the_sparse_network(run):
     net.load_state_dict(state)
     zeros = sum(int((value == 0).sum()) for value in state.values() if value.ndim == 2)
     assert zeros == 24
+    assert "test batches" not in result.output
     one_line(run(*arguments, "--target-sparsity", "0.6"), "other target_sparsity")
+    tested = ("sparsify", "usernet:load", "--design", "layered", "--target-sparsity", "0.5")
+    assert "test batches are not used" in run(*tested).output
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cimf.figures import plot_sweep
@@ -93,6 +94,24 @@ def test_the_figure_shows_the_models(table, tmp_path):
     plot_sweep(table[:2], tmp_path / "with.png", "title")
     plot_sweep(table[:2].assign(nonzero_weights=0), tmp_path / "without.png", "title")
     assert dark(tmp_path / "with.png") > dark(tmp_path / "without.png")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "label"),
+    [(0.9, "test accuracy (%), logarithmic in the error"), (np.nan, "relative output error")],
+)
+def test_the_axes_say_what_they_are(table, tmp_path, monkeypatch, accuracy, label):
+    labels = []
+    save = Figure.savefig
+
+    def spy(figure, *args, **kwargs):
+        labels.extend((figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()))
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    plot_sweep(table[:2].assign(accuracy=accuracy), tmp_path / "a.png", "title")
+    assert "logarithmic in the weights kept" in labels[0]
+    assert labels[1] == label
 
 
 def test_close_kappas_are_told_apart(table):
