@@ -250,7 +250,7 @@ def _check_keywords(options: Mapping[str, Any], own: set[str], *takers: Callable
     known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     for name in options:
         if name not in known:
-            raise UnknownNameError("keyword of cimf.sparsify with this design,", name, own | known)
+            raise UnknownNameError("cimf.sparsify keyword", name, own | known)
 
 
 def _check_solver(method: str, backend: str) -> None:

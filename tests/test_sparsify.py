@@ -288,7 +288,7 @@ X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     [
         (None, {}, "batches must be an iterable of tensors, got NoneType"),
         ([X], {"test": 3}, "test must be an iterable of tensors, got int"),
-        ([X], {"kapa": 0.5}, "keyword of cimf.sparsify .*'kapa'; known: .*kappa.*method.*tol"),
+        ([X], {"kapa": 0.5}, "unknown cimf.sparsify keyword 'kapa'; known: .*kappa.*method.*tol"),
         ([X], {"design": "layered", "kapa": 1}, "'kapa'; known: .*damping.*support.*target_sp"),
         ([X], {"design": "layered", "kappa": 0.5}, "kappa is not used by design 'layered'"),
         ([X], {"design": "layered", "rescale": False}, "rescale is not used"),
