@@ -125,7 +125,7 @@ class Report:
                     ),
                     _small(part["excess"].max()),
                     _small(part["violation"].max()),
-                    _part(part["time_ratio"].median()),
+                    _part(part["time_ratio"].dropna().median()),
                 ]
                 for name, part in families
             ],

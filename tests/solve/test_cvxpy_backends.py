@@ -38,9 +38,9 @@ def _unlicensed_mosek(monkeypatch, _fresh_probes):
     """MOSEK installed, every solve with it raising the vendor's licence error."""
     real = backends.run
 
-    def run(problem, name, tol):
+    def run(problem, name, tol, **care):
         if name != "mosek":
-            return real(problem, name, tol)
+            return real(problem, name, tol, **care)
         error = BackendError("mosek failed")
         error.__cause__ = UNLICENSED
         raise error
@@ -104,7 +104,7 @@ def test_vendor_errors_become_ours_with_their_cause(monkeypatch):
 def test_a_probe_runs_once_and_believes_no_status(monkeypatch):
     calls = []
 
-    def run(problem, name, tol):
+    def run(problem, name, tol, **care):
         calls.append(name)
         problem.variables()[0].value = np.array(1.0)  # not the solution
 
@@ -213,10 +213,10 @@ def test_auto_falls_through_when_the_first_fails_on_a_problem(monkeypatch):
     assert backends.candidates("auto") == ["mosek", "clarabel"]
     real = backends.run
 
-    def run(problem, name, tol):
+    def run(problem, name, tol, **care):
         if name == "mosek":
             raise BackendError("out of tokens")
-        return real(problem, name, tol)
+        return real(problem, name, tol, **care)
 
     monkeypatch.setattr(backends, "run", run)
     assert backends.solve(tiny(), "auto", 1e-9).backend == "clarabel"

@@ -10,6 +10,7 @@ import pytest
 
 from cimf.errors import CertificateError, FormulationError, InputError
 from cimf.judge import ModelSolution
+from cimf.solve import cvxpy_models
 from cimf.solve.cvxpy_front import solve_cvxpy
 from formulations import Constrained, Exact, Lasso, OutputRow, Relaxed, StateRow
 from formulations.losses import L1, LOSSES, ElasticNet, Loss
@@ -239,6 +240,18 @@ def test_functions_of_cvxpy_expressions(data, loss, sets):
         warnings.simplefilter("ignore")  # Clarabel 0.9 calls one of these inaccurate
         plain.solve(solver=cp.CLARABEL)
     assert solution.objective == pytest.approx(plain.value, rel=1e-5)
+
+
+def test_a_solve_that_stalls_is_repeated_with_care(data, monkeypatch):
+    real, asked = cvxpy_models.solve, []
+
+    def stalls(problem, backend, tol, *, careful):
+        asked.append(careful)
+        return real(problem, backend, tol if careful else 1e-2, careful=careful)
+
+    monkeypatch.setattr(cvxpy_models, "solve", stalls)
+    assert solve_cvxpy(Relaxed(*data, kappa=0.5, loss=nuclear)).passed
+    assert asked == [False, True]
 
 
 def test_any_cvxpy_problem():
