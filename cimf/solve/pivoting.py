@@ -34,11 +34,11 @@ from cimf.solve.segment import (
     write,
 )
 
-# Statuses of a row.
-EXACT = 0
-EARLY = 1
-ROUNDED = 2
-STALLED = 3
+# How a row ended; whether it is solved, its certificate says.
+EXACT = 0  # at its level, every optimality condition met
+EARLY = 1  # on the path before its level, where the gap is below the goal already
+ROUNDED = 2  # rounding keeps the gap above the goal: the best point is kept
+STALLED = 3  # out of systems or of ways back: the point as it stands
 
 _MAX_REFUSALS = 16
 _MAX_CENTRES = 30
