@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cimf.solve.compiled import kernel
 from cimf.solve.exact import MARGIN, RIDGE, column_scale, free_columns
 from cimf.solve.exchange import correct, rebuild
-from cimf.solve.segment import norms, refresh, steepest
+from cimf.solve.segment import norms, refresh, steepest, write
 from cimf.statistics import Gram
 from formulations.columns import Columns
 
@@ -105,11 +105,7 @@ def _solve_segment(
         norm, _, inner, _ = norms(problem, state, lines)
         gap = inner + kappa * steepest(problem, lines[2]) if ball else lam * norm + inner
         if gap <= goal + 1e-15 * half_sq:
-            shrink = kappa / norm if ball and norm > kappa else 1.0
-            out[:] = 0.0
-            for i in range(state[2]):
-                j = state[0][i]
-                out[j] = lines[0][i] * (shrink if weights[j] > 0.0 else 1.0)
+            write(problem, state, lines, kappa, out)
             return True, lam, solves
         centre[:] = 0.0
         for i in range(state[2]):

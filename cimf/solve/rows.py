@@ -163,36 +163,24 @@ def _solve(
         raise InputError("n_jobs must not be 0: a number of workers, -1 for all cores, or None")
     name, why = _choose(method)
     with _BLAS.limit(limits=1, user_api="blas"):  # threads belong to the rows; and equal bits
-        return _solve_and_certify(name, why, gram, columns, levels, ball, tol, n_jobs, progress)
-
-
-def _solve_and_certify(
-    name: str,
-    why: str,
-    gram: Gram,
-    columns: Columns,
-    levels: NDArray[np.float64],
-    ball: bool,
-    tol: float,
-    n_jobs: int | None,
-    progress: Callable[[int], None] | None,
-) -> list[Solution]:
-    start = time.perf_counter()
-    parts = _run(METHODS[name], gram, columns, levels, ball, tol, n_jobs, progress)
-    solved = time.perf_counter()
-    coef, iterations, methods = (
-        np.concatenate([getattr(part, field) for part in parts])
-        for field in ("coef", "iterations", "method")
-    )
-    out = []
-    for k in range(levels.shape[1]):
-        begin = time.perf_counter()
-        level = levels[:, k]
-        certificate = certify_columns(
-            gram, coef[:, k], columns, level if ball else None, None if ball else level, tol
+        start = time.perf_counter()
+        parts = _run(METHODS[name], gram, columns, levels, ball, tol, n_jobs, progress)
+        solved = time.perf_counter()
+        coef, iterations, methods = (
+            np.concatenate([getattr(part, field) for part in parts])
+            for field in ("coef", "iterations", "method")
         )
-        seconds = {"solve": solved - start, "certify": time.perf_counter() - begin}
-        out.append(Solution(coef[:, k], certificate, methods[:, k], iterations[:, k], seconds, why))
+        out = []
+        for k in range(levels.shape[1]):
+            begin = time.perf_counter()
+            level = levels[:, k]
+            certificate = certify_columns(
+                gram, coef[:, k], columns, level if ball else None, None if ball else level, tol
+            )
+            seconds = {"solve": solved - start, "certify": time.perf_counter() - begin}
+            out.append(
+                Solution(coef[:, k], certificate, methods[:, k], iterations[:, k], seconds, why)
+            )
     return out
 
 
