@@ -14,7 +14,7 @@ from formulations.columns import per_row
 from formulations.errors import FormulationError
 from formulations.least_squares import LeastSquares
 from formulations.problem import ExactRecord
-from formulations.relaxed import ModelProblem, balls, checked, states_and_targets
+from formulations.relaxed import ModelProblem, checked, states_and_targets
 
 # ||z - M w|| / ||z|| at a least-squares solution that still counts as matched exactly. States
 # captured in float64 leave 1e-15, states rounded to float32 leave 3e-8.
@@ -85,8 +85,7 @@ class Exact(ModelProblem):
         tolerance = float(per_row("tolerance", tolerance, 1)[0])
         self.preflight = preflight(fit)
         _refuse_unmatched(self.preflight, n, tolerance)
-        loss, sets = checked(loss, sets, n, fit.n_features - n, index.size - n)
-        self._build(ExactRecord(fit, index, n, balls(kappa, index, n), loss, sets, tolerance))
+        self._build(ExactRecord(*checked(fit, n, index, kappa, loss, sets), tolerance))
 
     def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
         record: ExactRecord = self.record

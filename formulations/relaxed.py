@@ -130,8 +130,7 @@ class Relaxed(ModelProblem):
     ) -> None:
         fit, n, index = states_and_targets(X, U, Z, Y)
         lam = np.where(index < n, _weight("lam1", lam1), _weight("lam2", lam2))
-        loss, sets = checked(loss, sets, n, fit.n_features - n, index.size - n)
-        self._build(RelaxedRecord(fit, index, n, balls(kappa, index, n), loss, sets, lam))
+        self._build(RelaxedRecord(*checked(fit, n, index, kappa, loss, sets), lam))
 
     def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
         fit, lam = self.record.fit, self.record.lam / scale
@@ -163,10 +162,9 @@ class StateRow(Relaxed):
         fit, n = states_and_row(X, U, z)
         if not 0 <= row < n:
             raise InputError(f"row {row} of A does not exist: it has {n} rows")
-        index = np.array([row])
-        loss, sets = checked(loss, sets, n, fit.n_features - n, 1, by_rows="a row of (A, B)")
         lam = np.array([_weight("lam1", lam1)])
-        self._build(RelaxedRecord(fit, index, n, balls(kappa, index, n), loss, sets, lam))
+        fields = checked(fit, n, np.array([row]), kappa, loss, sets, by_rows="a row of (A, B)")
+        self._build(RelaxedRecord(*fields, lam))
 
 
 class OutputRow(Relaxed):
@@ -190,10 +188,9 @@ class OutputRow(Relaxed):
         fit, n = states_and_row(X, U, y)
         if row < 0:
             raise InputError(f"row {row} of C does not exist")
-        index = np.array([n + row])
-        loss, sets = checked(loss, sets, n, fit.n_features - n, row + 1, by_rows="a row of (C, D)")
         lam = np.array([_weight("lam2", lam2)])
-        self._build(RelaxedRecord(fit, index, n, balls(None, index, n), loss, sets, lam))
+        fields = checked(fit, n, np.array([n + row]), None, loss, sets, by_rows="a row of (C, D)")
+        self._build(RelaxedRecord(*fields, lam))
 
 
 def states_and_targets(
@@ -224,34 +221,40 @@ def _design(X: ArrayLike, U: ArrayLike) -> tuple[Array, int]:
     return np.vstack([x, u]).T, x.shape[0]
 
 
-def balls(kappa: ArrayLike | None, index: NDArray[np.intp], n: int) -> Array:
-    """Return kappa per row of W, infinity for rows of (C, D) and where kappa is None."""
-    out = np.full(index.size, np.inf)
-    if kappa is not None:
-        out[index < n] = per_row("kappa", kappa, int((index < n).sum()))
-    return out
-
-
 def checked(
-    loss: Any, sets: Any, n: int, p: int, q: int, by_rows: str = ""
-) -> tuple[Loss, tuple[ConstraintSet, ...]]:
-    """Return the loss and the sets, checked on W of these sizes.
+    fit: LeastSquares,
+    n: int,
+    index: NDArray[np.intp],
+    kappa: ArrayLike | None,
+    loss: Any,
+    sets: Any,
+    by_rows: str = "",
+) -> tuple[LeastSquares, NDArray[np.intp], int, Array, Loss, tuple[ConstraintSet, ...]]:
+    """Return the fields of a `ModelRecord`, checked: what problems (2) to (5) have in common.
+
+    kappa becomes one radius per row of W, infinity for rows of (C, D) and where it is None.
 
     Raises
     ------
+    InputError
+        kappa that is negative, NaN or of another shape, unknown names.
     FormulationError
         As `Term.check`; where `by_rows` is given, also for a term that couples the rows.
     """
+    radius = np.full(index.size, np.inf)
+    if kappa is not None:
+        radius[index < n] = per_row("kappa", kappa, int((index < n).sum()))
     given = sets if isinstance(sets, Sequence) and not isinstance(sets, str) else (sets,)
     terms = as_loss(loss), tuple(as_set(s) for s in given)
+    n_outputs = max(int(index.max(initial=0)) + 1 - n, int(by_rows != ""))
     for term in (terms[0], *terms[1]):
         if by_rows and not term.separable:
             raise InputError(
                 f"{term.name} couples the rows, so {by_rows} alone is not a problem; use "
                 "'relaxed', which solves it whole"
             )
-        term.check(n, p, q, cones=False).raise_if_failed()
-    return terms
+        term.check(n, fit.n_features - n, n_outputs, cones=False).raise_if_failed()
+    return fit, index, n, radius, *terms
 
 
 def _ball(states: cp.Expression, kappa: Array) -> list[cp.Constraint]:
