@@ -64,15 +64,18 @@ class Exact(Contestant):
         # The scale of the columns is shared by all rows, as in the front door.
         self.scale, self.weights = exact.column_scale(problem.gram), np.ones((1, n))
         self.signs = np.zeros(n, np.int8)
+        self.target_sq = problem.gram.target_sq
+        self.records = exact.column_records(
+            self.gram, self.weights[0], self.signs, self.scale, exact.RIDGE
+        )
 
     def solve(self, i: int, kappa: float) -> Array:
         exact, n = self.module, self.corr.shape[1]
         coef, lam = np.zeros((1, 1, n)), np.zeros((1, 1))
-        counts = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64)
         exact.solve_compiled(
-            self.gram, self.corr[i : i + 1], self.half_sq[i : i + 1], self.weights, self.signs,
-            True, self.scale, exact.RIDGE, np.array([[kappa]]), True, TARGET * exact.MARGIN,
-            exact.BUDGET, coef, lam, *counts,
+            self.gram, self.corr[i : i + 1], self.target_sq[i : i + 1], self.weights, self.signs,
+            self.scale, exact.RIDGE, *self.records, np.array([[kappa]]), True, TARGET * exact.MARGIN,
+            exact.BUDGET, coef, lam, np.zeros((1, 1), np.int64),
         )  # fmt: skip
         return coef[0, 0]
 

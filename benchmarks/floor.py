@@ -10,12 +10,20 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.solve.cholesky import append, combine_pair, solve
-from cimf.solve.compiled import kernel
+from cimf.solve.cholesky import add_columns, append, solve
+from cimf.solve.compiled import finite_kernel, kernel
 from cimf.solve.exact import column_scale
 from cimf.statistics import Gram
 
 Array = NDArray[np.float64]
+
+
+@finite_kernel
+def steepest(grad):
+    largest = 0.0
+    for j in range(grad.shape[0]):
+        largest = max(largest, abs(grad[j]))
+    return largest
 
 
 @kernel
@@ -24,7 +32,7 @@ def known_support(gram, corr, scale, ridge, kappa, active, on, sign, out):
 
     Returns the certified absolute gap, which is what a solver that knew the support would compute.
     """
-    k, n = on.shape[0], corr.shape[0]
+    k = on.shape[0]
     support, factor = np.empty(k, np.int64), np.empty((k, k))
     append(gram, scale, ridge, support, 0, on, k, factor)
     a, v = np.empty(k), np.empty(k)
@@ -43,18 +51,15 @@ def known_support(gram, corr, scale, ridge, kappa, active, on, sign, out):
         lam = (norm - kappa) / rate
     for t in range(k):
         a[t] = scale[on[t]] * (a[t] - lam * v[t]) if active else scale[on[t]] * a[t]
-    grad, unused = np.empty(n), np.empty(n)
-    combine_pair(gram, on, k, a, a, grad, unused)
+    grad = -corr
+    add_columns(gram, on, k, a, grad)
     inner = 0.0
-    steepest = 0.0
-    for j in range(n):
-        grad[j] -= corr[j]
-        steepest = max(steepest, abs(grad[j]))
+    largest = steepest(grad)
     out[:] = 0.0
     for t in range(k):
         out[on[t]] = a[t]
         inner += a[t] * grad[on[t]]
-    return inner + kappa * steepest
+    return inner + kappa * largest
 
 
 def floor_seconds(gram: Gram, coef: Array, kappa: Array, repeats: int = 5) -> Array:

@@ -136,25 +136,19 @@ def solve(factor, k, x):
 
 
 @kernel
-def combine_pair(gram, support, k, a, v, out_a, out_v):
-    """Set out_a = G[:, S] a and out_v = G[:, S] v in one pass over the k rows of G."""
+def add_columns(gram, support, k, x, out):
+    """Add G[:, S] x[:k] to out (N,), four rows of G at a time."""
     n = gram.shape[0]
-    out_a[:] = 0.0
-    out_v[:] = 0.0
     i = 0
     while i + 3 < k:
         g0, g1 = gram[support[i]], gram[support[i + 1]]
         g2, g3 = gram[support[i + 2]], gram[support[i + 3]]
-        a0, a1, a2, a3 = a[i], a[i + 1], a[i + 2], a[i + 3]
-        v0, v1, v2, v3 = v[i], v[i + 1], v[i + 2], v[i + 3]
+        x0, x1, x2, x3 = x[i], x[i + 1], x[i + 2], x[i + 3]
         for j in range(n):
-            out_a[j] += a0 * g0[j] + a1 * g1[j] + a2 * g2[j] + a3 * g3[j]
-            out_v[j] += v0 * g0[j] + v1 * g1[j] + v2 * g2[j] + v3 * g3[j]
+            out[j] += x0 * g0[j] + x1 * g1[j] + x2 * g2[j] + x3 * g3[j]
         i += 4
     while i < k:
-        g0 = gram[support[i]]
-        a0, v0 = a[i], v[i]
+        g0, x0 = gram[support[i]], x[i]
         for j in range(n):
-            out_a[j] += a0 * g0[j]
-            out_v[j] += v0 * g0[j]
+            out[j] += x0 * g0[j]
         i += 1

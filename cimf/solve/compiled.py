@@ -48,7 +48,16 @@ _FOLDER = _folder()
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function on first use: no interpreter lock, reductions vectorised, cached."""
-    dispatcher = numba.njit(nogil=True, fastmath=_FAST)(function)
+    return _compiled(function, _FAST)
+
+
+def finite_kernel(function: Callable[..., Any]) -> Any:
+    """As `kernel`, for functions that never see NaN: a maximum is vectorised only then."""
+    return _compiled(function, {*_FAST, "nnan"})
+
+
+def _compiled(function: Callable[..., Any], flags: set[str]) -> Any:
+    dispatcher = numba.njit(nogil=True, fastmath=flags)(function)
     previous = _SETTINGS.CACHE_DIR
     _SETTINGS.CACHE_DIR = _FOLDER  # read by numba when caching is enabled, here only
     try:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from cimf.solve.cholesky import append
 from cimf.solve.compiled import kernel
+from cimf.solve.exchange import grown
 from cimf.solve.pivoting import solve_levels
+from cimf.solve.segment import Problem, workspace
 from cimf.statistics import Gram
 from formulations.columns import Columns
 
@@ -76,40 +78,69 @@ def solve_chunk(
         Iterations: linear systems solved, counted from the first level of the row.
     """
     # A copy: a read-only view would be another type to the compiler, and 10 s of compilation.
-    weights = np.array(np.broadcast_to(columns.weights, gram.corr.shape), order="C")
+    weights = np.array(np.atleast_2d(columns.weights), order="C")
     shape = (*levels.shape, gram.n_features)
     coef, lam = np.zeros(shape), np.zeros(levels.shape)
-    status, solves = np.zeros(levels.shape, np.int64), np.zeros(levels.shape, np.int64)
-    solve_compiled(
-        gram.gram, gram.corr, 0.5 * gram.target_sq, weights, columns.signs, columns.shared,
-        column_scale(gram), RIDGE, levels, ball, tol * MARGIN, BUDGET, coef, lam, status, solves,
-    )  # fmt: skip
+    solves = np.zeros(levels.shape, np.int64)
+    scale = column_scale(gram)
+    if gram.n_targets:
+        solve_compiled(
+            gram.gram, gram.corr, gram.target_sq, weights, columns.signs, scale, RIDGE,
+            *column_records(gram.gram, weights[0], columns.signs, scale, RIDGE), levels, ball,
+            tol * MARGIN, BUDGET, coef, lam, solves,
+        )  # fmt: skip
     return SolvedRows(coef, lam, solves, np.full(levels.shape, "exact"))
 
 
 @kernel
-def free_columns(gram, weights, scale, ridge):
-    """Return the free columns and the factor of their block."""
-    free = np.flatnonzero((weights == 0.0) & (scale > 0.0))
-    factor = np.zeros((free.shape[0], free.shape[0]))
-    if free.shape[0] > 0:
-        append(gram, scale, ridge, np.empty_like(free), 0, free, free.shape[0], factor)
-    return free, factor
+def column_records(gram, weights, signs, scale, ridge):
+    """Return the free columns, the factor of their block, and up, down, fuzz of `Problem`."""
+    n = weights.shape[0]
+    up, down, fuzz = np.zeros(n), np.zeros(n), np.zeros(n)
+    free = np.empty(n, np.int64)
+    f = 0
+    for j in range(n):
+        w = weights[j]
+        if scale[j] == 0.0 or w == np.inf:
+            continue
+        if w == 0.0:
+            free[f] = j
+            f += 1
+            continue
+        up[j] = 1.0 / w if signs[j] >= 0 else 0.0
+        down[j] = 1.0 / w if signs[j] <= 0 else 0.0
+        fuzz[j] = 1.0 / (w * scale[j])
+    factor = np.zeros((f, f))
+    if f > 0:
+        append(gram, scale, ridge, np.empty_like(free), 0, free, f, factor)
+    return free[:f], factor, up, down, fuzz
 
 
 @kernel
 def solve_compiled(
-    gram, corr, half_sq, weights, signs, shared, scale, ridge, levels, ball, goal, budget,
-    coef, lam, status, solves,
+    gram, corr, target_sq, weights, signs, scale, ridge, free, free_factor, up, down, fuzz,
+    levels, ball, goal, budget, coef, lam, solves,
 ):  # fmt: skip
-    """Solve rows one after another: as `solve_chunk` and `pivoting.solve_levels`, for r rows."""
-    if corr.shape[0] == 0:
-        return
-    free, factor = free_columns(gram, weights[0], scale, ridge)
-    for i in range(corr.shape[0]):
-        if i > 0 and not shared:
-            free, factor = free_columns(gram, weights[i], scale, ridge)
-        solve_levels(
-            gram, corr[i], half_sq[i], weights[i], signs, scale, ridge, free, factor, levels[i],
-            ball, goal * half_sq[i], budget, coef[i], lam[i], status[i], solves[i],
+    """Solve rows one after another: as `solve_chunk` and `pivoting.solve_levels`, for r rows.
+
+    weights (1, N) for all rows, or (r, N); free, free_factor, up, down, fuzz are the
+    `column_records` of the first.
+    """
+    r, n = corr.shape
+    work = workspace(n)
+    saved = (np.empty(n, np.int64), np.empty(n), 0)
+    factor = np.empty((max(64, free.shape[0] + 32), max(64, free.shape[0] + 32)))
+    for i in range(r):
+        own = i if weights.shape[0] > 1 else 0
+        if own > 0:
+            free, free_factor, up, down, fuzz = column_records(
+                gram, weights[i], signs, scale, ridge
+            )
+        factor = grown(factor, free.shape[0] + 1)
+        problem = Problem(
+            gram, corr[i], np.sqrt(target_sq[i]), weights[own], scale, ridge, up, down, fuzz
+        )
+        factor, saved = solve_levels(
+            problem, free, free_factor, levels[i], ball, goal * 0.5 * target_sq[i], budget, factor,
+            saved, work, coef[i], lam[i], solves[i],
         )  # fmt: skip

@@ -9,13 +9,24 @@ who made it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cimf.solve.compiled import kernel
-from cimf.solve.exact import MARGIN, RIDGE, column_scale, free_columns
-from cimf.solve.exchange import correct, rebuild
-from cimf.solve.segment import norms, refresh, steepest, write
+from cimf.solve.exact import MARGIN, RIDGE, column_records, column_scale
+from cimf.solve.exchange import correct_at, rebuild
+from cimf.solve.segment import (
+    Problem,
+    begin,
+    norms,
+    recentre,
+    solve_at,
+    steepest,
+    workspace,
+    write,
+)
 from cimf.statistics import Gram
 from formulations.columns import Columns
 
@@ -37,84 +48,75 @@ def _sorted_support(weights, sign, free, support):
 
 @kernel
 def _solve_segment(
-    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor, guess, lam, kappa, ball,
-    goal, out,
+    gram, corr, target_sq, weights, scale, ridge, free, free_factor, up, down, fuzz, guess, lam,
+    kappa, ball, goal, out,
 ):  # fmt: skip
     """Solve one row from a guess; returns whether `out` is exact, lam, and the systems solved.
 
     Parameters
     ----------
-    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor, goal
-        As `pivoting.solve_levels`.
+    gram, corr, target_sq, weights, scale, ridge, free, free_factor, up, down, fuzz
+        As `segment.Problem` and `pivoting.solve_levels`.
     guess : (N,)
         -1, 0, +1: signs on the guessed support.
     lam : float
         Q(lam), or near the multiplier of P(kappa).
     kappa : float
         Radius of the ball; not used without one.
+    goal : float
+        Absolute gap.
     out : (N,)
         Filled where exact.
     """
     n = corr.shape[0]
     f = free.shape[0]
-    problem = (gram, corr, weights, signs, scale, ridge)
+    problem = Problem(gram, corr, np.sqrt(target_sq), weights, scale, ridge, up, down, fuzz)
     kappa = kappa if ball else np.inf
     sign = np.zeros(n)
     for j in range(n):
-        if 0.0 < weights[j] < np.inf and scale[j] > 0.0 and guess[j] * signs[j] >= 0.0:
+        if (up[j] if guess[j] > 0.0 else down[j]) > 0.0:
             sign[j] = guess[j]
-    inside = np.zeros(n, np.bool_)
-    centre = np.zeros(n)
-    lines = (np.empty(n), np.empty(n), np.empty(n), np.empty(n))
-    root = np.sqrt(2.0 * half_sq)
-    drop, new, new_sign = np.zeros(n, np.bool_), np.empty(n, np.int64), np.empty(n)
-    row = (root, centre, lines, inside, drop, new, new_sign)
-    support = np.empty(n, np.int64)
+    work = workspace(n)
+    state = begin(problem, work, free)
     listed = np.empty(n, np.int64)
-    state = (support, sign.copy(), f)
     factor = np.empty((f + 1, f + 1))
     # A guess that is further off than this is no guess; the exchanges would cycle (as in
     # `pivoting`).
     allowed = 16 + n // 8
     solves = 0
+    at_kappa = False
     # Once from the guess, then from the support that this led to: the second pass exchanges
     # nothing.
     for _ in range(3):
         k = _sorted_support(weights, sign, free, listed)
         state[1][:] = sign
-        state, factor = rebuild(problem, listed, k, state, free_factor, factor, row)
+        state, factor = rebuild(problem, listed, k, state, free_factor, factor, work)
         at_kappa = ball and k > f and kappa > 0.0
         if at_kappa:
-            refresh(problem, state, 0.0, centre, factor, lines)
-            norm, rate, _, _ = norms(problem, state, lines)
-            lam = (norm - kappa) / rate if rate > 0.0 else 0.0
+            possible, _, lam = solve_at(problem, state, 0.0, kappa, True, factor, work)
             solves += 1
-            if lam <= 0.0:
+            if not possible:
                 return False, lam, solves
-        refresh(problem, state, lam, centre, factor, lines)
-        done, _, lam, state, factor, used = correct(
-            problem, state, lam, kappa, at_kappa, allowed, factor, row
+        done, _, lam, state, factor, used = correct_at(
+            problem, state, lam, kappa, at_kappa, allowed, factor, work
         )
-        solves += 1 + used
+        solves += used
         if not done:
             return False, lam, solves
         sign[:] = state[1]
-        if used == 0:
+        if used == 1:
             break
     for _ in range(_MOVES):
-        norm, _, inner, _ = norms(problem, state, lines)
-        gap = inner + kappa * steepest(problem, lines[2]) if ball else lam * norm + inner
-        if gap <= goal + 1e-15 * half_sq:
-            write(problem, state, lines, kappa, out)
+        norm, inner = norms(problem, state, work)
+        gap = inner + kappa * steepest(problem, work.grad) if ball else lam * norm + inner
+        if gap <= goal + 0.5e-15 * target_sq:
+            write(problem, state, kappa, work, out)
             return True, lam, solves
-        centre[:] = 0.0
-        for i in range(state[2]):
-            centre[state[0][i]] = lines[0][i]
-        refresh(problem, state, lam, centre, factor, lines)
-        done, _, lam, state, factor, used = correct(
-            problem, state, lam, kappa, at_kappa, allowed, factor, row
+        recentre(problem, state, work)
+        done, _, lam, state, factor, used = correct_at(
+            problem, state, lam, kappa, at_kappa, allowed, factor, work
         )
-        solves += 1 + used
+        solves += used
         if not done:
             return False, lam, solves
     return False, lam, solves
@@ -138,11 +140,11 @@ class Segments:
         self.scale = column_scale(gram)
         self.goal = tol * MARGIN
         self._matrix = gram.gram
-        self._free = self._factor(0) if columns.shared else None
+        self._shared = self._records(0) if columns.shared else None
 
-    def _factor(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _records(self, row: int) -> tuple[NDArray[Any], ...]:
         weights = np.ascontiguousarray(self.columns.row(row))
-        return free_columns(self._matrix, weights, self.scale, RIDGE)
+        return column_records(self._matrix, weights, self.columns.signs, self.scale, RIDGE)
 
     def finish(
         self,
@@ -172,10 +174,10 @@ class Segments:
         solves : int
             Linear systems.
         """
-        free, factor = self._free if self._free is not None else self._factor(row)
-        half_sq = 0.5 * self.gram.target_sq[row]
+        target_sq = self.gram.target_sq[row]
         return _solve_segment(
-            self._matrix, self.gram.corr[row], half_sq, np.ascontiguousarray(self.columns.row(row)),
-            self.columns.signs, self.scale, RIDGE, free, factor, np.sign(guess), lam, kappa,
-            self.ball, self.goal * half_sq, out,
+            self._matrix, self.gram.corr[row], target_sq,
+            np.ascontiguousarray(self.columns.row(row)), self.scale, RIDGE,
+            *(self._shared or self._records(row)), np.sign(guess), lam, kappa, self.ball,
+            self.goal * 0.5 * target_sq, out,
         )  # fmt: skip

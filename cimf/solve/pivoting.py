@@ -23,22 +23,20 @@ import numpy as np
 
 from cimf.solve.cholesky import append
 from cimf.solve.compiled import kernel
-from cimf.solve.exchange import correct, grown, rebuild
+from cimf.solve.exchange import correct, correct_at, grown, rebuild
 from cimf.solve.segment import (
     advance,
+    begin,
     breakpoints,
     choose_step,
+    gradient_slopes,
     norms,
-    refresh,
+    recentre,
+    slopes,
+    solve_at,
     steepest,
     write,
 )
-
-# How a row ended; whether it is solved, its certificate says.
-EXACT = 0  # at its level, every optimality condition met
-EARLY = 1  # on the path before its level, where the gap is below the goal already
-ROUNDED = 2  # rounding keeps the gap above the goal: the best point is kept
-STALLED = 3  # out of systems or of ways back: the point as it stands
 
 _MAX_REFUSALS = 16
 _MAX_CENTRES = 30
@@ -48,58 +46,61 @@ _DENSE = 0.6
 
 
 @kernel
-def _resume(problem, saved, lam, kappa, support, sign, free_factor, factor, row):
+def _resume(problem, saved, lam, kappa, state, free_factor, factor, work):
     """Return to a saved point: rebuild the factor behind its free columns, solve, and correct.
 
     Where the support is as large as the rank, rounding alone can turn signs in the new solution.
     Returns (done, state, factor, systems solved).
     """
-    _, centre, lines, _, _, _, _ = row
     listed, saved_sign, k = saved
-    sign[:] = saved_sign
-    state, factor = rebuild(problem, listed, k, (support, sign, k), free_factor, factor, row)
-    refresh(problem, state, lam, centre, factor, lines)
-    n = sign.shape[0]
-    done, _, _, state, factor, solves = correct(problem, state, lam, kappa, False, n, factor, row)
-    return done, state, factor, solves + 1
+    state[1][:] = saved_sign
+    state, factor = rebuild(problem, listed, k, state, free_factor, factor, work)
+    n = listed.shape[0]
+    # The point is on the path: its norm needs no attention.
+    done, _, _, state, factor, solves = correct_at(
+        problem, state, lam, np.inf, False, n, factor, work
+    )
+    return done, state, factor, solves
 
 
 @kernel
-def _least_squares(problem, state, whole, kappa, goal, factor, row):
+def _least_squares(problem, state, whole, kappa, goal, factor, work):
     """Solve at lam = 0 on the support, or (whole) on all usable columns.
 
     Returns (certified, norm, state, factor). Certified: this solution lies in the ball, so that the
     ball is inactive, its signs are allowed, and its gap is below the goal.
     """
-    gram, _, weights, signs, scale, ridge = problem
-    _, centre, lines, inside, _, new, _ = row
     support, sign, k = state
     if whole:
         n_new = 0
-        for j in range(weights.shape[0]):
-            if not inside[j] and weights[j] < np.inf and scale[j] > 0.0:
-                new[n_new] = j
+        for j in range(sign.shape[0]):
+            if work.open_up[j] + work.open_down[j] > 0.0:
+                work.new[n_new] = j
                 n_new += 1
-                inside[j] = True
+                work.open_up[j] = 0.0
+                work.open_down[j] = 0.0
         factor = grown(factor, k + n_new)
         if n_new > 0:
-            k = append(gram, scale, ridge, support, k, new, n_new, factor)
+            k = append(
+                problem.gram, problem.scale, problem.ridge, support, k, work.new, n_new, factor
+            )
     state = (support, sign, k)
     norm = np.inf
     for _ in range(_MAX_CENTRES):
-        refresh(problem, state, 0.0, centre, factor, lines)
+        solve_at(problem, state, 0.0, np.inf, False, factor, work)
         norm = 0.0
         allowed = True
         for i in range(k):
             j = support[i]
-            centre[j] = lines[0][i]
-            if weights[j] > 0.0:
-                sign[j] = 1.0 if lines[0][i] > 0.0 else -1.0
-                norm += weights[j] * abs(lines[0][i])
-                allowed = allowed and sign[j] * signs[j] >= 0.0
+            w = problem.weights[j]
+            if w > 0.0:
+                sign[j] = 1.0 if work.a[i] > 0.0 else -1.0
+                norm += w * abs(work.a[i])
+                allowed = allowed and (problem.up[j] if sign[j] > 0.0 else problem.down[j]) > 0.0
+        recentre(problem, state, work)
         if norm > kappa or not allowed:
             break
-        if norms(problem, state, lines)[2] + kappa * steepest(problem, lines[2]) <= goal:
+        if norms(problem, state, work)[1] + kappa * steepest(problem, work.grad) <= goal:
             return True, norm, state, factor
     return False, norm, state, factor
 
@@ -115,18 +116,14 @@ def _save(state, saved):
 
 @kernel
 def solve_levels(
-    gram, corr, half_sq, weights, signs, scale, ridge, free, free_factor,
-    levels, ball, goal, max_solves, out, out_lam, out_status, out_solves,
+    problem, free, free_factor, levels, ball, goal, max_solves, factor, saved, work,
+    out, out_lam, out_solves,
 ):  # fmt: skip
     """Solve one row for several levels in one pass along its path.
 
     Parameters
     ----------
-    gram (N, N), corr (N,), half_sq = 1/2 ||z||^2
-    weights (N,), signs (N,)
-        As `formulations.columns.Columns`; a column with scale 0 is excluded.
-    scale (N,), ridge
-        Diagonal of D (about 1/||M_j||; 0 for zero columns) and proximal weight.
+    problem : Problem
     free (f,), free_factor (f, f)
         Columns of weight 0 and the factor of their block.
     levels (L,), ball
@@ -135,34 +132,28 @@ def solve_levels(
         Absolute gap at which a point that is not exact is good enough.
     max_solves
         Linear systems to solve for the row before it counts as stalled.
-    out (L, N), out_lam (L,), out_status (L,), out_solves (L,)
+    factor (c, c), saved ((N,), (N,), int), work
+        Storage; c >= f.
+    out (L, N), out_lam (L,), out_solves (L,)
         Filled with the solutions.
+
+    Returns
+    -------
+    factor, saved
+        The storage, grown where it was needed.
     """
-    n = corr.shape[0]
-    problem = (gram, corr, weights, signs, scale, ridge)
+    n = problem.corr.shape[0]
+    half_sq = 0.5 * problem.root * problem.root
     f = free.shape[0]
-    factor = np.empty((max(64, f + 32), max(64, f + 32)))
-    support = np.empty(n, np.int64)
-    sign = np.zeros(n)
-    inside = np.zeros(n, np.bool_)
     for i in range(f):
-        support[i] = free[i]
-        inside[free[i]] = True
         factor[i, i:f] = free_factor[i, i:]
-    centre = np.zeros(n)
-    lines = (np.empty(n), np.empty(n), np.empty(n), np.empty(n))
-    new, new_sign = np.empty(n, np.int64), np.empty(n)
-    root = np.sqrt(2.0 * half_sq)
-    row = (root, centre, lines, inside, np.zeros(n, np.bool_), new, new_sign)
-    steps = np.empty(n)
-    state = (support, sign, f)
-    refresh(problem, state, 0.0, centre, factor, lines)
-    lam = steepest(problem, lines[2])
-    saved = (support.copy(), sign.copy(), f)
-    saved_lam = lam
-    usable = 0
+    state = begin(problem, work, free)
+    solve_at(problem, state, 0.0, np.inf, False, factor, work)
+    lam = steepest(problem, work.grad)
+    saved, saved_lam = _save(state, saved), lam
+    usable = f
     for j in range(n):
-        usable += weights[j] < np.inf and scale[j] > 0.0
+        usable += problem.up[j] + problem.down[j] > 0.0
     inactive_from = 0.0  # no smaller kappa is inactive
     block, beyond = 1, 0.5
     solves, passes, refused = 1, 0, 0
@@ -172,17 +163,16 @@ def solve_levels(
     for level in range(levels.shape[0]):
         kappa = levels[level] if ball else np.inf
         stop = 0.0 if ball else levels[level]
-        status = STALLED
+        rounded = False  # rounding keeps the gap above the goal: the best point is kept
         arrived = False
         futile = 0
         best_gap = np.inf
         while True:
-            # An exact point of the path is held here: (lam, state, lines), its norm at most kappa.
-            norm, rate, inner, _ = norms(problem, state, lines)
-            steep = steepest(problem, lines[2])
-            gap = inner + kappa * steep if ball else lam * norm + inner
+            # An exact point of the path is held here: (lam, state, a, grad), its norm at most
+            # kappa.
+            norm, inner = norms(problem, state, work)
+            gap = inner + kappa * steepest(problem, work.grad) if ball else lam * norm + inner
             if (ball and gap <= goal) or (arrived and gap <= goal + 1e-15 * half_sq):
-                status = EXACT if arrived else EARLY
                 break
             passes += 1
             if stalled or solves + passes > max_solves:
@@ -198,10 +188,10 @@ def solve_levels(
                 tried = True
                 if gap < best_gap:
                     best_gap = gap
-                    write(problem, state, lines, kappa, out[level])
-                saved_centre = centre.copy()
+                    write(problem, state, kappa, work, out[level])
+                saved_centre, saved_tilt = work.centre.copy(), work.tilt.copy()
                 done, norm, state, factor = _least_squares(
-                    problem, state, whole, kappa, goal, factor, row
+                    problem, state, whole, kappa, goal, factor, work
                 )
                 solves += 1
                 if done:
@@ -209,27 +199,25 @@ def solve_levels(
                     continue
                 if whole:
                     inactive_from = max(norm, np.nextafter(kappa, np.inf))
-                centre[:] = saved_centre
+                work.centre[:] = saved_centre
+                work.tilt[:] = saved_tilt
                 failed = True
             elif arrived or limit <= 0.0:
                 # Exact for the problem with the proximal term, but that term shows in the gap.
                 if gap < 0.5 * best_gap:
                     futile = 0
                     best_gap = gap
-                    write(problem, state, lines, kappa, out[level])
+                    write(problem, state, kappa, work, out[level])
                 else:
                     futile += 1
                     if futile > 3:
-                        status = ROUNDED
+                        rounded = True
                         break
-                centre[:] = 0.0
-                for i in range(state[2]):
-                    centre[support[i]] = lines[0][i]
-                refresh(problem, state, lam, centre, factor, lines)
-                done, at_kappa, lam, state, factor, used = correct(
-                    problem, state, lam, kappa, arrived and ball, n, factor, row
+                recentre(problem, state, work)
+                done, at_kappa, lam, state, factor, used = correct_at(
+                    problem, state, lam, kappa, arrived and ball, n, factor, work
                 )
-                solves += used + 1
+                solves += used
                 if done:
                     arrived = at_kappa or not ball
                     saved, saved_lam = _save(state, saved), lam
@@ -238,20 +226,22 @@ def solve_levels(
                     failed = True
                     refused += 4
             else:
-                count = breakpoints(problem, state, lam, centre, lines, inside, steps)
-                step, first = choose_step(steps, count, block, beyond, 1e-12 * lam, limit)
+                rate = slopes(problem, state, factor, work)
+                gradient_slopes(problem, state, work)
                 reach = max((kappa - norm) / rate, 0.0) if rate > 0.0 else np.inf
                 if norm >= kappa:
                     reach = 0.0
+                limit = min(limit, reach)
+                count = breakpoints(problem, state, lam, limit, work)
+                step, first = choose_step(work.steps, count, block, beyond, 1e-12 * lam, limit)
                 at_kappa = reach <= step
-                step = min(step, reach)
-                advance(problem, state, step, lines)
+                advance(state, step, work)
                 lam -= step
                 done, used = True, 0
                 if first < step:
                     allowed = 16 + 2 * block + state[2] // 2
                     done, at_kappa, lam, state, factor, used = correct(
-                        problem, state, lam, kappa, at_kappa, allowed, factor, row
+                        problem, state, lam, kappa, at_kappa, allowed, factor, work
                     )
                     solves += used
                 if done and lam <= saved_lam * (1.0 + 1e-9):
@@ -273,18 +263,18 @@ def solve_levels(
             if failed:
                 lam = saved_lam
                 done, state, factor, used = _resume(
-                    problem, saved, lam, kappa, support, sign, free_factor, factor, row
+                    problem, saved, lam, kappa, state, free_factor, factor, work
                 )
                 solves += used
                 lost = not done
                 stalled = lost or refused > _MAX_REFUSALS
                 if lost and best_gap < np.inf:
-                    status = ROUNDED
+                    rounded = True
                     break
         if lost and level > 0 and best_gap == np.inf:
             out[level] = out[level - 1]
-        elif status != ROUNDED and gap <= best_gap:
-            write(problem, state, lines, kappa, out[level])
+        elif not rounded and gap <= best_gap:
+            write(problem, state, kappa, work, out[level])
         out_lam[level] = lam
-        out_status[level] = status
         out_solves[level] = solves
+    return factor, saved
