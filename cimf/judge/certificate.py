@@ -224,11 +224,18 @@ def _judge(
 ) -> tuple[NDArray[np.float64], ...]:
     """Return objective, absolute gap, violation and lam of a chunk of rows."""
     # A sparse product works row by row: its bits do not depend on which rows are judged together.
-    quad = scipy.sparse.csr_array(coef) @ gram.gram
+    index = np.flatnonzero(coef != 0)
+    row, column = np.divmod(index, coef.shape[1])
+    value = coef.ravel()[index]
+    starts = np.searchsorted(row, np.arange(len(coef) + 1))
+    gradient = scipy.sparse.csr_array((value, column, starts), shape=coef.shape) @ gram.gram
     corr, target_sq = gram.corr[rows], gram.target_sq[rows]
-    gradient = quad - corr
-    inner = (gradient * coef).sum(axis=1)
-    loss = np.maximum(0.5 * (target_sq + inner - (corr * coef).sum(axis=1)), 0.0)
+    gradient -= corr
+
+    def dot(other: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(row, value * other.ravel()[index], minlength=len(coef))
+
+    loss = np.maximum(0.5 * (target_sq + dot(gradient) - dot(corr)), 0.0)
     if block is None:
         reduced, excess = gradient.copy(), np.zeros(coef.shape[0])
         for i in range(coef.shape[0]):
@@ -238,13 +245,18 @@ def _judge(
     else:
         reduced, excess = block.eliminate(gradient)
     in_ball = (columns.weights > 0) & np.isfinite(columns.weights)
-    inner = (reduced * np.where(in_ball, coef, 0.0)).sum(axis=1)
-    slope = np.abs(reduced)
+    inner = dot(np.where(in_ball, reduced, 0.0)) if not in_ball.all() else dot(reduced)
     if columns.signs.any():  # a column may move along -g_j only where its sign allows
-        slope = np.where(columns.signs == 0, slope, np.maximum(-columns.signs * reduced, 0.0))
-    with np.errstate(over="ignore"):
-        ratio = np.divide(slope, columns.weights, out=np.zeros_like(slope), where=in_ball)
-    steepest = ratio.max(axis=1, initial=0.0)
+        slope = np.where(
+            columns.signs == 0, np.abs(reduced), np.maximum(-columns.signs * reduced, 0.0)
+        )
+    else:
+        slope = np.abs(reduced)
+    weights = np.where(in_ball, columns.weights, np.inf)
+    if not (weights == 1.0).all():
+        with np.errstate(over="ignore"):
+            slope /= weights
+    steepest = slope.max(axis=1, initial=0.0)
     violation = columns.off_pattern(coef)
     if constrained:
         objective = loss

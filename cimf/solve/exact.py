@@ -31,9 +31,8 @@ BUDGET = 10_000
 def column_scale(gram: Gram) -> NDArray[np.float64]:
     """Return D (N,): powers of two near 1 / ||M_j|| (no rounding), 0 for zero columns."""
     diagonal = np.diagonal(gram.gram)
-    positive = diagonal > 0
-    exponent = np.round(-0.5 * np.log2(np.where(positive, diagonal, 1.0)))
-    return np.where(positive, np.exp2(exponent), 0.0)
+    exponent = np.frexp(diagonal)[1]
+    return np.where(diagonal > 0, np.ldexp(1.0, -(exponent // 2)), 0.0)
 
 
 class SolvedRows(NamedTuple):
