@@ -96,7 +96,7 @@ def correct(problem, state, lam, kappa, at_kappa, allowed, factor, work):
             break
         since = 0 if wrong < best else since + 1
         best = min(best, wrong)
-        if since > 3:
+        if since > 1:
             break
         state, factor = exchange(problem, state, factor, n_drop, n_new, work)
         possible, at_kappa, lam = solve_at(problem, state, lam, kappa, at_kappa, factor, work)
