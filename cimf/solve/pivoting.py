@@ -155,7 +155,8 @@ def solve_levels(
     for j in range(n):
         usable += problem.up[j] + problem.down[j] > 0.0
     inactive_from = 0.0  # no smaller kappa is inactive
-    block, beyond = 1, 0.5
+    # A refused block is approached slowly again: ceiling (dense rows: 10 % less time).
+    block, beyond, ceiling = 1, 0.5, n
     solves, passes, refused = 1, 0, 0
     tried = False
     stalled = False
@@ -249,7 +250,9 @@ def solve_levels(
                     if first < step:
                         saved = _save(state, saved)
                         # Breakpoints that changed nothing were rounding: cross more of them.
-                        block = min(2 * block, max(state[2] // 6, 2) if used > 0 else n)
+                        largest = max(state[2] // 6, 2) if used > 0 else n
+                        block = min(2 * block, largest, ceiling)
+                        ceiling = min(ceiling + ceiling // 4 + 1, n)
                         beyond = 0.5
                         refused = 0
                     saved_lam = lam
@@ -259,6 +262,7 @@ def solve_levels(
                     failed = True
                     refused += 1
                     beyond *= 0.1
+                    ceiling = max(block // 2, 1)
                     block = max(block // 4, 1)
             if failed:
                 lam = saved_lam
