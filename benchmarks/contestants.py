@@ -71,11 +71,11 @@ class Exact(Contestant):
 
     def solve(self, i: int, kappa: float) -> Array:
         exact, n = self.module, self.corr.shape[1]
-        coef, lam = np.zeros((1, 1, n)), np.zeros((1, 1))
+        coef, lam, solves = np.zeros((1, 1, n)), np.zeros((1, 1)), np.zeros((1, 1), np.int64)
         exact.solve_compiled(
             self.gram, self.corr[i : i + 1], self.target_sq[i : i + 1], self.weights, self.signs,
-            self.scale, exact.RIDGE, *self.records, np.array([[kappa]]), True, TARGET * exact.MARGIN,
-            exact.BUDGET, coef, lam, np.zeros((1, 1), np.int64),
+            self.scale, exact.RIDGE, *self.records, np.array([[kappa]]), True,
+            TARGET * exact.MARGIN, exact.BUDGET, coef, lam, solves,
         )  # fmt: skip
         return coef[0, 0]
 

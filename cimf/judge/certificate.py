@@ -233,7 +233,8 @@ def _judge(
     gradient -= corr
 
     def dot(other: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(row, value * other.ravel()[index], minlength=len(coef))
+        sums = np.bincount(row, weights=value * other.ravel()[index], minlength=len(coef))
+        return np.asarray(sums, dtype=np.float64)
 
     loss = np.maximum(0.5 * (target_sq + dot(gradient) - dot(corr)), 0.0)
     if block is None:
