@@ -29,6 +29,8 @@ class Contestant:
 
     name = ""
     package = "numpy"
+    largest = 10_000  # columns: what would not end in its time is not begun
+    cap = 60.0  # seconds per row, for those that can be told
 
     def available(self) -> bool:
         """Return whether its package is installed."""
@@ -284,7 +286,7 @@ class Clarabel(Contestant):
 
     name = "Clarabel, data"
     package = "clarabel"
-    cap = 60.0
+    largest = 1_000
 
     def data(self) -> tuple[Array, Array]:
         return self.problem.design, self.problem.targets
@@ -316,6 +318,7 @@ class ClarabelReduced(Clarabel):
     """The same on the QR-reduced data."""
 
     name = "Clarabel, reduced"
+    largest = 2_000
 
     def data(self) -> tuple[Array, Array]:
         return self.problem.reduced

@@ -1,6 +1,7 @@
 """The floor: what a row costs if its support and signs are known (gather, factor, solve, certify).
 
-Compiled, with the kernels of the exact solver, so that the ratio to it counts only the search.
+Once compiled, with the kernels of the exact solver, so that the ratio to it counts only the search;
+once in numpy and LAPACK.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
+from benchmarks.contestants import quiet
 from cimf.solve.cholesky import add_columns, append, solve
 from cimf.solve.compiled import finite_kernel, kernel
 from cimf.solve.exact import column_scale
@@ -62,28 +65,38 @@ def known_support(gram, corr, scale, ridge, kappa, active, on, sign, out):
     return inner + kappa * largest
 
 
-def floor_seconds(gram: Gram, coef: Array, kappa: Array, repeats: int = 5) -> Array:
+def in_numpy(
+    gram: Array, corr: Array, kappa: float, active: bool, on: NDArray[np.int64], sign: Array
+) -> float:
+    """As `known_support`, with numpy and LAPACK calls: what a solver in Python could reach."""
+    block = gram[np.ix_(on, on)]
+    block[np.diag_indices(on.size)] *= 1.0 + 1e-12
+    solved = scipy.linalg.solve(
+        block, np.stack([corr[on], sign], axis=1), assume_a="pos", check_finite=False
+    )
+    lam = (sign @ solved[:, 0] - kappa) / (sign @ solved[:, 1]) if active else 0.0
+    a = solved[:, 0] - lam * solved[:, 1]
+    gradient = a @ gram[on] - corr
+    return float(a @ gradient[on] + kappa * np.abs(gradient).max())
+
+
+def floor_seconds(
+    gram: Gram, coef: Array, kappa: Array, compiled: bool = True, repeats: int = 5
+) -> Array:
     """Return the smallest wall clock per row, shape (r,), at the supports of coef (r, N)."""
     scale, seconds = column_scale(gram), np.zeros(gram.n_targets)
     out = np.empty(gram.n_features)
     for i, a in enumerate(coef):
         on = np.flatnonzero(a)
         active = bool(np.abs(a).sum() >= kappa[i] * (1 - 1e-9))
-        arguments = (
-            gram.gram,
-            gram.corr[i],
-            scale,
-            1e-12,
-            kappa[i],
-            active,
-            on,
-            np.sign(a[on]),
-            out,
-        )
+        known = (kappa[i], active, on, np.sign(a[on]))
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
-            known_support(*arguments)
+            if compiled:
+                known_support(gram.gram, gram.corr[i], scale, 1e-12, *known, out)
+            else:
+                quiet(in_numpy, gram.gram, gram.corr[i], *known)
             times.append(time.perf_counter() - start)
         seconds[i] = min(times)
     return seconds

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from cimf.statistics import Gram
@@ -54,7 +55,7 @@ class RowProblems:
     def radii(self, kappa: float | str) -> Array:
         """Return kappa per row, shape (r,)."""
         if isinstance(kappa, str):
-            best = np.linalg.lstsq(self.design, self.targets, rcond=1e-12)[0]
+            best = scipy.linalg.lstsq(*self.reduced, cond=1e-12, lapack_driver="gelsy")[0]
             return 1.5 * np.abs(best).sum(axis=0)
         return np.full(self.gram.n_targets, float(kappa))
 

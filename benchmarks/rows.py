@@ -29,10 +29,10 @@ from benchmarks.contestants import CONTESTANTS, TARGET, Contestant, Exact, quiet
 from benchmarks.floor import floor_seconds
 from benchmarks.plot import plot_rows
 from benchmarks.problems import KAPPAS, PROBLEMS, RowProblems
+from benchmarks.summary import report, table_rows
 from cimf.judge import certify
 from cimf.results import RunFolder
 from cimf.solve import solve_path, solve_rows
-from cimf.tables import markdown
 from cimf.terminal import out, print_table
 from formulations.columns import shrink
 
@@ -124,8 +124,11 @@ def compare(
     kappa = problem.radii(regime)
     ours = solve_rows(problem.gram, kappa, n_jobs=1)
     floor = floor_seconds(problem.gram, ours.coef, kappa)
+    in_numpy = floor_seconds(problem.gram, ours.coef, kappa, compiled=False)
     records = []
     for player in players:
+        if problem.gram.n_features > player.largest:
+            continue
         seconds, coefs = measure(player, problem, kappa, options.cap, options.budget)
         time_of = np.array(seconds)
         records.append(
@@ -140,6 +143,8 @@ def compare(
                 **judged(problem, kappa, coefs),
                 "floor_ratio_median": float(np.median(time_of / floor[: len(seconds)])),
                 "floor_ratio_mean": float(time_of.mean() / floor[: len(seconds)].mean()),
+                "numpy_floor_ratio_median": float(np.median(time_of / in_numpy[: len(seconds)])),
+                "numpy_floor_ratio_mean": float(time_of.mean() / in_numpy[: len(seconds)].mean()),
                 "nonzeros_median": float(np.median((ours.coef != 0).sum(axis=1))),
             }
         )
@@ -189,26 +194,6 @@ def first_call() -> float:
     return time.perf_counter() - start
 
 
-def table_rows(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return heading and cells, for terminal and Markdown."""
-    heading = [
-        "problem", "kappa", "solver", "rows", "median ms", "mean ms", "worst gap", "violation",
-        "1e-9 reached", "x best peer", "x floor median", "x floor mean",
-    ]  # fmt: skip
-    rows = [
-        [
-            r["problem"], r["kappa"], r["solver"], str(r["rows"]),
-            f"{1e3 * r['median_seconds']:.3g}", f"{1e3 * r['mean_seconds']:.3g}",
-            f"{r['worst_gap']:.0e}", f"{r['worst_violation']:.0e}",
-            "yes" if r["reached"] else f"{r['reached_rows']} rows",
-            "" if np.isnan(r["ratio_to_best_peer"]) else f"{r['ratio_to_best_peer']:.3g}",
-            f"{r['floor_ratio_median']:.3g}", f"{r['floor_ratio_mean']:.3g}",
-        ]
-        for r in records
-    ]  # fmt: skip
-    return heading, rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -244,7 +229,12 @@ def main() -> None:
             design, targets = PROBLEMS[name]()
             problem = RowProblems.sample(name, design, targets, options.rows)
             for player in players:
+                if problem.gram.n_features > player.largest:
+                    missing.append(f"{player.name} on {name} (N = {problem.gram.n_features})")
+                    out.print(f"not run: {missing[-1]}")
+                    continue
                 player.prepare(problem)
+                player.cap = options.cap
                 with time_cap(300.0):
                     try:  # first calls compile
                         player.tell(0, 0.01)
@@ -264,16 +254,11 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     plot_rows(frame, options.out / "rows.png")
     extra = pd.DataFrame(more)
-    cells = [
-        [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row]
-        for row in extra.itertuples(index=False)
-    ]
-    tables = markdown(*table_rows(records)) + "\n" + markdown(list(extra), cells)
     folder.finish(
         {
             "rows.csv": frame.to_csv(index=False),
             "extras.csv": extra.to_csv(index=False),
-            "rows.md": tables,
+            "rows.md": report(records, more, missing),
         },
         binary=("rows.png",),
         first_call_seconds=compile_seconds,

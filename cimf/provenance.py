@@ -91,8 +91,8 @@ def commit() -> dict[str, Any] | None:
 
 def command() -> str:
     """Return the command line without machine paths: ``cimf demo --seed 1``."""
-    program = Path(sys.argv[0])
-    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # None: run as a file or a script
+    name = f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
     return " ".join([name, *sys.argv[1:]])
 
 
