@@ -12,6 +12,7 @@ import argparse
 import time
 
 import numpy as np
+import scipy.signal
 import torch
 
 from cimf.solve import solve_rows
@@ -29,9 +30,8 @@ def main() -> None:
         raise SystemExit("no CUDA device: method 'torch' would run on the CPU")
     rng = np.random.default_rng(0)
     n, r = options.columns, options.rows
-    design = rng.standard_normal((2 * n, n))
-    for j in range(1, n):
-        design[:, j] = 0.5 * design[:, j - 1] + np.sqrt(0.75) * design[:, j]
+    noise = rng.standard_normal((2 * n, n))
+    design = scipy.signal.lfilter([np.sqrt(0.75)], [1.0, -0.5], noise, axis=1)
     truth = rng.standard_normal((r, n)) * (rng.random((r, n)) < 0.02)
     gram = Gram.from_arrays(design, design @ truth.T + rng.standard_normal((2 * n, r)))
     kappa = 0.9 * np.abs(truth).sum(axis=1)

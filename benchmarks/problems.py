@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import scipy.linalg
+import scipy.signal
 from numpy.typing import NDArray
 
 from cimf.statistics import Gram
@@ -95,9 +96,8 @@ def digits() -> tuple[Array, ...]:
 def synthetic() -> tuple[Array, ...]:
     """6,000 samples of 4,000 correlated columns (0.9^|i - j|), 1 to 400 of them behind a target."""
     rng = np.random.default_rng(0)
-    design = rng.standard_normal((6000, 4000))
-    for j in range(1, 4000):
-        design[:, j] = 0.9 * design[:, j - 1] + np.sqrt(1 - 0.81) * design[:, j]
+    noise = rng.standard_normal((6000, 4000))
+    design = scipy.signal.lfilter([np.sqrt(1 - 0.81)], [1.0, -0.9], noise, axis=1)
     targets = rng.standard_normal((6000, 16))
     for i, size in enumerate(np.geomspace(1, 400, 16).astype(int)):
         on = rng.choice(4000, size, replace=False)

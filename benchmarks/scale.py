@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import scipy.signal
 from numpy.typing import NDArray
 
 from cimf.results import RunFolder
@@ -30,16 +31,14 @@ _BATCH = 2000
 
 def batches(
     truth: NDArray[np.float64], samples: int
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Yield design (b, N) and targets (b, r) for coefficients `truth` (r, N)."""
     rng = np.random.default_rng(1)
     for start in range(0, samples, _BATCH):
         size = min(_BATCH, samples - start)
-        design = rng.standard_normal((size, truth.shape[1]), dtype=np.float32)
-        for j in range(1, design.shape[1]):
-            design[:, j] = 0.5 * design[:, j - 1] + np.sqrt(0.75) * design[:, j]
-        noise = rng.standard_normal((size, len(truth)), dtype=np.float32)
-        yield design, (design @ truth.T).astype(np.float32) + noise
+        design = rng.standard_normal((size, truth.shape[1]))
+        design = scipy.signal.lfilter([np.sqrt(0.75)], [1.0, -0.5], design, axis=1)
+        yield design, design @ truth.T + rng.standard_normal((size, len(truth)))
 
 
 def main() -> None:
