@@ -105,6 +105,8 @@ def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[st
     the same options share their statistics if they follow each other; these are not in the seconds.
     """
     out.print(f"dense {task.dense:.2%} on {len(task.labels):,} test samples")
+    if run.points:
+        out.print(f"{len(run.points)} points of the interrupted run are used")
     shared: tuple[Any, Calibration] | None = None
 
     def work(point: Point) -> dict[str, Any]:

@@ -24,7 +24,7 @@ Levels = Annotated[str, typer.Option(help="Target sparsities, comma-separated.")
 
 def cifar10(
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/resnet20"),
-    images: Images = 4000,
+    images: Images = 2000,
     tests: Tests = None,
     methods: Methods = None,
     levels: Levels = "0.6,0.75,0.8,0.9",
@@ -40,7 +40,7 @@ def cifar10(
 
 def cifar100(
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/resnet20-cifar100"),
-    images: Images = 4000,
+    images: Images = 2000,
     tests: Tests = None,
     methods: Methods = None,
     levels: Levels = "0.6,0.75,0.8,0.9",
