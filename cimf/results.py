@@ -48,7 +48,8 @@ class RunFolder:
     ) -> RunFolder:
         """Return the folder if it is empty, absent, or holds the same run, finished or not.
 
-        A finished run is made again; the points of an unfinished one are kept.
+        A finished run is made again; the points of the same run, unfinished, are kept. With
+        `overwrite` any other run gives way.
 
         Raises
         ------
@@ -71,7 +72,7 @@ class RunFolder:
                 same = old["fingerprint"] == fingerprint(settings)
                 if name == MANIFEST:
                     files = [Path(file).name for file in old["files"]]
-                elif same and not overwrite:
+                elif same:
                     points = dict(old["points"])
                 difference = "" if same else _difference(old["settings"], settings)
             except (OSError, ValueError, KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cimf.baselines import BASELINES
 from cimf.layered.sparsify import Calibration, SparseNetwork
-from cimf.results import RunFolder
+from cimf.results import UNFINISHED, RunFolder
 from cimf.tables import markdown
 from cimf.terminal import out, print_table
 from experiments.figures import plot_lines
@@ -106,7 +106,8 @@ def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[st
     """
     out.print(f"dense {task.dense:.2%} on {len(task.labels):,} test samples")
     if run.points:
-        out.print(f"{len(run.points)} points of the interrupted run are used")
+        path = run.path / UNFINISHED
+        out.print(f"{len(run.points)} points are there from an interrupted run ({path})")
     shared: tuple[Any, Calibration] | None = None
 
     def work(point: Point) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_an_interrupted_table_is_continued(small, monkeypatch):
     assert result.exit_code == 130
     result = CliRunner().invoke(app, [*ARGUMENTS, "--levels", "0.1,0.4"])
     assert result.exit_code == 0, result.output
-    assert "2 points of the interrupted run are used" in result.output
+    assert "2 points are there from an interrupted run" in result.output
     assert len(calls) == 3 + 4
     table = pd.read_csv("results/resnet20/table.csv")
     assert len(table) == 6
