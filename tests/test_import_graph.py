@@ -22,7 +22,7 @@ LAYERS = [
     {"solve"},
     {"capture"},
     {"model"},
-    {"designs", "networks", "reference"},
+    {"designs", "networks", "reference", "text"},
     {"layered", "own_rows"},
     {"outputs", "report"},
     {"baselines", "sparsify"},
@@ -34,7 +34,7 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 TORCH = {
     "activations", "baselines", "capture", "cli", "doctor", "layered", "model", "networks", "solve",
-    "training",
+    "text", "training",
 }  # fmt: skip
 NUMPY_ONLY = {"judge", "statistics"}
 
