@@ -125,8 +125,9 @@ class LayeredReport:
     target : float or None
         The sparsity that was asked for.
     nonzeros : dict of str to (int, int)
-        For each key of `cimf.judge.DENOMINATORS`: non-zeros and total. "admissible" and "dense"
-        count the matched part of (A, B, C, D), every weight as often as the weight sharing
+        For each key of `cimf.judge.DENOMINATORS`: non-zeros and total. Of the parameters, all that
+        are no matched weights (embeddings, norms, biases) count as non-zero. "admissible" and
+        "dense" count the matched part of (A, B, C, D), every weight as often as the weight sharing
         repeats it; the states are the outputs of all layers but the last.
     seconds : float
     notes : tuple of str
@@ -157,13 +158,12 @@ class LayeredReport:
             weight = network.get_parameter(f"{layer.path}.weight")
             weights += int(weight.count_nonzero())
             total += weight.numel()
-        biases = entries = admissible = 0
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        entries = admissible = 0
         for layer in graph.layers:
             rows = network.get_parameter(f"{layer.path}.weight").flatten(1)
             kept = (rows != 0).cpu().numpy()
-            shift = layer.n_rows if layer.has_bias else 0
             places = math.prod(layer.output_shape) if layer.has_bias else 0
-            biases += shift
             entries += int(kept.sum(axis=0) @ layer.repeats) + places
             admissible += layer.n_rows * int(layer.repeats.sum()) + places
         outputs = [math.prod(layer.output_shape) for layer in graph.layers]
@@ -171,7 +171,7 @@ class LayeredReport:
         inputs = math.prod(graph.layers[0].input_shape) + 1
         nonzeros = {
             "network_weights": (weights, total),
-            "network_parameters": (weights + biases, total + biases),
+            "network_parameters": (parameters - total + weights, parameters),
             "admissible": (entries, admissible),
             "dense": (entries, states * (states - outputs[-1] + inputs)),
         }

@@ -132,6 +132,8 @@ def test_student_and_report_agree(net, ids, target):
                 if isinstance(m, nn.Linear))  # fmt: skip
     weights = 2 * 8 * 8 * 8 + 3 * 8
     assert zeros == round(target * weights)
+    every = sum(parameter.numel() for parameter in net.parameters())
+    assert result.report.nonzeros["network_parameters"] == (every - zeros, every)
     head = result.report.layers[-1]
     spread = (expected - expected.mean(0)).square().sum()
     assert head.mismatch == pytest.approx(
