@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -113,7 +112,6 @@ def main() -> None:
     }  # fmt: skip
     folder = RunFolder.claim(options.out, settings, options.overwrite)
     torch.set_num_threads(options.threads)
-    warnings.filterwarnings("ignore", message="Sparse")
     load_before = os.getloadavg()[0]
     table = measure(options.size, options.seconds)
     even, latency = break_even_cells(table), latency_cells(table)

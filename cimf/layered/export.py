@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -84,13 +85,16 @@ class SparseLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         rows = scipy.sparse.csr_array(linear.weight.detach().cpu().numpy())
-        self.weight = torch.sparse_csr_tensor(
-            torch.from_numpy(rows.indptr.astype(np.int32)),
-            torch.from_numpy(rows.indices.astype(np.int32)),
-            torch.from_numpy(rows.data),
-            rows.shape,
-            check_invariants=True,
-        )
+        with warnings.catch_warnings():
+            # "Sparse CSR tensor support is in beta", "Sparse invariant checks are ..."
+            warnings.filterwarnings("ignore", message="Sparse ")
+            self.weight = torch.sparse_csr_tensor(
+                torch.from_numpy(rows.indptr.astype(np.int32)),
+                torch.from_numpy(rows.indices.astype(np.int32)),
+                torch.from_numpy(rows.data),
+                rows.shape,
+                check_invariants=True,
+            )
         self.bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,6 +104,11 @@ class SparseLinear(nn.Module):
         out = (self.weight @ inputs[0])[None] if len(inputs) == 1 else (self.weight @ inputs.T).T
         out = out if self.bias is None else out + self.bias
         return out.reshape(*x.shape[:-1], -1)
+
+    def extra_repr(self) -> str:
+        """Say what it holds."""
+        rows, columns = self.weight.shape
+        return f"{columns}, {rows}, {self.weight.values().numel()} non-zeros"
 
 
 def with_sparse_linear(network: nn.Module, density: float) -> nn.Module:
