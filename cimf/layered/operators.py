@@ -124,8 +124,8 @@ class OperatorModel:
         ----------
         memory_limit : float
             Bytes that A, B, C and D may take, checked by an estimate before anything is built;
-            building takes about four times as much. ResNet-20 (dense, 188,416 states) has 43
-            million non-zeros: 0.5 GB.
+            building takes about four times as much. ResNet-20 (188,416 states) with 80 % of its
+            weights zero has 7.4 million non-zeros in A, 0.09 GB, read in a few minutes.
 
         Raises
         ------
