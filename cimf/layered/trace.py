@@ -136,6 +136,13 @@ def _running(root: nn.Module) -> Iterator[list[str]]:
 def _exported(root: nn.Module, sample: Tensor) -> fx.GraphModule:
     """Trace by `torch.export`; a single sample is doubled, or its number would be a constant."""
     sample = torch.cat([sample[:2], sample[:1]])[:2]
+    output = root(sample)
+    if not isinstance(output, Tensor):
+        raise CaptureError(
+            f"the network returns a {type(output).__name__}; one tensor with the samples first is "
+            "needed. Wrap it in a module that returns that one (for a classifier of the "
+            "transformers library: cimf.text.TokenClassifier)"
+        )
     program = torch.export.export(
         root, (sample,), dynamic_shapes=({0: torch.export.Dim("samples")},), strict=False
     )
@@ -149,11 +156,6 @@ def _exported(root: nn.Module, sample: Tensor) -> fx.GraphModule:
         path = held.get(node.name)
         values[node] = graph.get_attr(path) if path else graph.placeholder(node.name)
     outputs: Any = graph.graph_copy(program.graph, values)
-    if len(outputs) != 1:
-        raise CaptureError(
-            f"the network returns {len(outputs)} values; one tensor with the samples first is "
-            "needed. Wrap it in a module that returns that one"
-        )
     graph.output(outputs[0])
     for node in list(graph.nodes):
         _as_module_call(node, root)

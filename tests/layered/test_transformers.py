@@ -9,6 +9,7 @@ from cimf.errors import CaptureError
 from cimf.layered.graph import LayerGraph
 from cimf.layered.sensitivity import positions_that_count
 from cimf.layered.sparsify import Calibration
+from cimf.text import TokenClassifier
 
 PADDING = 0
 
@@ -145,6 +146,41 @@ def test_student_and_report_agree(net, ids, target):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+SMALL = {"vocab_size": 30, "num_labels": 3, "pad_token_id": PADDING}
+CONFIGS = {
+    "DistilBert": {"dim": 8, "n_heads": 2, "hidden_dim": 16, "n_layers": 2},
+    "Bert": {
+        "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2,
+    },
+    "Llama": {
+        "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_of_the_transformers_library(name, ids):
+    transformers = pytest.importorskip("transformers", reason="needs cimf[text]")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**SMALL, **CONFIGS[name])
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    with pytest.raises(
+        CaptureError, match=r"SequenceClassifierOutput.*cimf\.text\.TokenClassifier"
+    ):
+        Calibration(model, ids)
+    net = TokenClassifier(model, PADDING)
+    with torch.no_grad():
+        expected = net(ids)
+        dense = Calibration(net, ids, n_jobs=1)
+        for found in (dense.graph.module(ids), dense.graph.export()(ids)):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    result = dense.sparsify(0.5).network
+    assert type(result.model) is type(model)
+    linear = [m.weight for m in result.modules() if isinstance(m, nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in linear)
+    assert abs(zeros - sum(weight.numel() for weight in linear) / 2) <= 0.5
+
+
 class Choosing(nn.Module):
     """Control flow that depends on values, two modules deep."""
 
@@ -199,7 +235,7 @@ class TiedHead(nn.Module):
     [
         (nn.TransformerEncoderLayer(4, 2), r"'self_attn' \(MultiheadAttention\).*three nn.Linear"),
         (TiedHead(), r"'head' \(Linear\) shares its weight with 'words'.*clone"),
-        (Pair(), "returns 2 values"),
+        (Pair(), "returns a tuple"),
         (Functional(), r"'lin' \(Linear\) has its weight read by"),
     ],
 )
