@@ -92,8 +92,9 @@ def commit() -> dict[str, Any] | None:
 
 def command() -> str:
     """Return the command line without machine paths: ``cimf demo --seed 1``."""
-    program = Path(sys.argv[0])
-    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # where Python ran with -m
+    module = spec.name.removesuffix(".__main__") if spec else ""
+    name = f"python -m {module}" if module else Path(sys.argv[0]).name
     return " ".join([name, *sys.argv[1:]])
 
 
