@@ -13,7 +13,7 @@ from cimf.datasets import Dataset
 from cimf.errors import InputError, UnknownNameError
 from cimf.figures import plot_sweep
 from cimf.judge import DENOMINATORS
-from cimf.reference import Reference
+from cimf.reference import Reference, as_list
 from cimf.report import shortest
 from cimf.results import RunFolder
 from cimf.sparsify import Sparsified, check_path, sparsify, sparsify_path
@@ -139,6 +139,9 @@ def run_layered(
             "design 'layered' needs a target sparsity in [0, 1): --target-sparsity 0.8"
         )
     from cimf.layered.export import save_state
+    from cimf.layered.graph import working_dtype
+    from cimf.layered.operators import implicit_summary
+    from cimf.layered.sparsify import as_batches
     from cimf.layered.supports import SUPPORTS
 
     if support not in SUPPORTS:
@@ -149,6 +152,7 @@ def run_layered(
         overwrite,
     )
     net, batches, *test = network()
+    batches = as_list("calibration batches", batches)
     result = cast(
         "SparseNetwork",
         sparsify(
@@ -162,10 +166,12 @@ def run_layered(
         ),
     )
     report = result.report
-    out.print(str(report), soft_wrap=True, markup=False)
+    (first, *_) = as_batches(batches[:1], working_dtype(net))
+    text = f"{report}\n\n{implicit_summary(result.network, first)}\n"
+    out.print(text, soft_wrap=True, markup=False)
     save_state(result.network, run.path / "network.safetensors")
     run.finish(
-        {"report.txt": f"{report}\n"},
+        {"report.txt": text},
         ("network.safetensors",),
         sparsity=report.sparsity,
         evaluation=asdict(report.evaluation) if report.evaluation else None,

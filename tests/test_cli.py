@@ -263,6 +263,8 @@ def test_the_layered_design_tests_dense_and_sparse_network(run):
     assert text in Path("results/load/report.txt").read_text()
     assert record["settings"]["support"] == "ball"
     assert "6/6" in result.output, "rows of the convex problem that are certified"
+    for words in ("implicit model: 6 states; its equilibrium gives", "well-posed for any weights"):
+        assert words in Path("results/load/report.txt").read_text()
 
 
 @pytest.mark.parametrize(

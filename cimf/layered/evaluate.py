@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cimf.errors import InputError
+from cimf.layered.graph import working_dtype
 from cimf.layered.report import Evaluation
 from cimf.layered.sparsify import SparseNetwork, as_batches
 from cimf.reference import as_list, class_labels, share_correct
@@ -36,8 +37,7 @@ class HeldOut:
 
     def __init__(self, net: nn.Module, batches: Any) -> None:
         given = as_list("test", batches)
-        double = any(p.dtype == torch.float64 for p in net.parameters())
-        self.inputs = as_batches(given, torch.float64 if double else torch.float32)
+        self.inputs = as_batches(given, working_dtype(net))
         self.outputs = _outputs(net, self.inputs)
         if self.outputs.ndim != 2:
             raise InputError(

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
-from torch import nn
+from torch import Tensor, nn
 
 from cimf.blocks import apply_blocks
 from cimf.capture.execute import run
-from cimf.capture.network import Network, trace_network
+from cimf.capture.network import Network, float64_copy, trace_network
 from cimf.capture.probe import probe
-from cimf.errors import CaptureError, InputError
+from cimf.errors import CaptureError, CimfError, InputError
 from cimf.layered.explicit import read_matrices
 from cimf.layered.graph import LayerGraph
 from cimf.layered.norms import OperatorNorms, operator_norms
@@ -51,6 +51,34 @@ class Reached:
     Y: Array
     iterations: int
     residual: float
+
+
+def implicit_summary(net: nn.Module, inputs: Tensor) -> str:
+    """Say whether a network is an implicit model, whether the two agree, and how well-posed it is.
+
+    Parameters
+    ----------
+    net : nn.Module
+    inputs : Tensor (b, ...)
+        Some samples; at most eight are used.
+    """
+    u = inputs[:8].double()
+    try:
+        model = OperatorModel(net, tuple(u.shape[1:]))
+    except CimfError as error:
+        return f"no implicit model: {error}"
+    reached = model.equilibrium(u.flatten(1).numpy().T)
+    with torch.no_grad():
+        expected = float64_copy(net)(u).numpy().T
+    difference = np.abs(reached.Y - expected).max() / (np.abs(expected).max() or 1.0)
+    text = (
+        f"implicit model: {model.n_states:,} states; its equilibrium gives the network's output to "
+        f"{difference:.0e} (relative, {len(u)} samples)"
+    )
+    try:
+        return f"{text}\n{model.wellposedness()}"
+    except CimfError as error:
+        return f"{text}\nwell-posed for any weights; row norms after rescaling: {error}"
 
 
 class OperatorModel:

@@ -16,7 +16,7 @@ from cimf.layered.export import (
     save_state,
     with_sparse_linear,
 )
-from cimf.layered.operators import OperatorModel
+from cimf.layered.operators import OperatorModel, implicit_summary
 from cimf.layered.sparsify import sparsify_layers
 from cimf.model import ImplicitModel
 from cimf.networks import BasicBlock
@@ -164,6 +164,24 @@ def test_one_layer_and_activations_that_cannot_be_rescaled():
     with pytest.raises(InputError, match="tanh"):
         tanh.wellposedness()
     assert (tanh.row_norms() == 0.0).all()
+
+
+def test_the_summary_says_what_is_an_implicit_model(sparse):
+    net, u = sparse
+    text = implicit_summary(net, u)
+    assert "implicit model: 540 states" in text
+    assert float(text.split("output to ")[1].split()[0]) < 1e-5
+    assert "brings every row norm to at most 0.99" in text
+    tanh = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    text = implicit_summary(tanh, torch.zeros(2, 3))
+    assert text.startswith("implicit model: 2 states")
+    assert "not positively homogeneous" in text
+    pooled = nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+    text = implicit_summary(pooled, u)
+    assert text.startswith("no implicit model: layer '1' (MaxPool2d)")
+    tokens = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 2))
+    text = implicit_summary(tokens, torch.zeros(2, 3, dtype=torch.long))
+    assert text.startswith("no implicit model: layer '0' (Embedding)")
 
 
 def test_norms_of_networks_that_subtract_are_refused():
