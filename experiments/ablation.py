@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 BALLS = {
     "ball, weights 1": ("ones", 0),
     "ball, weights 1/|w|": ("inverse", 0),
-    "ball, weights 1/|w|, 1 round of reweighting": ("inverse", 1),
     "ball, weights 1/|w|, 3 rounds of reweighting": ("inverse", 3),
     "ball, weights 1/saliency": ("saliency", 0),
     "ball, weights 1/saliency, 3 rounds of reweighting": ("saliency", 3),
@@ -26,15 +25,12 @@ BALLS = {
 # Changes of one option of the default: (options of `Calibration`, options of `sparsify`).
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rows by error over variance": ({}, {"allocation": "error"}),
-    "rows uniform": ({}, {"allocation": "uniform"}),
     "rows uniform, head dense": ({}, {"allocation": "uniform", "keep": ("linear",)}),
     "no error correction": ({}, {"correct": False}),
     "no polish": ({}, {"polish": False}),
     "rows by effect on the softmax": ({"metric": "softmax"}, {}),
-    "damping 1e-6": ({"damping": 1e-6}, {}),
     "damping 1e-2": ({"damping": 1e-2}, {}),
     "32 positions": ({"positions": 32}, {}),
-    "512 positions": ({"positions": 512}, {}),
 }
 
 
@@ -42,7 +38,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/resnet20-ablation"),
     images: Images = 1000,
     tests: Tests = None,
-    levels: Levels = "0.8,0.9",
+    levels: Levels = "0.9",
     overwrite: Overwrite = False,
 ) -> None:
     """ResNet-20 on CIFAR-10: variants of the layered design at the same non-zeros."""

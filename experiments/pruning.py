@@ -232,8 +232,8 @@ def compare(
             for method in methods
         },
         across="sparsity of all convolution and linear weights (%)",
-        up="test accuracy (%)",
-        level=100 * task.dense,
+        up="test accuracy (%), logarithmic in the error",
+        dense=100 * task.dense,
         bold=[OURS],
     )
     figures = ["accuracy.png"]

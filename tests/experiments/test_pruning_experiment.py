@@ -92,7 +92,7 @@ def test_accuracy_against_the_number_of_images(small):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     table = pd.read_csv("results/resnet20-calibration/table.csv")
-    assert len(table) == 2 * 3
+    assert len(table) == 2 * 2
     assert set(table["images"]) == {55, 60}
 
 
