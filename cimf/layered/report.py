@@ -205,11 +205,11 @@ class LayeredReport:
         if self.evaluation is not None:
             lines.append(str(self.evaluation))
         lines += [
-            f"{r.path}: {len(r.emptied)} emptied rows: {some_rows(r.emptied)}"
+            f"layer {r.path}: {len(r.emptied)} emptied rows: {some_rows(r.emptied)}"
             for r in self.layers
             if r.emptied
         ]
-        unread = [f"{r.unread} of {r.path}" for r in self.layers if r.unread]
+        unread = [f"{r.unread} of layer {r.path}" for r in self.layers if r.unread]
         if unread:
             lines.append(f"input channels that no row reads: {', '.join(unread)}")
         lines += [f"note: {note}" for note in self.notes]

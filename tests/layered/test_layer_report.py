@@ -68,7 +68,7 @@ def test_the_text_is_a_table_and_says_everything(result):
         assert float(cells["worst-gap"]) <= 1e-9
         assert (cells["empty"], cells["unread"]) == (str(len(layer.emptied)), str(layer.unread))
         for k in layer.emptied[:8]:
-            (flagged,) = [text for text in lines if text.startswith(f"{layer.path}: ")]
+            (flagged,) = [text for text in lines if text.startswith(f"layer {layer.path}: ")]
             assert str(k) in flagged.split(": ")[2].replace(",", "").split()
     for name, words in DENOMINATORS.items():
         count, total = report.nonzeros[name]
