@@ -60,11 +60,11 @@ def propagate(
         if node.op == "placeholder":
             teacher[node] = student[node] = list(batches)
         elif layer is None:
-            teacher[node] = _evaluate(graph, node, teacher)
+            teacher[node] = _evaluate(graph, node, teacher, len(batches))
             same = all(teacher[n] is student[n] for n in node.all_input_nodes)
-            student[node] = teacher[node] if same else _evaluate(graph, node, student)
+            student[node] = teacher[node] if same else _evaluate(graph, node, student, len(batches))
         else:
-            teacher[node] = _evaluate(graph, node, teacher)
+            teacher[node] = _evaluate(graph, node, teacher, len(batches))
             statistics = PatchGram(layer, precision)
             source = student if correct else teacher
             for k, x in enumerate(source[layer.source]):
@@ -78,16 +78,15 @@ def propagate(
             if found is not None:
                 layer.set_rows(*found)
             same = found is None and teacher[layer.source] is student[layer.source]
-            student[node] = teacher[node] if same else _evaluate(graph, node, student)
+            student[node] = teacher[node] if same else _evaluate(graph, node, student, len(batches))
             mismatch[layer.path] = _mismatch(layer, teacher, student, counting.get(layer.path))
         for value in dead:
             del teacher[value], student[value]
     return mismatch
 
 
-def _evaluate(graph: LayerGraph, node: fx.Node, env: dict[fx.Node, Values]) -> Values:
-    """Return a node's value for every batch; constants are the same for all."""
-    count = max((len(values) for values in env.values()), default=1)
+def _evaluate(graph: LayerGraph, node: fx.Node, env: dict[fx.Node, Values], count: int) -> Values:
+    """Return a node's value for each of `count` batches; constants are the same for all."""
     return [
         evaluate_node(graph.module, node, {n: env[n][k] for n in node.all_input_nodes})
         for k in range(count)
