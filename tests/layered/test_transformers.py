@@ -161,6 +161,8 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_models_of_the_transformers_library(name, ids):
     transformers = pytest.importorskip("transformers", reason="needs cimf[text]")
+    if name == "Llama" and not hasattr(torch.export.Dim, "AUTO"):
+        pytest.skip("torch 2.4 cannot export slices of module lists")
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**SMALL, **CONFIGS[name])
     model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
