@@ -139,3 +139,8 @@ def check_scale(scale: ArrayLike, scalable: Sequence[bool] | NDArray[np.bool_]) 
             "positively homogeneous (as ReLU is); their scale must be 1"
         )
     return s
+
+
+def some_rows(rows: Sequence[int], limit: int = 8) -> str:
+    """Return the first row numbers as text: "3, 7, 12, ..."."""
+    return ", ".join(map(str, rows[:limit])) + (", ..." if len(rows) > limit else "")

@@ -16,7 +16,7 @@ import typer
 from cimf import __version__
 from cimf.errors import InputError
 from cimf.files import sha256
-from cimf.terminal import one_line_errors, out
+from cimf.terminal import loading, one_line_errors, out
 
 app = typer.Typer(
     help="Certified convex sparsification of trained networks through implicit models.",
@@ -58,8 +58,8 @@ def demo(
 ) -> None:
     """Train a small network on embedded digits and regenerate a Table-1-style sweep."""
     with one_line_errors():
-        from cimf.demo import run
-
+        with loading():
+            from cimf.demo import run
         run(out, seed=seed, overwrite=overwrite, method=method, backend=backend, n_jobs=n_jobs)
 
 
@@ -85,6 +85,13 @@ def sparsify(
     target_sparsity: Annotated[
         float | None, typer.Option(help="With --design layered: share of weights that is zero.")
     ] = None,
+    support: Annotated[
+        str,
+        typer.Option(
+            help="With --design layered, how the kept weights are chosen: obs, magnitude, ball, "
+            "ball-ones or ball-saliency."
+        ),
+    ] = "obs",
     rescale: Annotated[
         bool, typer.Option(help="Rescale the states so that the network itself is feasible.")
     ] = True,
@@ -110,13 +117,9 @@ def sparsify(
     with one_line_errors():
         if kappa and sweep:
             raise InputError("give --kappa or --sweep, not both")
-        if target_sparsity is not None and design != "layered":
-            raise InputError("--target-sparsity needs --design layered")
-        function = load_function(target)
-        folder = out or Path("results") / target.rpartition(":")[2]
-        settings = {"target": target, "source": source_digest(function), "seed": seed}
-        if design == "layered":
-            unused = {
+        layered = design == "layered"
+        misplaced = (
+            {
                 "--kappa": kappa,
                 "--sweep": sweep,
                 "--no-rescale": not rescale,
@@ -126,23 +129,33 @@ def sparsify(
                 "--keep-going": keep_going,
                 "--allow-ill-posed": allow_ill_posed,
             }
-            for option, given in unused.items():
-                if given:
-                    raise InputError(f"{option} is not used by --design layered")
-            from cimf.sweep import run_layered
-
+            if layered
+            else {
+                "--target-sparsity": target_sparsity is not None,
+                "--support": support != "obs",
+            }
+        )
+        for option, given in misplaced.items():
+            if given:
+                words = "is not used by" if layered else "needs"
+                raise InputError(f"{option} {words} --design layered")
+        function = load_function(target)
+        folder = out or Path("results") / target.rpartition(":")[2]
+        settings = {"target": target, "source": source_digest(function), "seed": seed}
+        with loading():
+            from cimf.reference import Reference
+            from cimf.sweep import KAPPAS, run_layered, run_sweep
+        if layered:
             run_layered(
                 folder,
                 settings,
                 lambda: call_seeded(function, seed),
                 target_sparsity,
+                support,
                 overwrite=overwrite,
                 n_jobs=n_jobs,
             )
             return
-        from cimf.reference import Reference
-        from cimf.sweep import KAPPAS, run_sweep
-
         run_sweep(
             target,
             folder,
@@ -187,8 +200,8 @@ def verify(
     """Judge your solver against certified ground truth; exit code 1 where it fails."""
     with one_line_errors():
         solver = load_function(target)
-        from cimf.verification import verify
-
+        with loading():
+            from cimf.verification import verify
         report = verify(solver, suite, interface=interface, tol=tol, exact_zeros=exact_zeros)
         if out is not None:
             report.save(out)
@@ -204,9 +217,11 @@ def verify(
 def doctor() -> None:
     """Say what works here; exit code 1 where the main job could not run."""
     with one_line_errors():
-        from cimf.doctor import examine
+        with loading():  # all of it: the checks load what they examine, and catch what fails
+            from cimf.doctor import examine
 
-        if not examine():
+            works = examine()
+        if not works:
             raise typer.Exit(1)
 
 

@@ -39,7 +39,7 @@ class Dataset:
     Attributes
     ----------
     name : str
-    train_inputs, test_inputs : (m, p) float32
+    train_inputs, test_inputs : (m, p) float32, or int64 token ids
     train_labels, test_labels : (m,) int64
     n_classes : int
     checksums : Mapping[str, str]
@@ -47,9 +47,9 @@ class Dataset:
     """
 
     name: str
-    train_inputs: NDArray[np.float32]
+    train_inputs: NDArray[Any]
     train_labels: NDArray[np.int64]
-    test_inputs: NDArray[np.float32]
+    test_inputs: NDArray[Any]
     test_labels: NDArray[np.int64]
     n_classes: int
     checksums: Mapping[str, str] = field(default_factory=dict)

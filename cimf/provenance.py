@@ -26,6 +26,7 @@ _PACKAGES = (
     "mosek",
     "numba",
     "torch",
+    "transformers",
     "scikit-learn",
 )
 
@@ -91,8 +92,9 @@ def commit() -> dict[str, Any] | None:
 
 def command() -> str:
     """Return the command line without machine paths: ``cimf demo --seed 1``."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)  # None: run as a file or a script
-    name = f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # where Python ran with -m
+    module = spec.name.removesuffix(".__main__") if spec else ""
+    name = f"python -m {module}" if module else Path(sys.argv[0]).name
     return " ".join([name, *sys.argv[1:]])
 
 

@@ -6,7 +6,7 @@ Captured once and shared by every row design and every kappa.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,17 +74,14 @@ class Reference:
             As `cimf.capture_states`; InputError also for labels that are not integer classes
             of the network's outputs.
         """
-        batches = _as_list("batches", batches)
+        batches = as_list("batches", batches)
         states = capture_states(net, batches)
         first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
         held_out, labels = None, None
         if test is not None:
-            test = _as_list("test", test)
-            held_out, labels = capture_states(net, test), _labels(test)
-            if labels is not None and len(labels) != held_out.Y.shape[1]:
-                raise InputError(f"{len(labels)} labels for {held_out.Y.shape[1]} test samples")
-            if labels is not None:
-                _check_classes(labels, held_out.n_outputs)
+            test = as_list("test", test)
+            held_out = capture_states(net, test)
+            labels = class_labels(test, held_out.n_outputs, held_out.n_samples)
         parameters = list(net.parameters())
         return cls(
             states,
@@ -122,28 +119,35 @@ class Reference:
         return self.calibration if self.test is None else self.test
 
     @cached_property
+    def own(self) -> ImplicitModel:
+        """The network itself as an implicit model, its matrices sparse.
+
+        Raises
+        ------
+        CaptureError
+            If (A, B) cannot be read off, or would be too large; rescale=False does without.
+        """
+        return ImplicitModel.from_network(self.net, self.input_shape, sparse=True)
+
+    @cached_property
     def scale(self) -> NDArray[np.float64]:
         """Units s (n,), x = s x~, in which the network is feasible at kappa = `FEASIBLE_AT`.
 
         Raises
         ------
         CaptureError
-            If the network's own (A, B) cannot be read off; rescale=False does without.
+            As `own`.
         """
-        own = ImplicitModel.from_network(self.net, self.input_shape, sparse=True)
+        own = self.own
         bounded = np.arange(own.n_inputs) < own.n_inputs - int(own.bias)
         return state_scales(own.A, own.B, FEASIBLE_AT, bounded, self.calibration.scalable)
 
     def accuracy(self, outputs: NDArray[np.float64]) -> float | None:
         """Return the fraction of test samples classified correctly by outputs (q, m_test).
 
-        The class is the largest output, or the sign where there is only one output. None without
-        labels. A sample with a NaN output is wrong.
+        None without labels.
         """
-        if self.labels is None:
-            return None
-        guess = outputs.argmax(axis=0) if len(outputs) > 1 else (outputs[0] > 0).astype(np.int64)
-        return float(np.mean((guess == self.labels) & np.isfinite(outputs).all(axis=0)))
+        return None if self.labels is None else share_correct(outputs, self.labels)
 
     @cached_property
     def dense_accuracy(self) -> float | None:
@@ -185,30 +189,54 @@ def least_squares(
     return scipy.linalg.lstsq(scaled, targets.T, cond=_NOISE, lapack_driver="gelsd")[0].T * inverse
 
 
-def _as_list(name: str, batches: Any) -> list[Any]:
-    """Return batches as a list; one tensor or array is one batch."""
-    if hasattr(batches, "ndim"):
-        return [batches]
-    if not isinstance(batches, Iterable):
-        raise InputError(f"{name} must be an iterable of tensors, got {type(batches).__name__}")
-    return list(batches)
+def share_correct(outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Return the accuracy of outputs (q, m) for class labels (m,).
+
+    The class is the largest output, or the sign where there is only one output. A sample with a
+    NaN output is wrong.
+    """
+    guess = outputs.argmax(axis=0) if len(outputs) > 1 else (outputs[0] > 0).astype(np.int64)
+    return float(np.mean((guess == labels) & np.isfinite(outputs).all(axis=0)))
 
 
-def _check_classes(labels: NDArray[np.int64], n_outputs: int) -> None:
-    """Refuse labels (m,) of classes that the outputs cannot name; one output tells two classes."""
+def class_labels(
+    batches: Sequence[Any], n_outputs: int, n_samples: int
+) -> NDArray[np.int64] | None:
+    """Return the labels (m,) of (input, label) pairs, None where the batches are bare tensors.
+
+    Raises
+    ------
+    InputError
+        Labels that are no integers, too few or too many, or of classes that the outputs cannot
+        name; one output tells two classes.
+    """
+    if not all(isinstance(batch, (tuple, list)) and len(batch) == 2 for batch in batches):
+        return None
+    parts = [np.asarray(label.cpu() if hasattr(label, "cpu") else label) for _, label in batches]
+    if any(part.ndim != 1 or part.dtype.kind not in "iub" for part in parts):
+        raise InputError("test labels must be integer class numbers, one per sample")
+    labels = np.concatenate(parts).astype(np.int64)
+    if len(labels) != n_samples:
+        raise InputError(f"{len(labels)} labels for {n_samples} test samples")
     classes = max(n_outputs, 2)
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         raise InputError(
             f"test labels go from {labels.min()} to {labels.max()}; the network's outputs name the "
             f"classes 0 to {classes - 1}"
         )
+    return labels
 
 
-def _labels(batches: list[Any]) -> NDArray[np.int64] | None:
-    """Return the labels of (input, label) pairs, None where the batches are bare tensors."""
-    if not all(isinstance(batch, (tuple, list)) and len(batch) == 2 for batch in batches):
-        return None
-    parts = [np.asarray(label.cpu() if hasattr(label, "cpu") else label) for _, label in batches]
-    if any(part.ndim != 1 or part.dtype.kind not in "iub" for part in parts):
-        raise InputError("test labels must be integer class numbers, one per sample")
-    return np.concatenate(parts).astype(np.int64)
+def as_list(name: str, batches: Any) -> list[Any]:
+    """Return batches as a list; one tensor or array is one batch.
+
+    Raises
+    ------
+    InputError
+        If they are not iterable.
+    """
+    if hasattr(batches, "ndim"):
+        return [batches]
+    if not isinstance(batches, Iterable):
+        raise InputError(f"{name} must be an iterable of tensors, got {type(batches).__name__}")
+    return list(batches)

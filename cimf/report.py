@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.blocks import Block
+from cimf.blocks import Block, some_rows
 from cimf.judge import NonZeros, Solution
 from cimf.model import ImplicitModel, Wellposedness
+from cimf.own_rows import OWN
 from cimf.reference import Reference
 
 
@@ -53,6 +54,9 @@ class Report:
         The row problems that were solved.
     solution : Solution
         Rows of (A, B) in the units in which they were solved, with their certificate.
+    inactive : int
+        Rows whose ball is inactive (multiplier 0): every least-squares solution inside the ball is
+        optimal, and the non-zeros counted are those of one of them.
     nonzeros : NonZeros
     wellposedness : Wellposedness
     state_error : Mapping[str, float]
@@ -68,6 +72,7 @@ class Report:
     rescale: bool
     kappa: float
     solution: Solution
+    inactive: int
     nonzeros: NonZeros
     wellposedness: Wellposedness
     state_error: Mapping[str, float]
@@ -114,10 +119,26 @@ class Report:
             "wellposed_margin": self.wellposedness.margin,
             "rows": len(self.solution.gap),
             "certified": self.certified,
+            "inactive_rows": self.inactive,
             "worst_gap": self.solution.certificate.worst_gap,
             "worst_violation": float(self.solution.violation.max(initial=0.0)),
             "methods": " ".join(f"{name}:{count}" for name, count in self.methods.items()),
         }
+
+    def _ties(self) -> list[str]:
+        """Say where an optimum need not be the only one."""
+        lines = []
+        if self.inactive:
+            lines.append(
+                f"inactive ball {self.inactive} of {len(self.solution.gap)} rows (multiplier 0): "
+                "their optimum may not be unique; the non-zeros are those of one solution"
+            )
+        if own := self.methods.get(OWN, 0):
+            lines.append(
+                f"own rows      {own} rows of (A, B) are the network's own: certified as well, and "
+                "with fewer non-zeros than the solver's"
+            )
+        return lines
 
     def __str__(self) -> str:
         run, row = self.evaluation, self.row()
@@ -127,6 +148,7 @@ class Report:
             f"certificate   {self.certified} of {row['rows']} rows certified, worst gap "
             f"{row['worst_gap']:.1e}, worst violation {row['worst_violation']:.1e} "
             f"({row['methods']})",
+            *self._ties(),
             f"well-posed    {self.wellposedness}",
             f"equilibrium   {run.converged} of {run.samples} samples converged, worst residual "
             f"{run.worst_residual:.1e}",
@@ -155,7 +177,7 @@ class Report:
                     f"{run.state_drift[block.name]:.4f}"
                 )
             if block.emptied:
-                text += f", {len(block.emptied)} emptied rows: {_some(block.emptied)}"
+                text += f", {len(block.emptied)} emptied rows: {some_rows(block.emptied)}"
             lines.append(text)
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -205,9 +227,3 @@ def relative_error(truth: NDArray[np.float64], value: NDArray[np.float64]) -> fl
 def shortest(value: float) -> str:
     """Return the shortest text that no other number has: 0.1, 1, 1e-05."""
     return repr(float(value)).removesuffix(".0")
-
-
-def _some(rows: Sequence[int], limit: int = 8) -> str:
-    """Return the first rows as text."""
-    shown = ", ".join(map(str, rows[:limit]))
-    return shown + (", ..." if len(rows) > limit else "")

@@ -1,11 +1,15 @@
-"""Results folders: one run each, written at the end and in one go, the manifest last."""
+"""Results folders: one run each, written at the end and in one go, the manifest last.
+
+A long run keeps its finished points in one file until then (`RunFolder.once`), so that it continues
+where it was interrupted.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from cimf.files import write_text
 from cimf.provenance import fingerprint, manifest, to_json
 
 MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"
 
 
 @dataclass(frozen=True)
@@ -27,17 +32,24 @@ class RunFolder:
         What decides the result; see `cimf.provenance.fingerprint`.
     stale : tuple[str, ...]
         Files of the run that stood here before; those not written again are removed at the end.
+    points : dict of str to Any
+        What `once` returned so far, in this run and in one of the same settings that was
+        interrupted.
     """
 
     path: Path
     settings: Mapping[str, Any]
     stale: tuple[str, ...] = ()
+    points: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def claim(
         cls, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False
     ) -> RunFolder:
-        """Return the folder if it is empty, absent, or holds the same run (which is refreshed).
+        """Return the folder if it is empty, absent, or holds the same run, finished or not.
+
+        A finished run is made again; the points of the same run, unfinished, are kept. With
+        `overwrite` any other run gives way.
 
         Raises
         ------
@@ -49,28 +61,53 @@ class RunFolder:
         advice = "; choose another folder with --out, or replace it with --overwrite"
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; choose another folder with --out")
-        try:
-            old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            known, files = old["fingerprint"], [str(name) for name in old["files"]]
-        except (FileNotFoundError, NotADirectoryError):
-            if not overwrite and folder.is_dir() and any(folder.iterdir()):
-                raise RunError(f"{folder} holds files but no {MANIFEST}{advice}") from None
-            known, files = None, []
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if not overwrite:
-                raise RunError(f"{folder / MANIFEST} cannot be read ({error}){advice}") from error
-            known, files = None, []
-        if known is not None and known != fingerprint(settings) and not overwrite:
-            raise RunError(
-                f"{folder} holds another run ({_difference(old['settings'], settings)}){advice}"
-            )
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if names - {UNFINISHED} and MANIFEST not in names and not overwrite:
+            raise RunError(f"{folder} holds files but no {MANIFEST}{advice}")
+        files: list[str] = []
+        points: dict[str, Any] = {}
+        for name in sorted(names & {MANIFEST, UNFINISHED}):
+            try:
+                old = json.loads((folder / name).read_text(encoding="utf-8"))
+                same = old["fingerprint"] == fingerprint(settings)
+                if name == MANIFEST:
+                    files = [Path(file).name for file in old["files"]]
+                elif same:
+                    points = dict(old["points"])
+                difference = "" if same else _difference(old["settings"], settings)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                if not overwrite:
+                    raise RunError(f"{folder / name} cannot be read ({error}){advice}") from error
+                continue
+            if difference and not overwrite:
+                raise RunError(f"{folder} holds another run ({difference}){advice}")
         _check_writable(folder)
-        return cls(folder, dict(settings), tuple(Path(name).name for name in files))
+        return cls(folder, dict(settings), tuple(files), points)
+
+    def once(self, key: str, work: Callable[[], Any]) -> Any:
+        """Return what `work` returns, or what it returned before the run was interrupted.
+
+        Parameters
+        ----------
+        key : str
+            Names the point within the run.
+        work : () -> value
+            Its value is returned in its JSON form (NaN is None), and is on the disk by then.
+        """
+        if key not in self.points:
+            self.points[key] = json.loads(to_json({"": work()}))[""]
+            record = {
+                "fingerprint": fingerprint(self.settings),
+                "settings": self.settings,
+                "points": self.points,
+            }
+            write_text(self.path / UNFINISHED, to_json(record) + "\n")
+        return self.points[key]
 
     def finish(
         self, files: Mapping[str, str], binary: tuple[str, ...] = (), **sections: Any
     ) -> None:
-        """Write text files, then the manifest that names them all, then remove stale files.
+        """Write text files, then the manifest that names them all, then remove other files of ours.
 
         Parameters
         ----------
@@ -86,7 +123,7 @@ class RunFolder:
         names = sorted({*files, *binary})
         record = manifest(self.settings, files=names, **sections)
         write_text(self.path / MANIFEST, to_json(record) + "\n")
-        for name in set(self.stale) - set(names):
+        for name in {*self.stale, UNFINISHED} - set(names):
             (self.path / name).unlink(missing_ok=True)
 
 

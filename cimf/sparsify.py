@@ -17,28 +17,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cimf.capture import States
 from cimf.designs import DESIGNS, row_problems
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution, count_nonzeros
 from cimf.model import ImplicitModel
-from cimf.model.equilibrium import solve_equilibrium
-from cimf.reference import Reference, least_squares
+from cimf.outputs import output_columns, with_outputs
+from cimf.own_rows import own_rows, prefer_own_rows
+from cimf.reference import Reference
 from cimf.report import Report, block_errors, evaluate
 from cimf.solve import solve_path
 from cimf.solve.backends import backend_named, candidates
 from cimf.solve.cvxpy_rows import solve_path_cvxpy
 from cimf.solve.rows import METHODS
+from cimf.statistics import Gram
 from formulations.columns import as_float64
 
 if TYPE_CHECKING:
     from cimf.layered.sparsify import SparseNetwork
-
-# m N^2 up to which (C, D) are fitted a second time, with all inputs, only to report that accuracy:
-# about a second on two cores (0.37 s at 6e9: 10,000 samples, 785 columns).
-_CHEAP = 2e10
 
 _UNSHARED = (
     "the model has more weights than the network, because (A, B) repeats the shared weights of its "
@@ -82,8 +78,8 @@ def sparsify(
     design : str
         A key of `cimf.designs.DESIGNS`: "full", "no-self-loop" or "causal"; or "layered".
     target_sparsity : float, optional
-        Design "layered" only: share of the network's weights that is zero. `kappa`, `rescale` and
-        `test` are refused there; further options as `cimf.layered.sparsify.sparsify_layers`.
+        Design "layered" only: share of the network's weights that is zero. `kappa` and `rescale`
+        are refused there; further options as `cimf.layered.sparsify.sparsify_layers`.
     rescale : bool
         Measure every state in units in which the network itself is feasible at 0.99 (Theorem 8),
         so that the ball does not forbid the network. The model comes back in the network's units.
@@ -106,13 +102,17 @@ def sparsify(
         As `Reference.capture` and `sparsify_path`.
     """
     if design == "layered":
+        from cimf.layered.evaluate import HeldOut
         from cimf.layered.sparsify import Calibration, sparsify_layers
 
-        for name, value in (("kappa", kappa), ("rescale", rescale), ("test", test)):
+        for name, value in (("kappa", kappa), ("rescale", rescale)):
             if value is not None:
                 raise InputError(f"{name} is not used by design 'layered'")
-        _check_keywords(options, {"target_sparsity"}, sparsify_layers, Calibration.sparsify)
-        return sparsify_layers(net, batches, target_sparsity, **options)
+        own = {"target_sparsity", "test"}
+        _check_keywords(options, own, sparsify_layers, Calibration.sparsify)
+        held_out = None if test is None else HeldOut(net, test)
+        result = sparsify_layers(net, batches, target_sparsity, **options)
+        return result if held_out is None else held_out.evaluated(result)
     if target_sparsity is not None:
         raise InputError(
             f"target_sparsity needs design 'layered'; the sparsity of design {design!r} follows "
@@ -120,6 +120,7 @@ def sparsify(
         )
     _check_keywords(options, {"kappa", "rescale", "test"}, sparsify_path)
     kappa, rescale = 0.5 if kappa is None else kappa, rescale is None or rescale
+    check_path([kappa], design, **options)
     reference = Reference.capture(net, batches, test)
     return sparsify_path(reference, [kappa], design, rescale, **options)[0]
 
@@ -177,15 +178,9 @@ def sparsify_path(
     CertificateError
         If a row is not certified, unless `keep_going`.
     """
-    if design == "layered":
-        raise InputError(
-            'design "layered" needs target_sparsity; from Python: cimf.sparsify(net, batches, '
-            'design="layered", target_sparsity=0.8)'
-        )
-    if design not in DESIGNS:
-        raise UnknownNameError("design", design, [*DESIGNS, "layered"])
-    _check_solver(method, backend)
-    levels = _check_kappas(kappas, design, allow_ill_posed)
+    levels = check_path(
+        kappas, design, method=method, backend=backend, allow_ill_posed=allow_ill_posed
+    )
     states, notes = reference.calibration, _notes(reference, rescale)
     if states.n_samples < states.n_columns:
         notes.append(
@@ -205,15 +200,20 @@ def sparsify_path(
         solutions = solve_path(
             gram, levels, weights=weights, method=method, tol=tol, n_jobs=n_jobs, progress=progress
         )
+    own = own_rows(reference) if rescale else None
     output_pattern = np.broadcast_to(
-        _output_columns(states, output_inputs), (states.n_outputs, states.n_columns)
+        output_columns(states, output_inputs), (states.n_outputs, states.n_columns)
     )
     units = scale[:, None] / np.concatenate([scale, np.ones(states.n_inputs)])
     results = []
     for kappa, solution in zip(levels, solutions, strict=True):
         if not keep_going:
             solution.raise_if_failed()
-        model, wide, more = _with_outputs(reference, solution.coef * units, refit, output_inputs)
+        if own is not None:
+            solution = prefer_own_rows(solution, own, gram, kappa, weights)
+        model, wide, more = with_outputs(
+            reference, solution.coef * units, refit, output_inputs, tol if rescale else None
+        )
         nonzeros = count_nonzeros(
             np.hstack([model.A, model.B]),
             np.hstack([model.C, model.D]),
@@ -230,6 +230,7 @@ def sparsify_path(
             rescale=rescale,
             kappa=kappa,
             solution=solution,
+            inactive=_inactive(solution, gram, kappa),
             nonzeros=nonzeros,
             wellposedness=model.wellposedness(),
             state_error=block_errors(
@@ -253,6 +254,35 @@ def _check_keywords(options: Mapping[str, Any], own: set[str], *takers: Callable
             raise UnknownNameError("cimf.sparsify keyword", name, own | known)
 
 
+def check_path(
+    kappas: Sequence[float],
+    design: str,
+    *,
+    method: str = "auto",
+    backend: str = "auto",
+    allow_ill_posed: bool = False,
+    **_: Any,
+) -> list[float]:
+    """Refuse arguments of `sparsify_path` that no network could make right; return the kappas.
+
+    For those who have work to do before they have a `Reference`.
+
+    Raises
+    ------
+    InputError, BackendError
+        As `sparsify_path`.
+    """
+    if design == "layered":
+        raise InputError(
+            'design "layered" needs target_sparsity; from Python: cimf.sparsify(net, batches, '
+            'design="layered", target_sparsity=0.8)'
+        )
+    if design not in DESIGNS:
+        raise UnknownNameError("design", design, [*DESIGNS, "layered"])
+    _check_solver(method, backend)
+    return _check_kappas(kappas, design, allow_ill_posed)
+
+
 def _check_solver(method: str, backend: str) -> None:
     """Refuse unknown names, and a backend that the method would not use or that does not work."""
     known = ["auto", *METHODS, "cvxpy"]
@@ -264,6 +294,14 @@ def _check_solver(method: str, backend: str) -> None:
     if method != "cvxpy":
         raise InputError("backend is used by method='cvxpy'; add --method cvxpy")
     candidates(backend)
+
+
+def _inactive(solution: Solution, gram: Gram, kappa: float) -> int:
+    """Return in how many rows the ball is slack, or a larger one would gain nothing."""
+    tol = solution.certificate.tol
+    slack = solution.certificate.norm < kappa * (1.0 - tol)
+    worthless = solution.lam * kappa <= tol * 0.5 * gram.target_sq
+    return int((slack | worthless).sum()) if kappa > 0 else 0
 
 
 def _notes(reference: Reference, rescale: bool) -> list[str]:
@@ -300,45 +338,3 @@ def _check_kappas(kappas: Sequence[float], design: str, allow_ill_posed: bool) -
             "kappa), or allow_ill_posed=True (--allow-ill-posed) and read the report"
         )
     return levels.tolist()
-
-
-def _with_outputs(
-    reference: Reference, rows: NDArray[np.float64], refit: bool, output_inputs: bool
-) -> tuple[ImplicitModel, ImplicitModel | None, list[str]]:
-    """Return the model of the rows (A, B) with (C, D) of problem (5).
-
-    Also the variant in which D uses all inputs, where labels make it worth reporting, and notes.
-    """
-    states, notes = reference.calibration, []
-    n = states.n_states
-    A, B = rows[:, :n], rows[:, n:]
-    X, usable = states.X, np.ones(states.n_samples, dtype=bool)
-    if refit:
-        reached = solve_equilibrium(A, B @ states.U, states.blocks)
-        X, usable = reached.X, reached.converged
-        if usable.sum() < min(states.n_samples, states.n_columns):
-            X, usable = states.X, np.ones_like(usable)
-            notes.append(
-                "too few calibration samples reached an equilibrium: (C, D) fit the captured states"
-            )
-    regressors = np.concatenate([X, states.U])[:, usable]
-    units = np.linalg.norm(np.concatenate([states.X, states.U]), axis=1)
-
-    def fit(columns: NDArray[np.bool_]) -> ImplicitModel:
-        outputs = np.zeros((states.n_outputs, states.n_columns))
-        outputs[:, columns] = least_squares(
-            regressors[columns], states.Y[:, usable], units[columns]
-        )
-        return ImplicitModel(A, B, outputs[:, :n], outputs[:, n:], states.blocks, states.bias)
-
-    model = fit(_output_columns(states, output_inputs))
-    if output_inputs or reference.labels is None or regressors.size * len(regressors) > _CHEAP:
-        return model, None, notes
-    return model, fit(_output_columns(states, True)), notes
-
-
-def _output_columns(states: States, inputs: bool) -> NDArray[np.bool_]:
-    """Return which columns (C, D) may use: states and bias, or all of them. Shape (N,)."""
-    if inputs:
-        return np.ones(states.n_columns, dtype=bool)
-    return (np.arange(states.n_columns) < states.n_states) | states.free_columns

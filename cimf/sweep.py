@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cimf.datasets import Dataset
-from cimf.errors import InputError
+from cimf.errors import InputError, UnknownNameError
 from cimf.figures import plot_sweep
 from cimf.judge import DENOMINATORS
-from cimf.reference import Reference
+from cimf.reference import Reference, as_list
 from cimf.report import shortest
 from cimf.results import RunFolder
-from cimf.sparsify import Sparsified, sparsify_path
+from cimf.sparsify import Sparsified, check_path, sparsify, sparsify_path
 from cimf.tables import FULL, TERMINAL, latex, markdown, render, tidy
 from cimf.terminal import out, print_table, progress_bar
 
@@ -48,7 +49,7 @@ def run_sweep(
         Title of the table and the figure.
     folder : path
         Receives sweep.csv, sweep.md, sweep.tex, sweep.png, report.txt and manifest.json; refused
-        before any work is done if it holds another run.
+        before any work is done if it holds another run, as are arguments that cannot be used.
     settings : mapping
         What decides the result besides the arguments below (seed, training).
     network : () -> Reference
@@ -71,6 +72,8 @@ def run_sweep(
     list of Sparsified
         In the order of `configurations`, then `kappas`.
     """
+    for design, _ in configurations:
+        check_path(kappas, design, **options)
     decisive = {key: value for key, value in options.items() if key != "n_jobs"}
     run = RunFolder.claim(
         folder,
@@ -105,6 +108,7 @@ def run_layered(
     settings: Mapping[str, Any],
     network: Callable[[], tuple[Any, ...]],
     target_sparsity: float | None,
+    support: str = "obs",
     *,
     overwrite: bool = False,
     n_jobs: int | None = None,
@@ -117,10 +121,10 @@ def run_layered(
         Receives network.safetensors (the state dict), report.txt and manifest.json; refused before
         any work is done if it holds another run.
     settings : mapping
-        What decides the result besides the target sparsity.
-    network : () -> (net, calibration batches, ...)
-        Called once the folder is known to be free; anything after the batches is not used.
-    target_sparsity, n_jobs
+        What decides the result besides the target sparsity and the support.
+    network : () -> (net, calibration batches) or (net, calibration batches, test batches)
+        Called once the folder is known to be free. Labelled test batches give accuracies.
+    target_sparsity, support, n_jobs
         As `cimf.layered.sparsify.sparsify_layers`.
     overwrite : bool
         Replace another run.
@@ -128,27 +132,50 @@ def run_layered(
     Raises
     ------
     InputError
-        No target sparsity.
+        A target sparsity outside [0, 1), or none; an unknown support.
     """
-    if target_sparsity is None:
-        raise InputError("design 'layered' needs a target sparsity: --target-sparsity 0.8")
+    if target_sparsity is None or not 0.0 <= target_sparsity < 1.0:
+        raise InputError(
+            "design 'layered' needs a target sparsity in [0, 1): --target-sparsity 0.8"
+        )
     from cimf.layered.export import save_state
-    from cimf.layered.sparsify import sparsify_layers
+    from cimf.layered.graph import working_dtype
+    from cimf.layered.operators import implicit_summary
+    from cimf.layered.sparsify import as_batches
+    from cimf.layered.supports import SUPPORTS
 
+    if support not in SUPPORTS:
+        raise UnknownNameError("support", support, SUPPORTS)
     run = RunFolder.claim(
-        folder, {**settings, "design": "layered", "target_sparsity": target_sparsity}, overwrite
+        folder,
+        {**settings, "design": "layered", "target_sparsity": target_sparsity, "support": support},
+        overwrite,
     )
-    net, batches, *unused = network()
-    result = sparsify_layers(net, batches, target_sparsity, n_jobs=n_jobs)
-    out.print(str(result.report), soft_wrap=True, markup=False)
-    if unused:
-        out.print("note: test batches are not used by design 'layered'")
+    net, batches, *test = network()
+    batches = as_list("calibration batches", batches)
+    result = cast(
+        "SparseNetwork",
+        sparsify(
+            net,
+            batches,
+            design="layered",
+            target_sparsity=target_sparsity,
+            support=support,
+            test=test[0] if test else None,
+            n_jobs=n_jobs,
+        ),
+    )
+    report = result.report
+    (first, *_) = as_batches(batches[:1], working_dtype(net))
+    text = f"{report}\n\n{implicit_summary(result.network, first)}\n"
+    out.print(text, soft_wrap=True, markup=False)
     save_state(result.network, run.path / "network.safetensors")
     run.finish(
-        {"report.txt": f"{result.report}\n"},
+        {"report.txt": text},
         ("network.safetensors",),
-        sparsity=result.report.sparsity,
-        seconds=result.report.seconds,
+        sparsity=report.sparsity,
+        evaluation=asdict(report.evaluation) if report.evaluation else None,
+        seconds=report.seconds,
     )
     out.print(f"written to {run.path}/: network.safetensors, report.txt, manifest.json")
     return result
@@ -169,8 +196,7 @@ def _write(
     for (design, rescale), part in table.groupby(["design", "rescale"], sort=False):
         title = f"design {design}, states {'rescaled' if rescale else 'as captured'}"
         print_table(*render(part, TERMINAL), title=title)
-    notes = dict.fromkeys(note for result in results for note in result.report.notes)
-    summary = [*_summary(reference, table), *(f"note: {note}" for note in notes)]
+    summary = [*_summary(reference, table), *_notes(results)]
     for line in summary:
         out.print(line)
     binary = ["sweep.png"]
@@ -215,6 +241,21 @@ def _write(
     out.print(f"written to {run.path}/: {', '.join(['sweep.csv', 'sweep.md', *binary])}, ...")
 
 
+def _notes(results: Sequence[Sparsified]) -> list[str]:
+    """Return every note of the reports once, with its kappas where it does not hold for all."""
+    kappas: dict[str, set[float]] = {}
+    for result in results:
+        for note in result.report.notes:
+            kappas.setdefault(note, set()).add(result.report.kappa)
+    every = {result.report.kappa for result in results}
+    return [
+        f"note: {note}"
+        if where == every
+        else f"note, kappa {', '.join(map(shortest, sorted(where)))}: {note}"
+        for note, where in kappas.items()
+    ]
+
+
 def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Add up counts by name; the methods of each kappa are in the table."""
     total: Counter[str] = Counter()
@@ -235,6 +276,14 @@ def _summary(reference: Reference, table: Any) -> list[str]:
     lines.append(
         f"{passed:,} of {total:,} rows certified, worst relative gap {table['worst_gap'].max():.1e}"
     )
+    inactive = table[table["inactive_rows"] > 0]
+    if len(inactive):
+        kappas = ", ".join(shortest(kappa) for kappa in sorted(set(inactive["kappa"])))
+        lines.append(
+            f"{int(inactive['inactive_rows'].sum()):,} rows, at kappa {kappas}, have an inactive "
+            "ball (multiplier 0): their optimum may not be unique, and the non-zeros are those of "
+            "one solution"
+        )
     unproved = int((table["wellposed"] == "none").sum())
     missed = int((table["evaluated"] - table["converged"]).sum())
     lines.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,33 @@ from cimf.errors import CimfError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+_INTERRUPTED = "interrupted; nothing half-written was left"
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Let Ctrl-C end the process at once while libraries are loaded.
+
+    KeyboardInterrupt raised while a C extension starts is not safe: highspy turns it into an
+    ImportError, which CVXPY catches, and the run goes on; torch aborts with a stack dump. Nothing
+    is written at that time.
+    """
+
+    def stop(*_: object) -> None:
+        os.write(2, f"{_INTERRUPTED}\n".encode())
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored in the background, or somebody's own
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -37,7 +66,7 @@ def one_line_errors() -> Iterator[None]:
             _say("error: ", "bold red", error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            _say("", "", "interrupted; nothing half-written was left")
+            _say("", "", _INTERRUPTED)
             raise typer.Exit(130) from None
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from cimf.datasets import Dataset
 from cimf.files import atomic_path
 from cimf.provenance import fingerprint
 from cimf.terminal import progress_bar
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,31 @@ def trained_mlp(
     schedule: Schedule,
     cache: Path | None = None,
 ) -> nn.Sequential:
-    """Return `mlp(sizes, seed)` trained on `data`, in eval mode.
+    """Return `mlp(sizes, seed)` trained on `data`, in eval mode; parameters as `trained`."""
+    settings = {"sizes": sizes}
+    return trained(mlp(sizes, seed), settings, data, seed=seed, schedule=schedule, cache=cache)
+
+
+def trained(
+    net: Net,
+    architecture: Mapping[str, Any],
+    data: Dataset,
+    *,
+    seed: int,
+    schedule: Schedule,
+    cache: Path | None = None,
+) -> Net:
+    """Train `net` in place on `data`, or load it; return it in eval mode.
 
     Parameters
     ----------
+    architecture : mapping
+        What decides the untrained network, beside the seed.
     cache : Path, optional
         Folder in which the network is kept under the fingerprint of data and settings, and from
         which it is loaded the next time. A file that cannot be read is trained anew.
     """
-    net = mlp(sizes, seed)
-    settings = {"data": data.describe(), "sizes": sizes, "seed": seed, **asdict(schedule)}
+    settings = {"data": data.describe(), **architecture, "seed": seed, **asdict(schedule)}
     path = cache / f"{data.name}-{fingerprint(settings)[:16]}.safetensors" if cache else None
     if path is not None and path.exists():
         try:
@@ -64,7 +82,11 @@ def trained_mlp(
             return net.eval()
         except (SafetensorError, RuntimeError):
             path.unlink()
-    with progress_bar("training", schedule.epochs) as progress:
+    with (
+        progress_bar("training", schedule.epochs) as progress,
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(seed)  # of dropout
         _train(net, data, seed, schedule, progress)
     if path is not None:
         with atomic_path(path) as temporary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from experiments import fashion, fashion_layered, resnet20
+from experiments import ablation, calibration, fashion, fashion_layered, newsgroups, resnet20
 
 app = typer.Typer(
     help="Regenerate a table or a figure.",
@@ -21,8 +21,11 @@ def main() -> None:
 
 app.command("fashion")(fashion.main)
 app.command("fashion-layered")(fashion_layered.main)
+app.command("newsgroups")(newsgroups.main)
 app.command("resnet20")(resnet20.cifar10)
 app.command("resnet20-cifar100")(resnet20.cifar100)
+app.command("resnet20-calibration")(calibration.main)
+app.command("resnet20-ablation")(ablation.main)
 
 if __name__ == "__main__":
     app(prog_name="python -m experiments")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,15 +27,15 @@ def main(
         from cimf import datasets
         from cimf.baselines import BASELINES
         from cimf.training import Schedule, trained_mlp
-        from experiments.pruning import OURS, compare
+        from experiments.pruning import OURS, Task, compare
 
         schedule = Schedule(epochs=20, learning_rate=5e-3, batch_size=256)
 
-        def load() -> Any:
+        def load() -> Task:
             data = datasets.fashion_mnist()
             cache = datasets.cache_folder() / "networks"
             net = trained_mlp(SIZES, data, seed=seed, schedule=schedule, cache=cache)
-            return (
+            return Task(
                 net,
                 torch.from_numpy(data.train_inputs[:images]),
                 torch.from_numpy(data.test_inputs),

@@ -1,9 +1,11 @@
-"""The layered design and every baseline at several sparsities: one table, two figures."""
+"""Sparse networks measured point by point: the layered design and every baseline in one table."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,166 +14,251 @@ from torch import Tensor, nn
 
 from cimf.baselines import BASELINES
 from cimf.layered.sparsify import Calibration, SparseNetwork
-from cimf.results import RunFolder
+from cimf.results import UNFINISHED, RunFolder
 from cimf.tables import markdown
 from cimf.terminal import out, print_table
+from experiments.figures import plot_lines
 
 LEVELS = (0.6, 0.75, 0.8, 0.9)
 OURS = "layered"
+# Options of `Calibration` in all experiments.
+FAST: dict[str, Any] = {"positions": 128, "precision": torch.float32}
 
 
-@torch.no_grad()
-def accuracy(net: nn.Module, inputs: Tensor, labels: Tensor, batch: int = 500) -> float:
-    """Return the share of correct labels; inputs (m, ...), labels (m,)."""
-    right = 0
-    for u, label in zip(inputs.split(batch), labels.split(batch), strict=True):
-        right += int((net(u).argmax(1) == label).sum())
-    return right / len(labels)
+@dataclass(frozen=True)
+class Task:
+    """A trained network, the samples that a method may see, and those that it is judged on.
+
+    Attributes
+    ----------
+    network : nn.Module
+    calibration : (m, ...)
+        Inputs without labels.
+    inputs, labels : (t, ...), (t,)
+        The test set.
+    data : dict
+        Where the samples come from, for the manifest.
+    """
+
+    network: nn.Module
+    calibration: Tensor
+    inputs: Tensor
+    labels: Tensor
+    data: dict[str, Any]
+
+    @torch.no_grad()
+    def accuracy(self, net: nn.Module, batch: int = 100) -> float:
+        """Return the share of correct labels."""
+        right = 0
+        for u, label in zip(self.inputs.split(batch), self.labels.split(batch), strict=True):
+            right += int((net(u).argmax(1) == label).sum())
+        return right / len(self.labels)
+
+    @cached_property
+    def dense(self) -> float:
+        """Accuracy of the trained network."""
+        return self.accuracy(self.network)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One sparse network of a table.
+
+    Attributes
+    ----------
+    labels : Mapping
+        Its columns in the table: what tells it from the other points.
+    sparsify : Calibration -> SparseNetwork
+    samples : int, optional
+        The first so many calibration samples. Default: all.
+    options : Mapping
+        Of `cimf.layered.sparsify.Calibration`, beside `FAST`.
+    """
+
+    labels: Mapping[str, Any]
+    sparsify: Callable[[Calibration], SparseNetwork]
+    samples: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The labels in one line."""
+        return ", ".join(f"{key} {value}" for key, value in self.labels.items())
+
+
+def layered(level: float, **options: Any) -> Callable[[Calibration], SparseNetwork]:
+    """Return our method at a target sparsity, with options of `Calibration.sparsify`."""
+    return lambda captured: captured.sparsify(level, **options)
+
+
+def baseline(
+    name: str, level: float, dense_head: Sequence[str] = ()
+) -> Callable[[Calibration], SparseNetwork]:
+    """Return a method of `BASELINES` at a target sparsity."""
+    return lambda captured: BASELINES[name].run(captured, level, keep=tuple(dense_head))
+
+
+def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Return one row per point: its labels, accuracy, accounting and seconds.
+
+    Every point is kept on the disk as soon as it is measured. Points that see the same samples with
+    the same options share their statistics if they follow each other; these are not in the seconds.
+    """
+    out.print(f"dense {task.dense:.2%} on {len(task.labels):,} test samples")
+    if run.points:
+        path = run.path / UNFINISHED
+        out.print(f"{len(run.points)} points are there from an interrupted run ({path})")
+    shared: tuple[Any, Calibration] | None = None
+
+    def work(point: Point) -> dict[str, Any]:
+        nonlocal shared
+        key = (point.samples, dict(point.options))
+        if shared is None or shared[0] != key:
+            shared = None  # frees the statistics before the next ones are taken
+            samples = task.calibration[: point.samples]
+            shared = key, Calibration(task.network, samples, **{**FAST, **point.options})
+            shared[1].survey  # noqa: B018 - what the points share
+        start = time.perf_counter()
+        result = point.sparsify(shared[1])
+        seconds = time.perf_counter() - start
+        return _row(result, task.accuracy(result.network), seconds)
+
+    rows = []
+    for k, point in enumerate(points, start=1):
+        row = run.once(point.name, partial(work, point))
+        headline = f"{point.name}: {row['accuracy']:.2%} ({row['seconds']:.0f} s)"
+        out.print(f"  {k}/{len(points)} {headline}")
+        row["report"] = f"{headline}\n{row['report']}"
+        rows.append({**point.labels, **row})
+    return rows
+
+
+def _row(result: SparseNetwork, accuracy: float, seconds: float) -> dict[str, Any]:
+    report = result.report
+    gaps = [layer.worst_gap for layer in report.layers if layer.solved]
+    return {
+        "accuracy": accuracy,
+        **{f"sparsity_{key}": number for key, number in report.sparsity.items()},
+        "nonzero_weights": report.nonzeros["network_weights"][0],
+        "emptied_rows": sum(len(layer.emptied) for layer in report.layers),
+        "unread_channels": sum(layer.unread for layer in report.layers),
+        "exchanges": sum(layer.exchanges for layer in report.layers),
+        "solved_rows": sum(layer.solved for layer in report.layers),
+        "certified_rows": sum(layer.certified for layer in report.layers),
+        "worst_gap": max(gaps, default=None),
+        "head_mismatch": report.layers[-1].mismatch,
+        "seconds": seconds,
+        "layers": {layer.path: layer.sparsity for layer in report.layers},
+        "report": str(report),
+    }
+
+
+def percent(rows: Sequence[Mapping[str, Any]], **labels: Any) -> str:
+    """Return the accuracy of the row with these labels, in percent, or a dash."""
+    for row in rows:
+        if all(row[key] == value for key, value in labels.items()):
+            return f"{100 * row['accuracy']:.2f}"
+    return "-"
+
+
+def finish(
+    run: RunFolder,
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    text: str,
+    figures: Sequence[str] = (),
+) -> None:
+    """Write table.csv, table.md, layers.txt (the report of every point) and the manifest."""
+    import pandas as pd
+
+    long = ("layers", "report")
+    table = [{key: value for key, value in row.items() if key not in long} for row in rows]
+    run.finish(
+        {
+            "table.csv": pd.DataFrame(table).to_csv(index=False),
+            "table.md": text,
+            "layers.txt": "\n\n".join(row["report"] for row in rows) + "\n",
+        },
+        tuple(figures),
+        data=task.data,
+        dense_accuracy=task.dense,
+        samples={"calibration": len(task.calibration), "test": len(task.labels)},
+    )
 
 
 def compare(
     name: str,
     folder: Path,
     settings: dict[str, Any],
-    load: Callable[[], tuple[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]]],
+    load: Callable[[], Task],
     *,
     levels: Sequence[float] = LEVELS,
     methods: Sequence[str] = (OURS, *BASELINES),
     dense_head: Sequence[str] = (),
-    positions: int | None = 128,
     overwrite: bool = False,
-) -> list[dict[str, Any]]:
+) -> None:
     """Run methods at sparsity levels on the same calibration samples and write a results folder.
 
     Parameters
     ----------
-    load : () -> (network, calibration inputs, test inputs, test labels, data description)
     dense_head : sequence of str
         Layers that the baselines keep dense, where that is better for them.
-    positions : int, optional
-        As `cimf.layered.sparsify.sparsify_layers`.
-
-    Returns
-    -------
-    list of dict
-        One row per method and level.
     """
-    run = RunFolder.claim(
-        folder,
-        {**settings, "levels": levels, "methods": methods, "positions": positions},
-        overwrite,
-    )
-    net, calibration, inputs, labels, data = load()
-    dense = accuracy(net, inputs, labels)
-    out.print(f"{name}: dense {dense:.2%} on {len(labels):,} test images")
-    start = time.perf_counter()
-    captured = Calibration(net, calibration, positions=positions, precision=torch.float32)
-    captured.survey  # noqa: B018 - the statistics that all methods share
-    shared = time.perf_counter() - start
-    rows: list[dict[str, Any]] = []
-    shares: dict[float, dict[str, float]] = {}
-    texts: list[str] = []
-    for level in levels:
-        for method in methods:
-            start = time.perf_counter()
-            result = _run(captured, method, level, tuple(dense_head))
-            seconds = time.perf_counter() - start
-            value = accuracy(result.network, inputs, labels)
-            report = result.report
-            rows.append({
-                "method": method,
-                "target": level,
-                "accuracy": value,
-                **{f"sparsity_{key}": number for key, number in report.sparsity.items()},
-                "nonzero_weights": report.nonzeros["network_weights"][0],
-                "emptied_rows": sum(len(layer.emptied) for layer in report.layers),
-                "unread_channels": sum(layer.unread for layer in report.layers),
-                "head_mismatch": report.layers[-1].mismatch,
-                "seconds": seconds,
-            })  # fmt: skip
-            out.print(f"  {level:.0%} {method}: {value:.2%} ({seconds:.0f} s)")
-            if method == OURS:
-                shares[level] = {layer.path: layer.sparsity for layer in report.layers}
-            texts.append(f"{method}, {level:.0%}: {value:.2%}\n{report}")
+    settings = {**settings, "levels": levels, "methods": methods, "positions": FAST["positions"]}
+    run = RunFolder.claim(folder, settings, overwrite)
+    task = load()
+    rows = measure(run, task, [
+        Point(
+            {"method": method, "target": level},
+            layered(level) if method == OURS else baseline(method, level, dense_head),
+        )
+        for level in levels
+        for method in methods
+    ])  # fmt: skip
     title = ["method", *(f"{level:.0%}" for level in levels)]
     table = [
-        [method, *(f"{100 * r['accuracy']:.2f}" for r in rows if r["method"] == method)]
+        [method, *(percent(rows, method=method, target=level) for level in levels)]
         for method in methods
     ]
     print_table(title, table, title=name)
-    plot(rows, shares, dense, run.path, name)
-    import pandas as pd
-
-    sources = "".join(f"- {key}: {BASELINES[key].source}\n" for key in methods if key in BASELINES)
-    run.finish(
+    plot_lines(
+        run.path / "accuracy.png",
+        name,
         {
-            "table.csv": pd.DataFrame(rows).to_csv(index=False),
-            "table.md": (
-                f"# {name}\n\nTest accuracy in percent at equal sparsity of all convolution and "
-                f"linear weights; dense {dense:.2%}.\n\n{markdown(title, table)}\n{sources}"
-            ),
-            "layers.txt": "\n\n".join(texts) + "\n",
+            method: (
+                [100 * row["sparsity_network_weights"] for row in rows if row["method"] == method],
+                [100 * row["accuracy"] for row in rows if row["method"] == method],
+            )
+            for method in methods
         },
-        ("accuracy.png", "layers.png") if shares else ("accuracy.png",),
-        data=data,
-        dense_accuracy=dense,
-        samples={"calibration": captured.n_samples, "test": len(labels)},
-        seconds={"shared statistics": shared},
+        across="sparsity of all convolution and linear weights (%)",
+        up="test accuracy (%), logarithmic in the error",
+        dense=100 * task.dense,
+        bold=[OURS],
     )
-    return rows
-
-
-def _run(
-    captured: Calibration, method: str, level: float, dense_head: tuple[str, ...]
-) -> SparseNetwork:
-    if method == OURS:
-        return captured.sparsify(level)
-    return BASELINES[method].run(captured, level, keep=dense_head)
-
-
-def plot(
-    rows: Sequence[dict[str, Any]],
-    shares: dict[float, dict[str, float]],
-    dense: float,
-    folder: Path,
-    title: str,
-) -> None:
-    """Write accuracy.png (accuracy against sparsity) and layers.png (sparsity of every layer)."""
-    from matplotlib.figure import Figure
-
-    from cimf.files import atomic_path
-
-    figure = Figure(figsize=(7.2, 4.5), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
-    for k, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        part = [row for row in rows if row["method"] == method]
-        axes.plot(
-            [100 * row["sparsity_network_weights"] for row in part],
-            [100 * row["accuracy"] for row in part],
-            marker="osD^vPX*"[k % 8],
-            linewidth=2.2 if method == OURS else 1.2,
-            linestyle="-" if method == OURS else "--",
-            label=method,
+    figures = ["accuracy.png"]
+    if OURS in methods:
+        figures.append("layers.png")
+        plot_lines(
+            run.path / "layers.png",
+            f"{name}: {OURS}",
+            {
+                f"{row['target']:.0%} in all": (
+                    list(row["layers"]),
+                    [100 * share for share in row["layers"].values()],
+                )
+                for row in rows
+                if row["method"] == OURS
+            },
+            across="",
+            up="sparsity of the layer (%)",
         )
-    axes.axhline(100 * dense, color="0.35", linewidth=1.0, zorder=0)
-    axes.set_xlabel("sparsity of all convolution and linear weights (%)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.grid(color="0.92", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    axes.set_title(title, fontsize=10, loc="left")
-    with atomic_path(folder / "accuracy.png") as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-    if not shares:
-        return
-    figure = Figure(figsize=(7.2, 4.0), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
-    for level, layers in shares.items():
-        axes.plot(list(layers), [100 * value for value in layers.values()], marker="o",
-                  markersize=4, label=f"{level:.0%}")  # fmt: skip
-    axes.tick_params(axis="x", rotation=90, labelsize=7)
-    axes.set_ylabel("sparsity of the layer (%)")
-    axes.legend(frameon=False, fontsize=8, title="whole network")
-    axes.spines[["top", "right"]].set_visible(False)
-    with atomic_path(folder / "layers.png") as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    sources = "".join(f"- {key}: {BASELINES[key].source}\n" for key in methods if key in BASELINES)
+    finish(
+        run,
+        task,
+        rows,
+        f"# {name}\n\nTest accuracy in percent at equal sparsity of all convolution and linear "
+        f"weights; dense {task.dense:.2%}.\n\n{markdown(title, table)}\n{sources}",
+        figures,
+    )

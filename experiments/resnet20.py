@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from cimf.terminal import one_line_errors
 if TYPE_CHECKING:
     from cimf.datasets import Dataset
     from cimf.networks import Pretrained
+    from experiments.pruning import Task
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")]
 Images = Annotated[int, typer.Option(help="Calibration images, without labels.")]
@@ -23,7 +24,7 @@ Levels = Annotated[str, typer.Option(help="Target sparsities, comma-separated.")
 
 def cifar10(
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/resnet20"),
-    images: Images = 4000,
+    images: Images = 2000,
     tests: Tests = None,
     methods: Methods = None,
     levels: Levels = "0.6,0.75,0.8,0.9",
@@ -39,7 +40,7 @@ def cifar10(
 
 def cifar100(
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/resnet20-cifar100"),
-    images: Images = 4000,
+    images: Images = 2000,
     tests: Tests = None,
     methods: Methods = None,
     levels: Levels = "0.6,0.75,0.8,0.9",
@@ -53,6 +54,27 @@ def cifar100(
                  images, tests, methods, levels, overwrite)  # fmt: skip
 
 
+def task(
+    images_of: Callable[[int, int | None], Dataset],
+    network: Callable[[], Pretrained],
+    images: int,
+    tests: int | None,
+) -> Task:
+    """Return a trained network with its first calibration and test images."""
+    import torch
+
+    from experiments.pruning import Task
+
+    data, trained = images_of(images, tests), network()
+    return Task(
+        trained.network,
+        trained.prepare(data.train_inputs),
+        trained.prepare(data.test_inputs),
+        torch.from_numpy(data.test_labels),
+        data.describe(),
+    )
+
+
 def _compare(
     name: str,
     out: Path,
@@ -64,26 +86,14 @@ def _compare(
     levels: str,
     overwrite: bool,
 ) -> None:
-    import torch
-
     from cimf.baselines import BASELINES
     from experiments.pruning import OURS, compare
-
-    def load() -> Any:
-        data, trained = images_of(images, tests), network()
-        return (
-            trained.network,
-            trained.prepare(data.train_inputs),
-            trained.prepare(data.test_inputs),
-            torch.from_numpy(data.test_labels),
-            data.describe(),
-        )
 
     compare(
         f"{name}, {images:,} calibration images",
         out,
         {"network": name, "calibration": images, "tests": tests},
-        load,
+        lambda: task(images_of, network, images, tests),
         levels=[float(level) for level in levels.split(",")],
         methods=methods.split(",") if methods else (OURS, *BASELINES),
         dense_head=("linear",),

@@ -242,20 +242,41 @@ def test_the_layered_design_saves_the_sparse_network(run):
     net.load_state_dict(state)
     zeros = sum(int((value == 0).sum()) for value in state.values() if value.ndim == 2)
     assert zeros == 24
-    assert "test batches" not in result.output
+    assert record["evaluation"] is None
     one_line(run(*arguments, "--target-sparsity", "0.6"), "other target_sparsity")
-    tested = ("sparsify", "usernet:load", "--design", "layered", "--target-sparsity", "0.5")
-    assert "test batches are not used" in run(*tested).output
+
+
+def test_the_layered_design_tests_dense_and_sparse_network(run):
+    arguments = ("--design", "layered", "--target-sparsity", "0.4", "--support", "ball")
+    result = run("sparsify", "usernet:load", *arguments)
+    assert result.exit_code == 0, result.output
+    record = manifest("results/load")
+    net, _, ((inputs, labels),) = cli.call_seeded(load_function("usernet:load"), 0)
+    found = record["evaluation"]
+    assert (found["samples"], found["dense_accuracy"]) == (50, 1.0), "labels are the network's own"
+    net.load_state_dict(load_file("results/load/network.safetensors"))
+    accuracy = float((net(inputs).argmax(1) == labels).float().mean())
+    assert found["accuracy"] == pytest.approx(accuracy)
+    assert accuracy < 1.0, "otherwise a test that reports the dense accuracy twice would pass"
+    text = f"accuracy {accuracy:.2%}, the network itself 100.00%"
+    assert text in result.output
+    assert text in Path("results/load/report.txt").read_text()
+    assert record["settings"]["support"] == "ball"
+    assert "6/6" in result.output, "rows of the convex problem that are certified"
+    for words in ("implicit model: 6 states; its equilibrium gives", "well-posed for any weights"):
+        assert words in Path("results/load/report.txt").read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--design", "layered"), "--target-sparsity 0.8"),
-        (("--design", "layered", "--target-sparsity", "2"), "must lie in [0, 1)"),
+        (("--design", "layered", "--target-sparsity", "2"), "in [0, 1)"),
+        (("--design", "layered", "--target-sparsity", "nan"), "in [0, 1)"),
         (("--design", "layered", "--kappa", "1", "--target-sparsity", "0"), "--kappa is not used"),
         (("--design", "layered", "--no-rescale"), "--no-rescale is not used"),
-        (("--target-sparsity", "0.5"), "needs --design layered"),
+        (("--target-sparsity", "0.5"), "--target-sparsity needs --design layered"),
+        (("--support", "ball"), "--support needs --design layered"),
         (("--backend", "gurobi"), "known: auto, clarabel, mosek"),
         (("--backend", "clarabel"), "add --method cvxpy"),
         (("--method", "foo"), "known: auto, bisection, cvxpy, exact, torch"),
@@ -283,6 +304,42 @@ def test_any_callable_can_be_named(run, name):
 
 def test_a_function_without_a_source_file(run):
     one_line(run("sparsify", "os:getcwd"), "getcwd returned str")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "foo"), "known: auto, bisection, cvxpy, exact, torch"),
+        (("--method", "cvxpy", "--backend", "foo"), "known: auto, clarabel, mosek"),
+        (("--backend", "clarabel"), "add --method cvxpy"),
+        (("--design", "foo"), "known: causal, full, layered, no-self-loop"),
+        (("--kappa", "1.5"), "--allow-ill-posed"),
+        (("--design", "layered", "--target-sparsity", "0.5", "--support", "foo"), "magnitude, obs"),
+        (("--design", "layered", "--target-sparsity", "1"), "in [0, 1)"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_network_is_made(run, arguments, message):
+    """`broken` would raise ZeroDivisionError if it were called: the user's training."""
+    one_line(run("sparsify", "usernet:broken", *arguments), message)
+    assert not Path("results").exists()
+
+
+def test_a_wrong_method_is_refused_before_the_demonstration_trains(run, monkeypatch):
+    monkeypatch.setattr(demo, "trained_mlp", lambda *_, **__: pytest.fail("it was trained"))
+    one_line(run("demo", "--method", "foo"), "known: auto, bisection")
+
+
+def test_ctrl_c_while_libraries_are_loaded_is_not_swallowed():
+    """CVXPY catches what an extension makes of KeyboardInterrupt; `loading` is not to be caught."""
+    code = (
+        "import os, signal\n"
+        "from cimf.terminal import loading\n"
+        "with loading():\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)\n"
+        "    except BaseException: pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted; nothing half-written was left\n")
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(run):

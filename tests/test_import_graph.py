@@ -22,8 +22,9 @@ LAYERS = [
     {"solve"},
     {"capture"},
     {"model"},
-    {"designs", "networks", "reference"},
-    {"layered", "report"},
+    {"designs", "networks", "reference", "text"},
+    {"layered", "own_rows"},
+    {"outputs", "report"},
     {"baselines", "sparsify"},
     {"figures", "results", "tables", "terminal"},
     {"sweep", "training", "verification"},
@@ -33,7 +34,7 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 TORCH = {
     "activations", "baselines", "capture", "cli", "doctor", "layered", "model", "networks", "solve",
-    "training",
+    "text", "training",
 }  # fmt: skip
 NUMPY_ONLY = {"judge", "statistics"}
 

@@ -1,5 +1,7 @@
+import importlib.machinery
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -31,10 +33,14 @@ def test_manifest_is_strict_json_with_the_origin_of_the_run():
 
 
 def test_the_command_line_holds_no_machine_path(monkeypatch):
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "argv", ["/home/someone/venv/bin/cimf", "demo", "--seed", "1"])
     assert provenance.command() == "cimf demo --seed 1"
-    monkeypatch.setattr(sys, "argv", ["/home/someone/experiments/__main__.py", "fashion"])
-    assert provenance.command() == "python -m experiments fashion"
+    for spec, name in (("experiments.__main__", "experiments"), ("benchmarks.rows",) * 2):
+        main.__spec__ = importlib.machinery.ModuleSpec(spec, None)
+        monkeypatch.setattr(sys, "argv", ["/home/someone/x.py", "--rows", "4"])
+        assert provenance.command() == f"python -m {name} --rows 4"
 
 
 def test_no_machine_path_in_the_thread_record():

@@ -4,7 +4,7 @@ import pytest
 
 from cimf.errors import RunError
 from cimf.files import write_text
-from cimf.results import MANIFEST, RunFolder
+from cimf.results import MANIFEST, UNFINISHED, RunFolder
 
 
 def finished(path, settings, files):
@@ -74,3 +74,49 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
             RunFolder.claim(path, {})
         with pytest.raises(RunError, match="cannot be written"):
             write_text(f"{path}/a.txt", "text")
+
+
+def points(path, settings, keys, **options):
+    """Measure points; return their values and which of them were measured now."""
+    measured = []
+
+    def work(key):
+        measured.append(key)
+        if key == "killed":
+            raise KeyboardInterrupt
+        return {"value": len(key), "none": float("nan")}
+
+    run = RunFolder.claim(path, settings, **options)
+    try:
+        values = [run.once(key, lambda key=key: work(key)) for key in keys]
+    except KeyboardInterrupt:
+        return None, measured
+    run.finish({"a.txt": ""})
+    return values, measured
+
+
+def test_an_interrupted_run_continues_where_it_stopped(tmp_path):
+    folder = tmp_path / "run"
+    assert points(folder, {"seed": 0}, ["a", "bb", "killed"]) == (None, ["a", "bb", "killed"])
+    values, measured = points(folder, {"seed": 0}, ["a", "bb", "ccc"])
+    assert measured == ["ccc"]
+    assert values == [{"value": k, "none": None} for k in (1, 2, 3)], "kept or not: the same"
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST]
+    assert points(folder, {"seed": 0}, ["a"])[1] == ["a"], "a finished run is made again"
+
+
+def test_points_of_other_settings_are_refused_and_not_used(tmp_path):
+    folder = tmp_path / "run"
+    points(folder, {"seed": 0}, ["a", "killed"])
+    with pytest.raises(RunError, match=r"another run \(other seed\)"):
+        points(folder, {"seed": 1}, ["a"])
+    assert points(folder, {"seed": 1}, ["a"], overwrite=True)[1] == ["a"]
+    points(folder, {"seed": 0}, ["a", "killed"], overwrite=True)
+    assert points(folder, {"seed": 0}, ["a", "bb"], overwrite=True)[1] == ["bb"], "the same run"
+
+
+def test_a_damaged_file_of_points_is_refused(tmp_path):
+    (tmp_path / UNFINISHED).write_text('{"fingerprint": ')
+    with pytest.raises(RunError, match="cannot be read"):
+        RunFolder.claim(tmp_path, {})
+    assert points(tmp_path, {}, ["a"], overwrite=True)[1] == ["a"]

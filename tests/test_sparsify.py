@@ -10,6 +10,7 @@ from cimf import datasets, judge
 from cimf.designs import DESIGNS, row_problems
 from cimf.errors import BackendError, CertificateError, InputError, UnknownNameError
 from cimf.judge import certify
+from cimf.own_rows import own_rows, prefer_own_outputs, prefer_own_rows
 from cimf.reference import Reference, least_squares
 from cimf.report import block_errors
 from cimf.solve.backends import probe
@@ -80,6 +81,55 @@ def test_rescaled_and_causal_the_network_itself_is_found_again(reference):
     np.testing.assert_allclose(
         result.model.predict(states.U), states.Y, atol=1e-5 * np.abs(states.Y).max()
     )
+
+
+def test_where_solutions_tie_the_networks_own_row_is_kept_if_it_is_sparser(reference):
+    half, full = cimf.sparsify_path(reference, [0.5, 0.99], "full")
+    states = reference.calibration
+    gram, weights = row_problems(states.scaled(reference.scale), DESIGNS["full"].allowed(states))
+    solver = cimf.solve_rows(gram, 0.99, weights=weights)
+    solution = full.report.solution
+    own = solution.method == "network"
+    assert own.any()
+    scaled = reference.own.scaled(reference.scale)
+    np.testing.assert_array_equal(
+        solution.coef[own], np.hstack([scaled.A.toarray(), scaled.B.toarray()])[own]
+    )
+    counts = [np.count_nonzero(found.coef, axis=1) for found in (solution, solver)]
+    assert (counts[0][own] < counts[1][own]).all()
+    np.testing.assert_array_equal(counts[0][~own], counts[1][~own])
+    assert certify(gram, solution.coef, 0.99, weights=weights).passed.all()
+    assert full.report.row()["sparsity_network_weights"] >= 0.0, "the network itself is feasible"
+    assert f"own rows      {own.sum()} rows" in str(full.report)
+    assert any("rows of (C, D) are the network's own" in note for note in full.report.notes)
+    # Where the ball forbids the network its rows are no candidates.
+    assert "network" not in half.report.methods
+    assert not half.report.notes
+
+
+def test_a_sparser_row_that_is_not_optimal_is_not_preferred(reference):
+    states = reference.calibration
+    gram, weights = row_problems(states.scaled(reference.scale), DESIGNS["full"].allowed(states))
+    solution = cimf.solve_rows(gram, 0.99, weights=weights)
+    wrong = own_rows(reference)
+    wrong[:, 0] += 1e-3
+    assert prefer_own_rows(solution, wrong, gram, 0.99, weights) is solution
+    assert prefer_own_rows(solution, 0 * wrong, gram, 0.99, weights) is solution
+    outputs, replaced = prefer_own_outputs(
+        np.ones((1, 2)), np.array([[1.0, 0.0]]), np.eye(2), np.ones((1, 2)), 1e-9
+    )
+    assert replaced == 0
+    assert outputs.all()
+
+
+def test_rows_whose_ball_is_inactive_are_counted(reference):
+    empty, tight, loose = (r.report for r in cimf.sparsify_path(reference, [0.0, 1e-3, 0.99]))
+    assert (empty.inactive, loose.inactive) == (0, 16)
+    dead = int((~reference.calibration.X.any(axis=1)).sum())
+    assert tight.inactive <= dead
+    assert "inactive ball 16 of 16 rows" in str(loose)
+    assert "inactive" not in str(empty)
+    assert loose.row()["inactive_rows"] == 16
 
 
 def test_accuracy_stands_between_dense_network_and_control(reference):
@@ -292,7 +342,12 @@ X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
         ([X], {"design": "layered", "kapa": 1}, "'kapa'; known: .*damping.*support.*target_sp"),
         ([X], {"design": "layered", "kappa": 0.5}, "kappa is not used by design 'layered'"),
         ([X], {"design": "layered", "rescale": False}, "rescale is not used"),
-        ([X], {"design": "layered", "test": [X]}, "test is not used"),
+        ([X], {"design": "layered", "target_sparsity": 0.5, "test": 3}, "test must be an iterable"),
+        (
+            [X],
+            {"design": "layered", "target_sparsity": 0.5, "test": [(X[:2], torch.tensor([0, 3]))]},
+            "classes 0 to 2",
+        ),
         ([X], {"backend": "clarabel"}, "backend is used by method='cvxpy'"),
         ([X], {"backend": "gurobi"}, "unknown backend 'gurobi'; known: auto, clarabel"),
         ([X], {"method": "foo"}, "known: auto, bisection, cvxpy, exact, torch"),

@@ -186,7 +186,8 @@ def _not_affine(network: Network, node: fx.Node, error: float) -> CaptureError:
     return CaptureError(
         f"{network.where(node)} cannot be represented: "
         + (reason or "it is not one of the known elementwise activations")
-        + f" (tested numerically: not affine in its inputs, relative error {error:.1e}{advice})"
+        + f" (tested numerically: not affine in its inputs, relative error {error:.1e}{advice}). "
+        "The design 'layered' leaves it as it is"
     )
 
 

@@ -21,13 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from cimf.errors import CaptureError, InputError
+from cimf.layered.trace import MATCHED, NORMS, trace
 
-_CONVS = (nn.Conv1d, nn.Conv2d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_MATCHED = (*_CONVS, nn.Linear)
-_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-# Modules that own matrices and stay as they are; every other unmatched matrix is refused.
-_LEFT_ALONE = (nn.Embedding, nn.EmbeddingBag)
+_ADDITIONS = {operator.add, torch.add, torch.ops.aten.add.Tensor, "add"}
 
 
 @dataclass
@@ -116,12 +112,33 @@ class Layer:
             total = (total[:, None] * inside.sum(axis=1)).ravel()
         return np.tile(total, self.n_columns // len(total))
 
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the output that counts the rows; the others are samples and positions."""
+        return -1 if isinstance(self.module, nn.Linear) else 1
+
     def set_rows(self, weight: Tensor, bias: Tensor | None) -> None:
         """Replace the folded weight by rows (r, N) and the bias by (r,)."""
         with torch.no_grad():
             self.module.weight.copy_(weight.reshape(self.module.weight.shape))
             if bias is not None:
                 self.module.bias.copy_(bias)
+
+
+def working_dtype(net: nn.Module) -> torch.dtype:
+    """Return the dtype in which a network's states are computed: float32, or float64 where it is.
+
+    Raises
+    ------
+    InputError
+        `net` is not a network with parameters.
+    """
+    if not isinstance(net, nn.Module):
+        raise InputError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    if isinstance(net, fx.GraphModule) or not any(True for _ in net.parameters()):
+        raise InputError("net must be a network with parameters, not a traced graph")
+    double = any(p.dtype == torch.float64 for p in net.parameters())
+    return torch.float64 if double else torch.float32
 
 
 class LayerGraph:
@@ -131,6 +148,9 @@ class LayerGraph:
     ----------
     net : nn.Module
         Not modified. Statistics are taken on a float32 copy (float64 where the network is).
+    sample : Tensor, optional
+        Input (b, ...) in `working_dtype`, for networks that cannot be traced symbolically, see
+        `cimf.layered.trace`.
 
     Attributes
     ----------
@@ -144,34 +164,18 @@ class LayerGraph:
     InputError
         `net` is not an nn.Module.
     CaptureError
-        It cannot be copied or traced (dynamic control flow), uses a matched module twice, shares a
-        weight between modules, has matrices in modules that cannot be matched, or has no layer.
-        The message names the module's path.
+        It cannot be copied or traced, see `cimf.layered.trace.trace`, uses a matched module twice,
+        or has no layer. The message names the module's path.
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        if not isinstance(net, nn.Module):
-            raise InputError(f"net must be a torch.nn.Module, got {type(net).__name__}")
-        if isinstance(net, fx.GraphModule) or not any(True for _ in net.parameters()):
-            raise InputError("net must be a network with parameters, not a traced graph")
+    def __init__(self, net: nn.Module, sample: Tensor | None = None) -> None:
         self.original = net
-        double = any(p.dtype == torch.float64 for p in net.parameters())
-        dtype = torch.float64 if double else torch.float32
+        self.dtype = dtype = working_dtype(net)
         try:
             root = copy.deepcopy(net).to("cpu", dtype).eval().requires_grad_(False)
         except Exception as error:
             raise CaptureError(f"the network cannot be copied to {dtype}: {error}") from error
-        self.dtype = dtype
-        _refuse_foreign_matrices(root)
-        try:
-            graph = fx.Tracer().trace(root)
-        except Exception as error:
-            raise CaptureError(
-                f"the network cannot be traced: {error}. Its control flow must not depend on the "
-                "data (if, for, len, int() on tensors); use torch.where, or sparsify the parts"
-            ) from error
-        self.module = fx.GraphModule(root, graph)
-        _out_of_place(self.module)
+        self.module = trace(root, sample)
         self.layers = self._find_layers()
         if not self.layers:
             raise CaptureError("the network has no convolution and no linear layer to match")
@@ -198,20 +202,18 @@ class LayerGraph:
     def _find_layers(self) -> list[Layer]:
         graph = self.module.graph
         layers: dict[str, Layer] = {}
-        owners: dict[int, str] = {}
         for node in list(graph.nodes):
             if node.op != "call_module":
                 continue
             path = str(node.target)
             found: Any = self.module.get_submodule(path)
-            if not isinstance(found, _MATCHED):
+            if not isinstance(found, MATCHED):
                 continue
-            if path in layers or id(found.weight) in owners:
+            if path in layers:
                 raise CaptureError(
-                    f"layer {path!r} ({type(found).__name__}) is used more than once or shares its "
-                    f"weight with {owners[id(found.weight)]!r}: its rows have no single design"
+                    f"layer {path!r} ({type(found).__name__}) is used more than once: its rows "
+                    "have no single design"
                 )
-            owners[id(found.weight)] = path
             layers[path] = Layer(path, node, found, self._fold(node, found))
         # Of two layers that meet in an addition the larger one goes last: it corrects the other.
         for layer in sorted(layers.values(), key=lambda layer: layer.n_weights):
@@ -231,7 +233,7 @@ class LayerGraph:
             return ""
         path = str(users[0].target)
         norm: Any = self.module.get_submodule(path)
-        if not isinstance(norm, _NORMS):
+        if not isinstance(norm, NORMS):
             return ""
         if isinstance(layer, nn.Linear) and node.meta.get("tensor_rank", 2) != 2:
             return ""
@@ -282,36 +284,6 @@ class LayerGraph:
                     target.bias.copy_(bias)
                 target.weight.copy_(weight)
         return net
-
-
-def _refuse_foreign_matrices(root: nn.Module) -> None:
-    for path, module in root.named_modules():
-        if isinstance(module, (*_MATCHED, *_LEFT_ALONE)):
-            continue
-        own = [name for name, p in module.named_parameters(recurse=False) if p.ndim >= 2]
-        if own:
-            raise CaptureError(
-                f"layer {path or 'the network itself'!r} ({type(module).__name__}) is not "
-                f"supported: its weights {', '.join(own)} belong to no convolution (1-D, 2-D) or "
-                "linear module. Write it with nn.Conv1d, nn.Conv2d or nn.Linear"
-            )
-
-
-def _out_of_place(module: fx.GraphModule) -> None:
-    """Let activations leave their input as it is: pre-activations are targets, inputs are shared.
-
-    Where a network relies on the change in place its output differs, which `Calibration` checks.
-    """
-    for part in module.modules():
-        if getattr(part, "inplace", False):
-            part.inplace = False  # type: ignore[assignment]
-    for node in module.graph.nodes:
-        if node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-        if node.op == "call_method" and node.target in ("relu_", "add_"):
-            node.target = node.target[:-1]
-        if node.op == "call_function" and node.target in (operator.iadd, torch.relu_):
-            node.target = operator.add if node.target is operator.iadd else torch.relu
 
 
 def _postpone(node: fx.Node) -> None:

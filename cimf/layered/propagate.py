@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ def propagate(
     correct: bool = True,
     positions: int | None = None,
     precision: torch.dtype = torch.float64,
+    counting: Mapping[str, Sequence[Tensor]] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
     """Run teacher and student through the graph, solving every layer when its input is known.
@@ -40,6 +41,9 @@ def propagate(
     positions : int, optional
         About so many output positions per sample enter the statistics (a grid with a random
         offset per batch). Default: all.
+    counting : mapping of str to sequence of Tensor, optional
+        By layer: the positions (b, ...) of every batch that take part in the statistics and in the
+        mismatch, see `positions_that_count`. Default: all.
 
     Returns
     -------
@@ -48,6 +52,7 @@ def propagate(
         to it) over the teacher's variance.
     """
     rng = np.random.default_rng(seed)
+    counting = counting or {}
     teacher: dict[fx.Node, Values] = {}
     student: dict[fx.Node, Values] = {}
     mismatch: dict[str, float] = {}
@@ -55,32 +60,33 @@ def propagate(
         if node.op == "placeholder":
             teacher[node] = student[node] = list(batches)
         elif layer is None:
-            teacher[node] = _evaluate(graph, node, teacher)
+            teacher[node] = _evaluate(graph, node, teacher, len(batches))
             same = all(teacher[n] is student[n] for n in node.all_input_nodes)
-            student[node] = teacher[node] if same else _evaluate(graph, node, student)
+            student[node] = teacher[node] if same else _evaluate(graph, node, student, len(batches))
         else:
-            teacher[node] = _evaluate(graph, node, teacher)
+            teacher[node] = _evaluate(graph, node, teacher, len(batches))
             statistics = PatchGram(layer, precision)
             source = student if correct else teacher
             for k, x in enumerate(source[layer.source]):
                 goal = teacher[node][k]
                 if correct and layer.summand is not None:
                     goal = goal + teacher[layer.summand][k] - student[layer.summand][k]
+                if layer.path in counting:
+                    x, goal = (value[counting[layer.path][k]] for value in (x, goal))
                 statistics.update(x, goal, grid(layer, goal, positions, rng))
             found = solve(layer, statistics)
             if found is not None:
                 layer.set_rows(*found)
             same = found is None and teacher[layer.source] is student[layer.source]
-            student[node] = teacher[node] if same else _evaluate(graph, node, student)
-            mismatch[layer.path] = _mismatch(layer, teacher, student)
+            student[node] = teacher[node] if same else _evaluate(graph, node, student, len(batches))
+            mismatch[layer.path] = _mismatch(layer, teacher, student, counting.get(layer.path))
         for value in dead:
             del teacher[value], student[value]
     return mismatch
 
 
-def _evaluate(graph: LayerGraph, node: fx.Node, env: dict[fx.Node, Values]) -> Values:
-    """Return a node's value for every batch; constants are the same for all."""
-    count = max((len(values) for values in env.values()), default=1)
+def _evaluate(graph: LayerGraph, node: fx.Node, env: dict[fx.Node, Values], count: int) -> Values:
+    """Return a node's value for each of `count` batches; constants are the same for all."""
     return [
         evaluate_node(graph.module, node, {n: env[n][k] for n in node.all_input_nodes})
         for k in range(count)
@@ -88,18 +94,22 @@ def _evaluate(graph: LayerGraph, node: fx.Node, env: dict[fx.Node, Values]) -> V
 
 
 def _mismatch(
-    layer: Layer, teacher: dict[fx.Node, Values], student: dict[fx.Node, Values]
+    layer: Layer,
+    teacher: dict[fx.Node, Values],
+    student: dict[fx.Node, Values],
+    counting: Sequence[Tensor] | None,
 ) -> float:
     error = energy = count = 0.0
     total: Tensor | float = 0.0
-    axis = 1 if hasattr(layer.module, "stride") else -1
     for k, z in enumerate(teacher[layer.node]):
         e = student[layer.node][k] - z
         if layer.summand is not None:
             e = e + student[layer.summand][k] - teacher[layer.summand][k]
             z = z + teacher[layer.summand][k]
+        if counting is not None:
+            e, z = e[counting[k]], z[counting[k]]
         error += float(e.square().sum(dtype=torch.float64))
-        channels = z.movedim(axis, 0).flatten(1)
+        channels = z.movedim(layer.channel_axis, 0).flatten(1)
         energy += float(z.square().sum(dtype=torch.float64))
         total = total + channels.sum(1, dtype=torch.float64)
         count += channels.shape[1]

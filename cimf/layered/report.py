@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
+from cimf.blocks import some_rows
 from cimf.judge import DENOMINATORS
 from cimf.layered.graph import Layer, LayerGraph
 from cimf.layered.rows import Matrix, losses
@@ -86,6 +87,34 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """The sparse network on test samples.
+
+    Attributes
+    ----------
+    samples : int
+    output_error : float
+        ||Y_sparse - Y_network||_F / ||Y_network||_F.
+    accuracy, dense_accuracy : float or None
+        Of the sparse network and of the network itself, where the samples have labels.
+    """
+
+    samples: int
+    output_error: float
+    accuracy: float | None
+    dense_accuracy: float | None
+
+    def __str__(self) -> str:
+        text = (
+            f"on {self.samples:,} test samples: output error {self.output_error:.4f} (relative, "
+            "against the network)"
+        )
+        if self.accuracy is not None:
+            text += f", accuracy {self.accuracy:.2%}, the network itself {self.dense_accuracy:.2%}"
+        return text
+
+
+@dataclass(frozen=True)
 class LayeredReport:
     """Everything about one sparse network.
 
@@ -96,18 +125,22 @@ class LayeredReport:
     target : float or None
         The sparsity that was asked for.
     nonzeros : dict of str to (int, int)
-        For each key of `cimf.judge.DENOMINATORS`: non-zeros and total. "admissible" and "dense"
-        count the matched part of (A, B, C, D), every weight as often as the weight sharing
+        For each key of `cimf.judge.DENOMINATORS`: non-zeros and total. Of the parameters, all that
+        are no matched weights (embeddings, norms, biases) count as non-zero. "admissible" and
+        "dense" count the matched part of (A, B, C, D), every weight as often as the weight sharing
         repeats it; the states are the outputs of all layers but the last.
     seconds : float
     notes : tuple of str
+    evaluation : Evaluation or None
+        On test samples, where there were any.
     """
 
     layers: tuple[LayerRecord, ...]
     target: float | None
     nonzeros: dict[str, tuple[int, int]]
     seconds: float
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
 
     @classmethod
     def build(
@@ -125,13 +158,12 @@ class LayeredReport:
             weight = network.get_parameter(f"{layer.path}.weight")
             weights += int(weight.count_nonzero())
             total += weight.numel()
-        biases = entries = admissible = 0
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        entries = admissible = 0
         for layer in graph.layers:
             rows = network.get_parameter(f"{layer.path}.weight").flatten(1)
             kept = (rows != 0).cpu().numpy()
-            shift = layer.n_rows if layer.has_bias else 0
             places = math.prod(layer.output_shape) if layer.has_bias else 0
-            biases += shift
             entries += int(kept.sum(axis=0) @ layer.repeats) + places
             admissible += layer.n_rows * int(layer.repeats.sum()) + places
         outputs = [math.prod(layer.output_shape) for layer in graph.layers]
@@ -139,7 +171,7 @@ class LayeredReport:
         inputs = math.prod(graph.layers[0].input_shape) + 1
         nonzeros = {
             "network_weights": (weights, total),
-            "network_parameters": (weights + biases, total + biases),
+            "network_parameters": (parameters - total + weights, parameters),
             "admissible": (entries, admissible),
             "dense": (entries, states * (states - outputs[-1] + inputs)),
         }
@@ -151,19 +183,34 @@ class LayeredReport:
         return {name: 1.0 - count / total for name, (count, total) in self.nonzeros.items()}
 
     def __str__(self) -> str:
+        width = max(len("layer"), *(len(r.path) for r in self.layers)) + 2
         lines = [
-            f"{'layer':<24}{'rows':>6}{'columns':>9}{'kept':>9}{'sparsity':>10}{'empty':>7}"
-            f"{'unread':>8}{'swaps':>7}{'certified':>12}{'mismatch':>10}"
+            f"{'layer':<{width}}{'rows':>6}{'columns':>9}{'kept':>10}{'sparsity':>10}{'swaps':>7}"
+            f"{'certified':>11}{'worst gap':>11}{'mismatch':>10}{'empty':>7}{'unread':>8}"
         ]
         for r in self.layers:
             certified = f"{r.certified}/{r.solved}" if r.solved else "-"
+            gap = f"{r.worst_gap:.0e}" if r.solved else "-"
             lines.append(
-                f"{r.path:<24}{r.rows:>6}{r.columns:>9}{r.kept:>9,}{r.sparsity:>10.1%}"
-                f"{len(r.emptied):>7}{r.unread:>8}{r.exchanges:>7}{certified:>12}{r.mismatch:>10.4f}"
+                f"{r.path:<{width}}{r.rows:>6}{r.columns:>9}{r.kept:>10,}{r.sparsity:>10.1%}"
+                f"{r.exchanges:>7}{certified:>11}{gap:>11}{r.mismatch:>10.4f}{len(r.emptied):>7}"
+                f"{r.unread:>8}"
             )
-        for name, (count, total) in self.nonzeros.items():
-            lines.append(
-                f"sparsity {1 - count / total:.2%}: {count:,} of {total:,} {DENOMINATORS[name]}"
-            )
-        lines += list(self.notes)
+        digits = max(len(f"{total:,}") for _, total in self.nonzeros.values())
+        lines += [
+            f"sparsity {1 - count / total:>6.2%}: {count:>{digits},} of {total:>{digits},} "
+            f"{DENOMINATORS[name]}"
+            for name, (count, total) in self.nonzeros.items()
+        ]
+        if self.evaluation is not None:
+            lines.append(str(self.evaluation))
+        lines += [
+            f"layer {r.path}: {len(r.emptied)} emptied rows: {some_rows(r.emptied)}"
+            for r in self.layers
+            if r.emptied
+        ]
+        unread = [f"{r.unread} of layer {r.path}" for r in self.layers if r.unread]
+        if unread:
+            lines.append(f"input channels that no row reads: {', '.join(unread)}")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

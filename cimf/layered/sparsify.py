@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from cimf.errors import CaptureError, InputError, UnknownNameError
 from cimf.layered import rows
 from cimf.layered.allocation import Counts
-from cimf.layered.graph import Layer, LayerGraph
+from cimf.layered.graph import Layer, LayerGraph, working_dtype
 from cimf.layered.patches import PatchGram
 from cimf.layered.propagate import propagate
 from cimf.layered.report import LayeredReport, LayerRecord
-from cimf.layered.sensitivity import METRICS
+from cimf.layered.sensitivity import METRICS, positions_that_count
 from cimf.layered.supports import SUPPORTS, Choice, Convex, Rule
 from cimf.layered.survey import Survey, as_rows, damped_groups, dense_rows
 
@@ -80,15 +80,16 @@ class Calibration:
     ) -> None:
         if not damping > 0:
             raise InputError(f"damping must be positive, got {damping}")
-        self.graph = LayerGraph(net)
-        self.batches = as_batches(batches, self.graph.dtype)
-        self.damping, self.positions, self.precision = damping, positions, precision
         if metric not in METRICS:
             raise UnknownNameError("metric", metric, METRICS)
+        self.batches = as_batches(batches, working_dtype(net))
+        self.graph = LayerGraph(net, self.batches[0])
+        self.damping, self.positions, self.precision = damping, positions, precision
         self.metric, self.n_jobs = metric, n_jobs
         self.notes: list[str] = []
         self._survey: Survey | None = None
         self._check_outputs()
+        self.counting = positions_that_count(self.graph, self.batches)
 
     @property
     def survey(self) -> Survey:
@@ -101,6 +102,7 @@ class Calibration:
                 positions=self.positions,
                 precision=self.precision,
                 metric=self.metric,
+                counting=self.counting,
                 n_jobs=self.n_jobs,
             )
         return self._survey
@@ -211,6 +213,7 @@ class Calibration:
                 correct=correct,
                 positions=self.positions,
                 precision=self.precision,
+                counting=self.counting,
             )
             network = self.graph.export()
         finally:

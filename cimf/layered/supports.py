@@ -24,8 +24,11 @@ from formulations.columns import per_row
 
 # Halvings of the interval of each row's radius: to 1/1024 of the radius that admits its own row.
 _HALVINGS = 10
-# A weight below this share of the row's largest counts as this share: 1/|w| stays finite.
-_SMALL = 1e-6
+# A weight below this share of the row's largest counts as this share: 1/|w| stays finite, and a
+# column that one round of reweighting dropped can come back in the next. ResNet-20 at 20 % of the
+# columns, root of the relative loss after three rounds (layer2.1.conv1, layer3.1.conv1): 0.191,
+# 0.227 with 1e-6; 0.186, 0.220 with 0.03; 0.193, 0.224 with 0.1; by `obs` 0.175, 0.212.
+_SMALL = 0.03
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def ball_weights(gram: Gram, values: Matrix, weighting: str, n_free: int) -> Mat
     ----------
     weighting : str
         A key of `WEIGHTINGS`: "ones", "inverse" (1 / |w_j|) or "saliency" (one over the root of the
-        Optimal Brain Surgeon saliency). Scaled so that `values` has sum_j weights_j |values_j| = N.
+        Optimal Brain Surgeon saliency). Scaled so that `values` has sum_j weights_j |values_j| = N
+        (a row of zeros: as if all its entries were 1).
 
     Raises
     ------
@@ -101,7 +105,7 @@ def ball_weights(gram: Gram, values: Matrix, weighting: str, n_free: int) -> Mat
     width = values.shape[1] - n_free
     size = np.abs(values[:, :width])
     largest = size.max(axis=1, keepdims=True, initial=0.0)
-    size = np.maximum(size, _SMALL * np.maximum(largest, 1e-12))
+    size = np.where(largest > 0, np.maximum(size, _SMALL * largest), 1.0)
     found = WEIGHTINGS[weighting](gram, size, n_free)
     norm = (found * size).sum(axis=1, keepdims=True)
     weights = np.zeros(values.shape)
@@ -110,26 +114,42 @@ def ball_weights(gram: Gram, values: Matrix, weighting: str, n_free: int) -> Mat
 
 
 def ball(
-    gram: Gram, dense: Matrix, counts: Counts, n_free: int, *, weighting: str = "inverse"
+    gram: Gram,
+    dense: Matrix,
+    counts: Counts,
+    n_free: int,
+    *,
+    weighting: str = "inverse",
+    reweight: int = 0,
 ) -> Choice:
     """Solve P(kappa) in a weighted l1 ball, each row's kappa by halving.
 
     Each row gets the largest kappa found whose solution has at most its count of non-zeros; what
-    is missing is filled in by the order of Optimal Brain Surgeon.
+    is missing is filled in by the order of Optimal Brain Surgeon. `reweight` times this is done
+    again with weights made from the solution (Candes, Wakin and Boyd 2008, "Enhancing sparsity by
+    reweighted l1 minimization").
     """
     width = gram.n_features - n_free
-    weights = ball_weights(gram, dense, weighting, n_free)
-    low, high = np.zeros(len(dense)), np.full(len(dense), float(width))
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        found = solve_rows(gram, middle, weights=weights)
-        fits = np.count_nonzero(found.coef[:, :width], axis=1) <= counts
-        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
-    best = solve_rows(gram, low, weights=weights)
+    values = dense
+    for _ in range(reweight + 1):
+        weights = ball_weights(gram, values, weighting, n_free)
+        low, high = np.zeros(len(dense)), np.full(len(dense), float(width))
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            found = solve_rows(gram, middle, weights=weights)
+            fits = np.count_nonzero(found.coef[:, :width], axis=1) <= counts
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+        best = solve_rows(gram, low, weights=weights)
+        values = _or_before(best.coef, values, width)
     order, _ = rows.elimination(gram, n_free)
     chosen = best.coef[:, :width] != 0
     score = np.argsort(order, axis=1) + np.where(chosen, width, 0)
     return Choice(rows.largest(score, counts, n_free), best.coef, best)
+
+
+def _or_before(coef: Matrix, before: Matrix, width: int) -> Matrix:
+    """Return what the next weights are made from: a row without non-zeros keeps its last ones."""
+    return np.where(coef[:, :width].any(axis=1, keepdims=True), coef, before)
 
 
 SUPPORTS: dict[str, Rule] = {
@@ -188,7 +208,7 @@ class Convex:
                     radius = self.value * (weights * np.abs(dense)).sum(axis=1)
                 solution = solve_rows(gram, per_row("kappa", radius, len(dense)), weights=weights)
             solution.raise_if_failed()
-            values = solution.coef
+            values = _or_before(solution.coef, values, width)
         mask = solution.coef != 0
         mask[:, width:] = True
         return Choice(mask, solution.coef, solution)

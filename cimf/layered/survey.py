@@ -9,7 +9,7 @@ change of the network's output divided by the prediction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,9 +75,10 @@ class Survey:
         positions: int | None,
         precision: torch.dtype,
         metric: str = "output",
+        counting: Mapping[str, Sequence[Tensor]] | None = None,
         n_jobs: int | None = None,
     ) -> Survey:
-        """Measure the curves on the teacher's states; parameters as `sparsify_layers`."""
+        """Measure the curves on the teacher's states; as `sparsify_layers` and `propagate`."""
         found: dict[str, tuple[tuple[Gram, ...], NDArray[np.int64], NDArray[np.float64]]] = {}
 
         def collect(layer: Layer, statistics: PatchGram) -> None:
@@ -87,7 +88,9 @@ class Survey:
             order, increase = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
             found[layer.path] = problems, order, increase / statistics.n_samples
 
-        propagate(graph, batches, collect, positions=positions, precision=precision)
+        propagate(
+            graph, batches, collect, positions=positions, precision=precision, counting=counting
+        )
         probe = torch.cat(list(batches))[:_PROBES]
         sensitivity = output_sensitivity(graph, [probe], metric)
         curves = [

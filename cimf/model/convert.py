@@ -20,7 +20,7 @@ from cimf.errors import CaptureError, InputError
 
 # Unit vectors are scaled by a power of two so large that biases are lost in the sum: a weight w
 # next to a bias b is read with error 1e-16 |w| + 1e-34 |b| instead of 1e-16 (|w| + |b|).
-_UNIT = 2.0**60
+UNIT = 2.0**60
 # Rows and columns of the matrix times unit vectors in one batch: about 0.5 GB of activations.
 _BATCH_NUMBERS = 2**24
 # Relative error at which the matrix and the network must agree at random states.
@@ -94,11 +94,8 @@ def _read_matrix(
             stop = min(start + chunk, width)
             values = _zeros(sources, stop - start)
             rows = torch.arange(stop - start)
-            values[k].view(stop - start, -1)[rows, start + rows] = _UNIT
-            columns = _outputs(network, values) - constant
-            # Rounding of the constants themselves, where layers are chained between two cuts.
-            columns[np.abs(columns) <= 1e-14 * np.abs(constant)] = 0.0
-            columns /= _UNIT
+            values[k].view(stop - start, -1)[rows, start + rows] = UNIT
+            columns = linear_part(_outputs(network, values), constant)
             if out is not None:
                 out[:, offset + start : offset + stop] = columns
                 continue
@@ -117,6 +114,14 @@ def _read_matrix(
     parts.append((constant[row, 0], row, np.full(row.size, shape[1] - 1)))
     data, i, j = (np.concatenate([part[k] for part in parts]) for k in range(3))
     return scipy.sparse.csr_array((data, (i, j)), shape=shape)
+
+
+def linear_part(values: np.ndarray, constant: np.ndarray) -> np.ndarray:
+    """Return the columns of the matrix from outputs (r, k) at `UNIT` vectors and (r, 1) at zero."""
+    columns = values - constant
+    # Rounding of the constants themselves, where layers are chained between two cuts.
+    columns[np.abs(columns) <= 1e-14 * np.abs(constant)] = 0.0
+    return columns / UNIT
 
 
 def _verify(network: Network, sources: Sequence[tuple[tuple[int, ...], int]], whole: Any) -> None:

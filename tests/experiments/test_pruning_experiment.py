@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from cimf import corpora
 from cimf.datasets import Dataset
+from cimf.layered.sparsify import Calibration
 from cimf.networks import Pretrained
 from experiments.__main__ import app
 
@@ -62,3 +63,44 @@ def test_a_target_below_the_dense_head_is_one_line(small):
     result = CliRunner().invoke(app, [*ARGUMENTS, "--levels", "0.9"])
     assert result.exit_code == 1
     assert "more weights than" in result.output or "at most" in result.output
+
+
+def test_an_interrupted_table_is_continued(small, monkeypatch):
+    calls = []
+
+    def interrupted(self, *arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
+
+    original = Calibration.sparsify
+    monkeypatch.setattr(Calibration, "sparsify", interrupted)
+    result = CliRunner().invoke(app, [*ARGUMENTS, "--levels", "0.1,0.4"])
+    assert result.exit_code == 130
+    result = CliRunner().invoke(app, [*ARGUMENTS, "--levels", "0.1,0.4"])
+    assert result.exit_code == 0, result.output
+    assert "2 points are there from an interrupted run" in result.output
+    assert len(calls) == 3 + 4
+    table = pd.read_csv("results/resnet20/table.csv")
+    assert len(table) == 6
+    assert list(table.columns[:3]) == ["method", "target", "accuracy"]
+
+
+def test_accuracy_against_the_number_of_images(small):
+    arguments = ["resnet20-calibration", "--images", "55,60", "--levels", "0.4"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv("results/resnet20-calibration/table.csv")
+    assert len(table) == 2 * 2
+    assert set(table["images"]) == {55, 60}
+
+
+def test_every_variant_keeps_the_same_number_of_weights(small):
+    result = CliRunner().invoke(app, ["resnet20-ablation", "--images", "60", "--levels", "0.2"])
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv("results/resnet20-ablation/table.csv")
+    assert table["nonzero_weights"].nunique() == 1
+    balls = table[table["variant"].str.startswith("ball")]
+    assert (balls["certified_rows"] == balls["solved_rows"]).all()
+    assert (balls["solved_rows"] == 10).all()

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from torch import nn
 
-from cimf.errors import InputError, RunError
+from cimf.errors import CaptureError, InputError, RunError
+from cimf.layered import explicit
 from cimf.layered.export import (
     SparseLinear,
+    break_even,
     csr_layers,
     linear_latency,
     load_csr,
@@ -13,8 +16,9 @@ from cimf.layered.export import (
     save_state,
     with_sparse_linear,
 )
-from cimf.layered.operators import OperatorModel
+from cimf.layered.operators import OperatorModel, implicit_summary
 from cimf.layered.sparsify import sparsify_layers
+from cimf.model import ImplicitModel
 from cimf.networks import BasicBlock
 
 
@@ -65,6 +69,138 @@ def test_the_operator_is_strictly_triangular_and_its_norms_bound_it(sparse):
     assert np.median(bound - exact) < 1e-9
 
 
+def test_the_stored_matrices_are_the_operators_and_their_equilibrium_the_network(sparse):
+    net, u = sparse
+    model = OperatorModel(net, (2, 6, 6))
+    stored = model.to_sparse()
+    n, p = model.n_states, model.n_inputs
+    for name, width in (("A", n), ("B", p), ("C", n), ("D", p)):
+        columns = getattr(model, name) @ np.eye(width)
+        matrix = getattr(stored, name)
+        assert scipy.sparse.issparse(matrix)
+        np.testing.assert_allclose(matrix.toarray(), columns, rtol=0, atol=1e-14)
+    exact = np.abs(stored.A.toarray()).sum(axis=1)
+    assert (model.row_norms() >= exact - 1e-12).all()
+    assert stored.wellposedness().acyclic
+    U = u.double().flatten(1).numpy().T
+    with torch.no_grad():
+        expected = net.double()(u.double()).numpy().T
+    net.float()
+    np.testing.assert_allclose(stored.predict(U), expected, atol=1e-5)  # folded in float32
+    own = ImplicitModel.from_network(model.network.module, (2, 6, 6), sparse=True)
+    assert own.A.nnz == stored.A.nnz
+    assert abs(own.A - stored.A).max() < 1e-14
+
+
+class Branches(nn.Module):
+    """An input that goes to the output, a sum that is both state and output, unread states."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.unread = nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(5, 2)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        z = self.second(torch.relu(self.first(x)))
+        return z + torch.relu(z) + self.head(x) + 0 * torch.relu(self.unread(x)).sum(1, True)
+
+
+def test_the_stored_matrices_of_branches():
+    torch.manual_seed(0)
+    net, u = Branches(), torch.randn(7, 5)
+    model = OperatorModel(net, (5,)).to_sparse()
+    with torch.no_grad():
+        expected = net.double()(u.double()).numpy().T
+    np.testing.assert_allclose(model.predict(u.double().numpy().T), expected, atol=1e-6)
+    assert model.D[:, :-1].nnz == 15
+    unread = next(block for block in model.blocks if block.stop - block.start == 2)
+    assert model.C[:, unread.rows].nnz == 0
+
+
+def test_too_many_nonzeros_are_refused_before_anything_is_built(sparse, monkeypatch):
+    net, _ = sparse
+    model = OperatorModel(net, (2, 6, 6))
+    stored = model.to_sparse()
+    count = sum(getattr(stored, name).nnz for name in "ABCD")
+    monkeypatch.setattr(explicit.Reader, "read", lambda self: pytest.fail("it was built"))
+    with pytest.raises(CaptureError, match=r"about .* non-zeros.*memory_limit") as error:
+        model.to_sparse(memory_limit=0.5 * 12 * count)
+    estimate = int(str(error.value).split("about ")[1].split()[0].replace(",", ""))
+    assert estimate == pytest.approx(count, rel=0.2)
+
+
+def test_rescaling_the_operator_brings_every_row_norm_to_kappa(sparse):
+    net, _ = sparse
+    model = OperatorModel(net, (2, 6, 6))
+    found = model.wellposedness(0.5)
+    assert next(iter(found.row_norm)) == model.blocks[-1].name, "in order of execution"
+    s = np.ones(model.n_states)
+    for block in model.blocks:
+        s[block.rows] = found.scale[block.name]
+        assert found.row_norm[block.name] == pytest.approx(model.row_norms()[block.rows].max())
+    A = np.abs(model.A @ np.eye(model.n_states))
+    norms = (A @ s) / s
+    assert norms.max() <= 0.5 * (1 + 1e-12)
+    assert max(found.rescaled_norm.values()) <= 0.5 * (1 + 1e-12)
+    assert found.layer_range == pytest.approx(s.max() / s.min())
+    # A scale per state needs no larger range; Theorem 8 on the stored matrix finds the same one.
+    assert 1.0 < found.state_range <= found.layer_range
+    stored = model.to_sparse().rescale(0.5)[1]
+    assert found.state_range == pytest.approx(stored.max() / stored.min(), rel=0.1)
+    # Any radius can be had, at the price of the range: the norm itself says nothing.
+    assert model.wellposedness(1e-3).layer_range > 1e6 * found.layer_range
+    text = str(found)
+    assert "eigenvalue of |A| is 0" in text
+    assert f"{found.layer_range:.3g}" in text
+    with pytest.raises(InputError, match="kappa"):
+        model.wellposedness(0.0)
+
+
+def test_one_layer_and_activations_that_cannot_be_rescaled():
+    linear = OperatorModel(nn.Sequential(nn.Linear(3, 2)), (3,))
+    assert linear.wellposedness().layer_range == 1.0
+    assert linear.to_sparse().D.shape == (2, 4)
+    tanh = OperatorModel(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)), (3,))
+    with pytest.raises(InputError, match="tanh"):
+        tanh.wellposedness()
+    assert (tanh.row_norms() == 0.0).all()
+
+
+def test_the_summary_says_what_is_an_implicit_model(sparse):
+    net, u = sparse
+    text = implicit_summary(net, u)
+    assert "implicit model: 540 states" in text
+    assert float(text.split("output to ")[1].split()[0]) < 1e-5
+    assert "brings every row norm to at most 0.99" in text
+    tanh = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    text = implicit_summary(tanh, torch.zeros(2, 3))
+    assert text.startswith("implicit model: 2 states")
+    assert "not positively homogeneous" in text
+    pooled = nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+    text = implicit_summary(pooled, u)
+    assert text.startswith("no implicit model: layer '1' (MaxPool2d)")
+    tokens = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 2))
+    text = implicit_summary(tokens, torch.zeros(2, 3, dtype=torch.long))
+    assert text.startswith("no implicit model: layer '0' (Embedding)")
+
+
+def test_norms_of_networks_that_subtract_are_refused():
+    class Difference(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = torch.relu(self.a(x))
+            return self.b(torch.relu(h - h.flip(1)))
+
+    torch.manual_seed(0)
+    model = OperatorModel(Difference(), (3,))
+    with pytest.raises(CaptureError, match="subtracts"):
+        model.row_norms()
+    assert np.abs(model.to_sparse().A.toarray()).sum(axis=1).max() == 2.0
+
+
 def test_files_round_trip(sparse, tmp_path):
     from safetensors.torch import load_file
 
@@ -83,8 +219,6 @@ def test_files_round_trip(sparse, tmp_path):
         load_csr(tmp_path / "rows.safetensors")
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_sparse_linear_layers_give_the_same_output():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4, bias=False))
@@ -92,10 +226,27 @@ def test_sparse_linear_layers_give_the_same_output():
         net[0].weight.mul_(torch.rand(9, 12) < 0.2)
     fast = with_sparse_linear(net, 0.5)
     assert isinstance(fast[0], SparseLinear)
+    assert f"12, 9, {int(net[0].weight.count_nonzero())} non-zeros" in str(fast)
     assert isinstance(fast[2], nn.Linear)
     x = torch.randn(3, 5, 12)
     torch.testing.assert_close(fast(x), net(x))
-    timed = linear_latency(16, 16, (0.5, 0.1), batch=2, repeats=2)
+    for single in (x[:1, 0], x[0, 0], x[:1, :1]):
+        torch.testing.assert_close(fast(single), net(single))
+    timed = linear_latency(16, 16, (0.5, 0.1), batch=2, seconds=0.0)
     assert all(min(pair) > 0 for pair in timed.values())
     with pytest.raises(InputError, match="densities"):
         linear_latency(4, 4, (0.0,))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "density"),
+    [
+        ({0.1: 0.5, 0.4: 2.0}, 0.2),  # the straight line in log-log
+        ({0.1: 0.5, 0.2: 0.8}, 1.0),
+        ({0.1: 1.1, 0.2: 2.0}, np.nan),
+        ({0.01: 0.5, 0.04: 2.0, 0.1: 0.9, 0.2: 3.0}, 0.02),  # the first loss counts
+    ],
+)
+def test_break_even(ratios, density):
+    found = break_even({key: (3.0, 3.0 * value) for key, value in ratios.items()})
+    assert found == pytest.approx(density, nan_ok=True)

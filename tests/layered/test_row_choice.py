@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cimf.errors import InputError, UnknownNameError
 from cimf.layered import rows
 from cimf.layered.allocation import by_price, uniform
-from cimf.layered.supports import SUPPORTS, Convex
+from cimf.layered.supports import SUPPORTS, Convex, ball, ball_weights
 from cimf.statistics import Gram
 
 
@@ -174,3 +174,28 @@ def test_allocations_meet_the_total_and_prices_decide(keep, seed):
     assert sum(int(c.sum()) for c in even) == keep
     for c, n in zip(even, (8, 5), strict=True):
         assert np.abs(c - keep * n / 62).max() < 1 + 1e-9
+
+
+@pytest.mark.parametrize("weighting", ["ones", "inverse", "saliency"])
+def test_reweighting_certifies_rows_that_a_round_emptied(weighting):
+    """Weights made from an empty row were 1e18, and their rows failed the certificate."""
+    M, Z, _, dense = problem(1)
+    weak = Gram.from_arrays(M, Z * np.array([1.0, 1e-6, 0.0]))
+    dense = dense * np.array([[1.0], [1e-6], [0.0]])
+    priced = Convex("lam", 0.5, weighting, reweight=3)(weak, dense, None, 1)
+    assert priced.solution.certificate.passed.all()
+    for reweight in range(3):
+        counts = np.array([3, 3, 0])
+        choice = ball(weak, dense, counts, 1, weighting=weighting, reweight=reweight)
+        assert choice.solution.certificate.passed.all()
+        assert (choice.mask[:, :7].sum(axis=1) == counts).all()
+        assert (np.count_nonzero(choice.coef[:, :7], axis=1) <= counts).all()
+
+
+def test_weights_of_an_empty_row_are_equal_and_small_entries_are_floored():
+    _, _, gram, dense = problem(2)
+    values = np.vstack([np.zeros(8), np.r_[1.0, 1e-9, np.ones(6)], dense[0]])
+    weights = ball_weights(gram, values, "inverse", 1)
+    assert (weights[0] == [1.0] * 7 + [0.0]).all()
+    assert weights[1, 1] == pytest.approx(weights[1, 0] / 0.03)
+    assert (weights[:, :7] * np.abs(values[:, :7]))[2].sum() == pytest.approx(7.0)

@@ -1,0 +1,67 @@
+"""A sparse network beside the one it was made from, on held-out samples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cimf.errors import InputError
+from cimf.layered.graph import working_dtype
+from cimf.layered.report import Evaluation
+from cimf.layered.sparsify import SparseNetwork, as_batches
+from cimf.reference import as_list, class_labels, share_correct
+
+
+class HeldOut:
+    """Test samples with the outputs of the network, taken before anything is solved.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Run in eval mode where it is, in float64 if it has float64 parameters, else in float32.
+    batches : iterable
+        Input tensors, or (input, integer label) pairs, which give accuracies.
+
+    Raises
+    ------
+    InputError
+        As `as_batches` and `class_labels`; outputs that are not (samples, classes).
+    """
+
+    def __init__(self, net: nn.Module, batches: Any) -> None:
+        given = as_list("test", batches)
+        self.inputs = as_batches(given, working_dtype(net))
+        self.outputs = _outputs(net, self.inputs)
+        if self.outputs.ndim != 2:
+            raise InputError(
+                f"the network returns {self.outputs.shape[1:]} per test sample; one vector of "
+                "outputs per sample is needed"
+            )
+        self.labels = class_labels(given, self.outputs.shape[1], len(self.outputs))
+
+    def evaluated(self, result: SparseNetwork) -> SparseNetwork:
+        """Return the result with an `Evaluation` in its report."""
+        outputs = _outputs(result.network, self.inputs)
+        error = np.linalg.norm(outputs - self.outputs) / (np.linalg.norm(self.outputs) or 1.0)
+        accuracy, dense_accuracy = (
+            None if self.labels is None else share_correct(values.T, self.labels)
+            for values in (outputs, self.outputs)
+        )
+        found = Evaluation(len(outputs), float(error), accuracy, dense_accuracy)
+        return replace(result, report=replace(result.report, evaluation=found))
+
+
+@torch.no_grad()
+def _outputs(net: nn.Module, inputs: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Return the outputs (m, ...) of a copy of the network in the inputs' floating-point type."""
+    kind = next((u.dtype for u in inputs if u.is_floating_point()), torch.float32)
+    runner = copy.deepcopy(net).to(kind).eval()
+    device = next(net.parameters()).device
+    return np.concatenate([runner(u.to(device)).cpu().double().numpy() for u in inputs])

@@ -1,0 +1,78 @@
+"""Line figures of the experiments with layered networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cimf.files import atomic_path
+
+_MARKERS = "osD^vPX*"
+# Percentages that a logarithmic axis of the error labels.
+_TICKS = (0, 30, 50, 70, 80, 85, 90, 95, 98, 99)
+
+
+def plot_lines(
+    path: Path,
+    title: str,
+    lines: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
+    *,
+    across: str,
+    up: str,
+    dense: float | None = None,
+    bold: Sequence[str] = (),
+    logarithmic: bool = False,
+) -> None:
+    """Write a PNG of named lines, atomically.
+
+    Parameters
+    ----------
+    lines : name -> (values across, values up)
+        Values across may be names.
+    across, up : str
+        What the axes show.
+    dense : float, optional
+        Accuracy of the dense network in percent: a horizontal line. The axis up is logarithmic in
+        the error, 100 less the value.
+    bold : sequence of str
+        Lines that are drawn solid; the others are dashed. Empty: all solid.
+    logarithmic : bool
+        The axis across, labelled at the values that are there.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
+
+    figure = Figure(figsize=(8.0, 4.5), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    for k, (name, (x, y)) in enumerate(lines.items()):
+        solid = name in bold or not bold
+        axes.plot(
+            x, y, marker=_MARKERS[k % 8], markersize=5, label=name,
+            linewidth=2.0 if solid else 1.2, linestyle="-" if solid else "--",
+        )  # fmt: skip
+    if dense is not None:
+        axes.axhline(dense, color="0.35", linewidth=1.0, zorder=0, label="dense network")
+        axes.set_yscale("function", functions=(_from_error, lambda v: 100.0 - np.exp(-v)))
+        low, high = axes.get_ylim()
+        axes.set_yticks([tick for tick in _TICKS if low <= tick <= high])
+    places = list(dict.fromkeys(place for x, _ in lines.values() for place in x))
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.set_xticks(places, labels=[f"{place:,}" for place in places])
+        axes.set_xticks([], minor=True)
+    if any(isinstance(place, str) for place in places):
+        axes.tick_params(axis="x", rotation=90, labelsize=7)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    axes.set_title(title, fontsize=10, loc="left")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _from_error(percent: Any) -> Any:
+    return -np.log(np.maximum(100.0 - percent, 1e-2))
