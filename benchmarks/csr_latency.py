@@ -25,6 +25,10 @@ from cimf.terminal import out, print_table
 SIZES = (256, 512, 1024, 2048, 4096)
 BATCHES = (1, 32, 256)
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+BREAK_EVEN = (
+    f"Density below which CSR wins (none: not at {100 * min(DENSITIES):g} % either; all: at "
+    f"{100 * max(DENSITIES):g} % as well)"
+)
 
 
 def measure(sizes: list[int], seconds: float) -> pd.DataFrame:
@@ -51,7 +55,9 @@ def measure(sizes: list[int], seconds: float) -> pd.DataFrame:
 
 
 def _percent(density: float) -> str:
-    return f"{100 * density:.2g} %" if density == density else "none"
+    if density != density:
+        return "none"
+    return "all" if density == 1.0 else f"{100 * density:.2g} %"
 
 
 def break_even_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -102,7 +108,7 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.5, help="per size, batch and density")
+    parser.add_argument("--seconds", type=float, default=1.5, help="per size, batch and density")
     parser.add_argument("--out", type=Path, default=Path("results/csr_latency"))
     parser.add_argument("--overwrite", action="store_true", help="replace another run in --out")
     options = parser.parse_args()
@@ -117,15 +123,13 @@ def main() -> None:
     even, latency = break_even_cells(table), latency_cells(table)
     words = "one thread" if options.threads == 1 else f"{options.threads} threads"
     title = f"torch CSR against dense linear layers, float32, {words}"
-    print_table(*even, title="density below which CSR wins (none: not at 0.5 % either)")
-    print_table(*latency, title="milliseconds per call", left=2)
+    print_table(*even, title=BREAK_EVEN)
     plot(table, folder.path / "latency.png", title)
     folder.finish(
         {
             "latency.csv": table.to_csv(index=False),
             "latency.md": (
-                f"# {title}\n\nDensity below which CSR wins (none: not at 0.5 % either):\n\n"
-                f"{markdown(*even)}\n"
+                f"# {title}\n\n{BREAK_EVEN}:\n\n{markdown(*even)}\n"
                 f"Milliseconds per call (median):\n\n{markdown(*latency)}"
             ),
         },

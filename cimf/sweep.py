@@ -151,8 +151,8 @@ def run_layered(
         {**settings, "design": "layered", "target_sparsity": target_sparsity, "support": support},
         overwrite,
     )
-    net, batches, *test = network()
-    batches = as_list("calibration batches", batches)
+    net, *given = network()
+    batches, *test = (as_list("batches", part) for part in given)
     result = cast(
         "SparseNetwork",
         sparsify(
@@ -166,8 +166,8 @@ def run_layered(
         ),
     )
     report = result.report
-    (first, *_) = as_batches(batches[:1], working_dtype(net))
-    text = f"{report}\n\n{implicit_summary(result.network, first)}\n"
+    samples, *_ = as_batches((test[0] if test else batches)[:1], working_dtype(net))
+    text = f"{report}\n\n{implicit_summary(result.network, samples)}\n"
     out.print(text, soft_wrap=True, markup=False)
     save_state(result.network, run.path / "network.safetensors")
     run.finish(

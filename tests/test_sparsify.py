@@ -361,6 +361,16 @@ def test_what_cannot_be_used_is_refused(batches, options, message):
         cimf.sparsify(mlp((4, 5, 3), seed=0), batches, **options)
 
 
+@pytest.mark.parametrize("option", [{"method": "foo"}, {"design": "foo"}, {"kappa": -1.0}])
+def test_wrong_options_are_refused_before_anything_is_captured(option):
+    def samples():
+        pytest.fail("calibration samples were read")
+        yield
+
+    with pytest.raises(InputError, match=r"unknown|kappas"):
+        cimf.sparsify(mlp((4, 5, 3), seed=0), samples(), **option)
+
+
 def test_the_layered_design_asks_for_its_target(reference):
     with pytest.raises(InputError, match=r"target_sparsity=0.8"):
         cimf.sparsify_path(reference, [0.5], "layered")
