@@ -70,16 +70,17 @@ class Exact(Contestant):
         self.records = exact.column_records(
             self.gram, self.weights[0], self.signs, self.scale, exact.RIDGE
         )
+        self.out = np.zeros((len(self.corr), 1, n))
+        self.lam, self.solves = np.zeros((1, 1)), np.zeros((1, 1), np.int64)
 
     def solve(self, i: int, kappa: float) -> Array:
-        exact, n = self.module, self.corr.shape[1]
-        coef, lam, solves = np.zeros((1, 1, n)), np.zeros((1, 1)), np.zeros((1, 1), np.int64)
+        exact, one = self.module, slice(i, i + 1)
         exact.solve_compiled(
-            self.gram, self.corr[i : i + 1], self.target_sq[i : i + 1], self.weights, self.signs,
+            self.gram, self.corr[one], self.target_sq[one], self.weights, self.signs,
             self.scale, exact.RIDGE, *self.records, np.array([[kappa]]), True,
-            TARGET * exact.MARGIN, exact.BUDGET, coef, lam, solves,
+            TARGET * exact.MARGIN, exact.BUDGET, self.out[one], self.lam, self.solves,
         )  # fmt: skip
-        return coef[0, 0]
+        return self.out[i, 0]
 
 
 class LarsGram(Contestant):

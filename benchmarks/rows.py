@@ -168,12 +168,13 @@ def best_of(repeats: int, function: Any) -> float:
 
 
 def extras(problem: RowProblems, repeats: int) -> dict[str, Any]:
-    """Return the sweep against its largest radius, and two threads against one."""
+    """Return the sweep against its largest radius, two threads against one, torch against exact."""
     gram = problem.gram
     path = best_of(repeats, lambda: solve_path(gram, SWEEP, n_jobs=1))
     alone = best_of(repeats, lambda: solve_rows(gram, SWEEP[-1], n_jobs=1))
     one = best_of(repeats, lambda: solve_rows(gram, 5.0, n_jobs=1))
     two = best_of(repeats, lambda: solve_rows(gram, 5.0, n_jobs=2))
+    batched = best_of(1, lambda: solve_rows(gram, SWEEP[-1], method="torch", n_jobs=1))
     return {
         "problem": problem.name,
         "rows": gram.n_targets,
@@ -183,6 +184,7 @@ def extras(problem: RowProblems, repeats: int) -> dict[str, Any]:
         "one_thread_seconds": one,
         "two_threads_seconds": two,
         "speedup_two_threads": one / two,
+        "torch_to_exact": batched / alone,
     }
 
 
