@@ -128,8 +128,7 @@ def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[st
         row = run.once(point.name, partial(work, point))
         headline = f"{point.name}: {row['accuracy']:.2%} ({row['seconds']:.0f} s)"
         out.print(f"  {k}/{len(points)} {headline}")
-        row["report"] = f"{headline}\n{row['report']}"
-        rows.append({**point.labels, **row})
+        rows.append({**point.labels, **row, "report": f"{headline}\n{row['report']}"})
     return rows
 
 
@@ -148,7 +147,7 @@ def _row(result: SparseNetwork, accuracy: float, seconds: float) -> dict[str, An
         "worst_gap": max(gaps, default=None),
         "head_mismatch": report.layers[-1].mismatch,
         "seconds": seconds,
-        "layers": {layer.path: layer.sparsity for layer in report.layers},
+        "layers": [(layer.path, layer.sparsity) for layer in report.layers],
         "report": str(report),
     }
 
@@ -244,8 +243,8 @@ def compare(
             f"{name}: {OURS}",
             {
                 f"{row['target']:.0%} in all": (
-                    list(row["layers"]),
-                    [100 * share for share in row["layers"].values()],
+                    [path for path, _ in row["layers"]],
+                    [100 * share for _, share in row["layers"]],
                 )
                 for row in rows
                 if row["method"] == OURS
