@@ -1,6 +1,6 @@
 """Rate of `Gram.update` beside this machine's own dgemm, in the same run.
 
-    python benchmarks/gram_update.py --columns 2000 --batch 8192
+    python -m benchmarks.gram_update
 
 The product M'M of a batch (b, N) counts N^2 b flops: half of a general product, because it is
 symmetric. Both rates are medians over alternating repetitions. The batch is float32, as a network

@@ -29,7 +29,7 @@ from cimf.report import Report, block_errors, evaluate
 from cimf.solve import solve_path
 from cimf.solve.backends import backend_named, candidates
 from cimf.solve.cvxpy_rows import solve_path_cvxpy
-from cimf.solve.rows import METHODS
+from cimf.solve.rows import METHODS, check_limits
 from cimf.statistics import Gram
 from formulations.columns import as_float64
 
@@ -179,8 +179,9 @@ def sparsify_path(
         If a row is not certified, unless `keep_going`.
     """
     levels = check_path(
-        kappas, design, method=method, backend=backend, allow_ill_posed=allow_ill_posed
-    )
+        kappas, design, method=method, backend=backend, tol=tol, n_jobs=n_jobs,
+        allow_ill_posed=allow_ill_posed,
+    )  # fmt: skip
     states, notes = reference.calibration, _notes(reference, rescale)
     if states.n_samples < states.n_columns:
         notes.append(
@@ -260,6 +261,8 @@ def check_path(
     *,
     method: str = "auto",
     backend: str = "auto",
+    tol: float = 1e-9,
+    n_jobs: int | None = None,
     allow_ill_posed: bool = False,
     **_: Any,
 ) -> list[float]:
@@ -280,6 +283,7 @@ def check_path(
     if design not in DESIGNS:
         raise UnknownNameError("design", design, [*DESIGNS, "layered"])
     _check_solver(method, backend)
+    check_limits(tol, n_jobs)
     return _check_kappas(kappas, design, allow_ill_posed)
 
 

@@ -361,13 +361,15 @@ def test_what_cannot_be_used_is_refused(batches, options, message):
         cimf.sparsify(mlp((4, 5, 3), seed=0), batches, **options)
 
 
-@pytest.mark.parametrize("option", [{"method": "foo"}, {"design": "foo"}, {"kappa": -1.0}])
+@pytest.mark.parametrize(
+    "option", [{"method": "foo"}, {"design": "foo"}, {"kappa": -1.0}, {"n_jobs": 0}, {"tol": 0.0}]
+)
 def test_wrong_options_are_refused_before_anything_is_captured(option):
     def samples():
         pytest.fail("calibration samples were read")
         yield
 
-    with pytest.raises(InputError, match=r"unknown|kappas"):
+    with pytest.raises(InputError, match="unknown|kappas|n_jobs|tol"):
         cimf.sparsify(mlp((4, 5, 3), seed=0), samples(), **option)
 
 

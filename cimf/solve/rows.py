@@ -157,10 +157,7 @@ def _solve(
     progress: Callable[[int], None] | None,
 ) -> list[Solution]:
     """Solve rows in parallel chunks; levels (r, L). Returns one certified Solution per level."""
-    if not tol > 0:
-        raise InputError(f"tol must be positive, got {tol}")
-    if n_jobs == 0:
-        raise InputError("n_jobs must not be 0: a number of workers, -1 for all cores, or None")
+    check_limits(tol, n_jobs)
     name, why = _choose(method)
     with _BLAS.limit(limits=1, user_api="blas"):  # threads belong to the rows; and equal bits
         start = time.perf_counter()
@@ -182,6 +179,14 @@ def _solve(
                 Solution(coef[:, k], certificate, methods[:, k], iterations[:, k], seconds, why)
             )
     return out
+
+
+def check_limits(tol: float, n_jobs: int | None) -> None:
+    """Refuse a tolerance or a number of workers that cannot be meant."""
+    if not tol > 0:
+        raise InputError(f"tol must be positive, got {tol}")
+    if n_jobs == 0:
+        raise InputError("n_jobs must not be 0: a number of workers, -1 for all cores, or None")
 
 
 def _choose(method: str) -> tuple[str, str]:
