@@ -5,17 +5,20 @@
 The product M'M of a batch (b, N) counts N^2 b flops: half of a general product, because it is
 symmetric. Both rates are medians over alternating repetitions. The batch is float32, as a network
 gives it; checking, conversion to float64 and the correlations with the targets are inside the
-timer.
+timer. Results go to results/benchmark_gram.
 """
 
 import argparse
-import os
 import time
+from pathlib import Path
 
 import numpy as np
 import threadpoolctl
 
+from cimf.results import RunFolder
 from cimf.statistics import Gram
+from cimf.tables import markdown
+from cimf.terminal import print_table
 
 
 def rates(n_columns: int, n_batch: int, n_targets: int, repeats: int) -> tuple[float, float]:
@@ -43,15 +46,25 @@ def main() -> None:
     parser.add_argument("--columns", type=int, nargs="+", default=[500, 1000, 2000, 4000])
     parser.add_argument("--batch", type=int, default=8192)
     parser.add_argument("--targets", type=int, default=100)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("results/benchmark_gram"))
+    parser.add_argument("--overwrite", action="store_true", help="replace another run in --out")
     options = parser.parse_args()
-    pools = threadpoolctl.threadpool_info()
-    threads = max(p["num_threads"] for p in pools if p["user_api"] == "blas")
-    print(f"{os.cpu_count()} cores, {threads} BLAS threads, batch {options.batch} float32")
-    print("columns   dgemm Gflop/s   update Gflop/s   ratio")
-    for n in options.columns:
-        dgemm, update = rates(n, options.batch, options.targets, options.repeats)
-        print(f"{n:7d} {dgemm / 1e9:15.1f} {update / 1e9:16.1f} {update / dgemm:7.2f}")
+    settings = {k: v for k, v in vars(options).items() if k not in ("out", "overwrite")}
+    folder = RunFolder.claim(options.out, settings, options.overwrite)
+    heading = ["threads", "columns", "dgemm Gflop/s", "update Gflop/s", "ratio"]
+    cells = []
+    for threads in options.threads:
+        with threadpoolctl.threadpool_limits(threads, user_api="blas"):
+            for n in options.columns:
+                dgemm, update = rates(n, options.batch, options.targets, options.repeats)
+                cells.append([
+                    str(threads), f"{n:,}", f"{dgemm / 1e9:.1f}", f"{update / 1e9:.1f}",
+                    f"{update / dgemm:.2f}",
+                ])  # fmt: skip
+    print_table(heading, cells, f"batches of {options.batch:,} float32 samples")
+    folder.finish({"gram.md": markdown(heading, cells)})
 
 
 if __name__ == "__main__":

@@ -369,7 +369,7 @@ def test_wrong_options_are_refused_before_anything_is_captured(option):
         pytest.fail("calibration samples were read")
         yield
 
-    with pytest.raises(InputError, match="unknown|kappas|n_jobs|tol"):
+    with pytest.raises(InputError, match=r"unknown|kappas|n_jobs|tol"):
         cimf.sparsify(mlp((4, 5, 3), seed=0), samples(), **option)
 
 
