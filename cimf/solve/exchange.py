@@ -53,13 +53,9 @@ def exchange(problem, state, factor, n_drop, n_new, work):
 
 
 @kernel
-def rebuild(problem, listed, k, state, free_factor, factor, work):
-    """Factor the support listed[:k], free columns first; the signs of the state are kept.
-
-    Returns (state, factor).
-    """
+def occupy(problem, listed, k, state, work):
+    """Let listed[:k] be the support; the signs of the state are kept. Returns the state."""
     support, sign, _ = state
-    f = free_factor.shape[0]
     work.open_up[:] = problem.up
     work.open_down[:] = problem.down
     for i in range(k):
@@ -67,13 +63,24 @@ def rebuild(problem, listed, k, state, free_factor, factor, work):
         support[i] = j
         work.open_up[j] = 0.0
         work.open_down[j] = 0.0
+    return support, sign, k
+
+
+@kernel
+def rebuild(problem, listed, k, state, free_factor, factor, work):
+    """Factor the support listed[:k], free columns first; the signs of the state are kept.
+
+    Returns (state, factor).
+    """
+    f = free_factor.shape[0]
+    state = occupy(problem, listed, k, state, work)
     for i in range(f):
         factor[i, i:f] = free_factor[i, i:]
     if k > f:
         factor = grown(factor, k)
         work.new[: k - f] = listed[f:k]
-        append(problem.gram, problem.scale, problem.ridge, support, f, work.new, k - f, factor)
-    return (support, sign, k), factor
+        append(problem.gram, problem.scale, problem.ridge, state[0], f, work.new, k - f, factor)
+    return state, factor
 
 
 @kernel

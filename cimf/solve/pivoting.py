@@ -23,7 +23,7 @@ import numpy as np
 
 from cimf.solve.cholesky import append
 from cimf.solve.compiled import kernel
-from cimf.solve.exchange import correct, correct_at, grown, rebuild
+from cimf.solve.exchange import correct, correct_at, grown, occupy, rebuild
 from cimf.solve.segment import (
     advance,
     begin,
@@ -48,15 +48,40 @@ _NEAR = 0.25
 
 
 @kernel
-def _resume(problem, saved, lam, kappa, state, free_factor, factor, work):
-    """Return to a saved point: rebuild the factor behind its free columns, solve, and correct.
+def _copy_upper(source, k, out):
+    """Copy the upper triangle of source[:k, :k] into out, grown where needed; returns out."""
+    out = grown(out, k)
+    for i in range(k):
+        out[i, i:k] = source[i, i:k]
+    return out
+
+
+@kernel
+def _save(state, factor, with_factor, saved):
+    """Copy a state, and its factor where wanted, into the saved one; returns it."""
+    support, sign, k = state
+    listed, saved_sign, _, copy, _ = saved
+    listed[:k] = support[:k]
+    saved_sign[:] = sign
+    if with_factor:
+        copy = _copy_upper(factor, k, copy)
+    return listed, saved_sign, k, copy, with_factor
+
+
+@kernel
+def _resume(problem, saved, lam, state, free_factor, factor, work):
+    """Return to a saved point, with its factor or a new one, solve, and correct.
 
     Where the support is as large as the rank, rounding alone can turn signs in the new solution.
     Returns (done, state, factor, systems solved).
     """
-    listed, saved_sign, k = saved
+    listed, saved_sign, k, copy, has_factor = saved
     state[1][:] = saved_sign
-    state, factor = rebuild(problem, listed, k, state, free_factor, factor, work)
+    if has_factor:
+        state = occupy(problem, listed, k, state, work)
+        factor = _copy_upper(copy, k, factor)
+    else:
+        state, factor = rebuild(problem, listed, k, state, free_factor, factor, work)
     n = listed.shape[0]
     # The point is on the path: its norm needs no attention.
     done, _, _, state, factor, solves = correct_at(
@@ -108,15 +133,6 @@ def _least_squares(problem, state, whole, kappa, goal, factor, work):
 
 
 @kernel
-def _save(state, saved):
-    """Copy a state into the saved one; returns it."""
-    support, sign, k = state
-    saved[0][:k] = support[:k]
-    saved[1][:] = sign
-    return saved[0], saved[1], k
-
-
-@kernel
 def solve_levels(
     problem, free, free_factor, levels, ball, goal, max_solves, factor, saved, work,
     out, out_lam, out_solves,
@@ -134,7 +150,7 @@ def solve_levels(
         Absolute gap at which a point that is not exact is good enough.
     max_solves
         Linear systems to solve for the row before it counts as stalled.
-    factor (c, c), saved ((N,), (N,), int), work
+    factor (c, c), saved, work
         Storage; c >= f.
     out (L, N), out_lam (L,), out_solves (L,)
         Filled with the solutions.
@@ -152,7 +168,7 @@ def solve_levels(
     state = begin(problem, work, free)
     solve_at(problem, state, 0.0, np.inf, False, factor, work)
     lam = steepest(problem, work.grad)
-    saved, saved_lam = _save(state, saved), lam
+    saved, saved_lam = _save(state, factor, False, saved), lam
     usable = f
     for j in range(n):
         usable += problem.up[j] + problem.down[j] > 0.0
@@ -162,6 +178,7 @@ def solve_levels(
     solves, passes, refused = 1, 0, 0
     tried = False
     stalled = False
+    wary = False
     lost = False  # the point held is not exact any more
     for level in range(levels.shape[0]):
         kappa = levels[level] if ball else np.inf
@@ -223,7 +240,7 @@ def solve_levels(
                 solves += used
                 if done:
                     arrived = at_kappa or not ball
-                    saved, saved_lam = _save(state, saved), lam
+                    saved, saved_lam = _save(state, factor, wary, saved), lam
                 else:
                     arrived = False
                     failed = True
@@ -255,7 +272,7 @@ def solve_levels(
                 if done and lam <= saved_lam * (1.0 + 1e-9):
                     arrived = at_kappa or (not ball and lam <= stop)
                     if first < step:
-                        saved = _save(state, saved)
+                        saved = _save(state, factor, wary, saved)
                         # Breakpoints that changed nothing were rounding: cross more of them.
                         largest = max(state[2] // 6, 2) if used > 0 else n
                         block = min(2 * block, largest, ceiling)
@@ -274,9 +291,14 @@ def solve_levels(
             if failed:
                 lam = saved_lam
                 done, state, factor, used = _resume(
-                    problem, saved, lam, kappa, state, free_factor, factor, work
+                    problem, saved, lam, state, free_factor, factor, work
                 )
                 solves += used
+                # From here on the factor is saved too: rows that fail once often do again, and
+                # copying 800 columns takes a tenth of refactoring them.
+                wary = True
+                if done:
+                    saved = _save(state, factor, wary, saved)
                 lost = not done
                 stalled = lost or refused > _MAX_REFUSALS
                 if lost and best_gap < np.inf:
