@@ -127,7 +127,7 @@ def solve_compiled(
     """
     r, n = corr.shape
     work = workspace(n)
-    saved = (np.empty(n, np.int64), np.empty(n), 0, np.empty((1, 1)), False)
+    saved = (np.empty(n, np.int64), np.empty(n), 0, np.empty((1, 1)))
     factor = np.empty((max(64, free.shape[0] + 32), max(64, free.shape[0] + 32)))
     for i in range(r):
         own = i if weights.shape[0] > 1 else 0

@@ -9,8 +9,8 @@ breakpoint at a time; here a step crosses many:
 * correct: exchange every column that violates the optimality conditions until none does (block
   principal pivoting, the semismooth Newton method of the problem); once the norm passes kappa,
   lam becomes an unknown and the ball an equation of the same linear system;
-* if the correction fails, return to the last exact point with q/4; q doubles after a success. At
-  q = 1 this is the homotopy, so progress never depends on the block steps being good.
+* if the correction fails, return to the last exact point, kept with its factor, with q/4; q doubles
+  after a success. At q = 1 this is the homotopy, so progress never depends on good block steps.
 
 Columns are scaled to a unit diagonal inside the factor and a proximal term ridge ||a - centre||^2
 makes each subproblem strictly convex, so duplicate columns and m < N are no special case; the
@@ -23,7 +23,7 @@ import numpy as np
 
 from cimf.solve.cholesky import append
 from cimf.solve.compiled import kernel
-from cimf.solve.exchange import correct, correct_at, grown, occupy, rebuild
+from cimf.solve.exchange import correct, correct_at, grown, occupy
 from cimf.solve.segment import (
     advance,
     begin,
@@ -57,35 +57,32 @@ def _copy_upper(source, k, out):
 
 
 @kernel
-def _save(state, factor, with_factor, saved):
-    """Copy a state, and its factor where wanted, into the saved one; returns it."""
+def _save(state, factor, saved):
+    """Copy a state and its factor into the saved ones; returns them.
+
+    Cheap: with 800 columns a hundredth of the time of a new factor.
+    """
     support, sign, k = state
-    listed, saved_sign, _, copy, _ = saved
+    listed, saved_sign, _, copy = saved
     listed[:k] = support[:k]
     saved_sign[:] = sign
-    if with_factor:
-        copy = _copy_upper(factor, k, copy)
-    return listed, saved_sign, k, copy, with_factor
+    return listed, saved_sign, k, _copy_upper(factor, k, copy)
 
 
 @kernel
-def _resume(problem, saved, lam, state, free_factor, factor, work):
-    """Return to a saved point, with its factor or a new one, solve, and correct.
+def _resume(problem, saved, lam, state, factor, work):
+    """Return to a saved point: solve there, and correct.
 
     Where the support is as large as the rank, rounding alone can turn signs in the new solution.
     Returns (done, state, factor, systems solved).
     """
-    listed, saved_sign, k, copy, has_factor = saved
+    listed, saved_sign, k, copy = saved
     state[1][:] = saved_sign
-    if has_factor:
-        state = occupy(problem, listed, k, state, work)
-        factor = _copy_upper(copy, k, factor)
-    else:
-        state, factor = rebuild(problem, listed, k, state, free_factor, factor, work)
-    n = listed.shape[0]
+    state = occupy(problem, listed, k, state, work)
+    factor = _copy_upper(copy, k, factor)
     # The point is on the path: its norm needs no attention.
     done, _, _, state, factor, solves = correct_at(
-        problem, state, lam, np.inf, False, n, factor, work
+        problem, state, lam, np.inf, False, listed.shape[0], factor, work
     )
     return done, state, factor, solves
 
@@ -168,7 +165,7 @@ def solve_levels(
     state = begin(problem, work, free)
     solve_at(problem, state, 0.0, np.inf, False, factor, work)
     lam = steepest(problem, work.grad)
-    saved, saved_lam = _save(state, factor, False, saved), lam
+    saved, saved_lam = _save(state, factor, saved), lam
     usable = f
     for j in range(n):
         usable += problem.up[j] + problem.down[j] > 0.0
@@ -178,7 +175,6 @@ def solve_levels(
     solves, passes, refused = 1, 0, 0
     tried = False
     stalled = False
-    wary = False
     lost = False  # the point held is not exact any more
     for level in range(levels.shape[0]):
         kappa = levels[level] if ball else np.inf
@@ -240,7 +236,7 @@ def solve_levels(
                 solves += used
                 if done:
                     arrived = at_kappa or not ball
-                    saved, saved_lam = _save(state, factor, wary, saved), lam
+                    saved, saved_lam = _save(state, factor, saved), lam
                 else:
                     arrived = False
                     failed = True
@@ -272,7 +268,7 @@ def solve_levels(
                 if done and lam <= saved_lam * (1.0 + 1e-9):
                     arrived = at_kappa or (not ball and lam <= stop)
                     if first < step:
-                        saved = _save(state, factor, wary, saved)
+                        saved = _save(state, factor, saved)
                         # Breakpoints that changed nothing were rounding: cross more of them.
                         largest = max(state[2] // 6, 2) if used > 0 else n
                         block = min(2 * block, largest, ceiling)
@@ -290,15 +286,8 @@ def solve_levels(
                     block = max(block // 4, 1)
             if failed:
                 lam = saved_lam
-                done, state, factor, used = _resume(
-                    problem, saved, lam, state, free_factor, factor, work
-                )
+                done, state, factor, used = _resume(problem, saved, lam, state, factor, work)
                 solves += used
-                # From here on the factor is saved too: rows that fail once often do again, and
-                # copying 800 columns takes a tenth of refactoring them.
-                wary = True
-                if done:
-                    saved = _save(state, factor, wary, saved)
                 lost = not done
                 stalled = lost or refused > _MAX_REFUSALS
                 if lost and best_gap < np.inf:
