@@ -105,8 +105,6 @@ def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[st
 
     `agreement` is the share of test samples that get the class that the trained network gives them.
 
-    `agreement` is the share of test samples that get the class that the trained network gives them.
-
     Every point is kept on the disk as soon as it is measured. Points that see the same samples with
     the same options share their statistics if they follow each other; these are not in the seconds.
     """
