@@ -47,17 +47,19 @@ class Task:
     data: dict[str, Any]
 
     @torch.no_grad()
-    def accuracy(self, net: nn.Module, batch: int = 100) -> float:
-        """Return the share of correct labels."""
-        right = 0
-        for u, label in zip(self.inputs.split(batch), self.labels.split(batch), strict=True):
-            right += int((net(u).argmax(1) == label).sum())
-        return right / len(self.labels)
+    def classes(self, net: nn.Module, batch: int = 100) -> Tensor:
+        """Return the class that a network gives each test sample, (t,)."""
+        return torch.cat([net(u).argmax(1) for u in self.inputs.split(batch)])
 
     @cached_property
+    def dense_classes(self) -> Tensor:
+        """What the trained network says, (t,)."""
+        return self.classes(self.network)
+
+    @property
     def dense(self) -> float:
         """Accuracy of the trained network."""
-        return self.accuracy(self.network)
+        return share(self.dense_classes == self.labels)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def baseline(
 def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[str, Any]]:
     """Return one row per point: its labels, accuracy, accounting and seconds.
 
+    `agreement` is the share of test samples that get the class that the trained network gives them.
+
     Every point is kept on the disk as soon as it is measured. Points that see the same samples with
     the same options share their statistics if they follow each other; these are not in the seconds.
     """
@@ -121,7 +125,12 @@ def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[st
         start = time.perf_counter()
         result = point.sparsify(shared[1])
         seconds = time.perf_counter() - start
-        return _row(result, task.accuracy(result.network), seconds)
+        classes = task.classes(result.network)
+        judged = {
+            "accuracy": share(classes == task.labels),
+            "agreement": share(classes == task.dense_classes),
+        }
+        return {**judged, **_row(result), "seconds": seconds}
 
     rows = []
     for k, point in enumerate(points, start=1):
@@ -132,11 +141,15 @@ def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[st
     return rows
 
 
-def _row(result: SparseNetwork, accuracy: float, seconds: float) -> dict[str, Any]:
+def share(true: Tensor) -> float:
+    """Return the share of true entries."""
+    return float(true.double().mean())
+
+
+def _row(result: SparseNetwork) -> dict[str, Any]:
     report = result.report
     gaps = [layer.worst_gap for layer in report.layers if layer.solved]
     return {
-        "accuracy": accuracy,
         **{f"sparsity_{key}": number for key, number in report.sparsity.items()},
         "nonzero_weights": report.nonzeros["network_weights"][0],
         "emptied_rows": sum(len(layer.emptied) for layer in report.layers),
@@ -146,7 +159,6 @@ def _row(result: SparseNetwork, accuracy: float, seconds: float) -> dict[str, An
         "certified_rows": sum(layer.certified for layer in report.layers),
         "worst_gap": max(gaps, default=None),
         "head_mismatch": report.layers[-1].mismatch,
-        "seconds": seconds,
         "layers": [(layer.path, layer.sparsity) for layer in report.layers],
         "report": str(report),
     }
@@ -201,7 +213,8 @@ def compare(
     Parameters
     ----------
     dense_head : sequence of str
-        Layers that the baselines keep dense, where that is better for them.
+        Layers that the baselines keep dense, where that is better for them: the head of 640
+        weights on CIFAR-10 (0.2 % of all), not the one of 25,600 on CIFAR-100 (8 %).
     """
     settings = {**settings, "levels": levels, "methods": methods, "positions": FAST["positions"]}
     run = RunFolder.claim(folder, settings, overwrite)
@@ -252,12 +265,13 @@ def compare(
             across="",
             up="sparsity of the layer (%)",
         )
+    head = f" The baselines keep {', '.join(dense_head)} dense." if dense_head else ""
     sources = "".join(f"- {key}: {BASELINES[key].source}\n" for key in methods if key in BASELINES)
     finish(
         run,
         task,
         rows,
         f"# {name}\n\nTest accuracy in percent at equal sparsity of all convolution and linear "
-        f"weights; dense {task.dense:.2%}.\n\n{markdown(title, table)}\n{sources}",
+        f"weights; dense {task.dense:.2%}.{head}\n\n{markdown(title, table)}\n{sources}",
         figures,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +35,7 @@ def cifar10(
         from cimf import corpora, networks
 
         _compare("ResNet-20, CIFAR-10", out, corpora.cifar10, networks.resnet20_cifar10,
-                 images, tests, methods, levels, overwrite)  # fmt: skip
+                 images, tests, methods, levels, overwrite, dense_head=("linear",))  # fmt: skip
 
 
 def cifar100(
@@ -85,6 +85,7 @@ def _compare(
     methods: str | None,
     levels: str,
     overwrite: bool,
+    dense_head: Sequence[str] = (),
 ) -> None:
     from cimf.baselines import BASELINES
     from experiments.pruning import OURS, compare
@@ -96,6 +97,6 @@ def _compare(
         lambda: task(images_of, network, images, tests),
         levels=[float(level) for level in levels.split(",")],
         methods=methods.split(",") if methods else (OURS, *BASELINES),
-        dense_head=("linear",),
+        dense_head=dense_head,
         overwrite=overwrite,
     )

@@ -110,7 +110,7 @@ def _naming_the_place(root: nn.Module, attempt: Callable[[], fx.GraphModule]) ->
             raise CaptureError(
                 f"the network cannot be traced: the forward pass of {place} failed with: {reason}. "
                 "Its control flow must not depend on the data (if, for, len, int() on values of "
-                "tensors); use torch.where, or sparsify the parts"
+                "tensors) or on the number of samples; use torch.where, or sparsify the parts"
             ) from error
 
 
