@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.contestants import quiet
 from cimf.solve.cholesky import add_columns, append, solve
 from cimf.solve.compiled import finite_kernel, kernel
-from cimf.solve.exact import column_scale
+from cimf.solve.exact import RIDGE, column_scale
 from cimf.statistics import Gram
 
 Array = NDArray[np.float64]
@@ -37,13 +37,15 @@ def known_support(gram, corr, scale, ridge, kappa, active, on, sign, out):
     """
     k = on.shape[0]
     support, factor = np.empty(k, np.int64), np.empty((k, k))
-    append(gram, scale, ridge, support, 0, on, k, factor)
+    if k > 0:
+        append(gram, scale, ridge, support, 0, on, k, factor)
     a, v = np.empty(k), np.empty(k)
     for t in range(k):
         a[t] = scale[on[t]] * corr[on[t]]
         v[t] = scale[on[t]] * sign[t]
-    solve(factor, k, a)
     lam = 0.0
+    if k > 0:
+        solve(factor, k, a)
     if active:
         solve(factor, k, v)
         norm = 0.0
@@ -70,7 +72,7 @@ def in_numpy(
 ) -> float:
     """As `known_support`, with numpy and LAPACK calls: what a solver in Python could reach."""
     block = gram[np.ix_(on, on)]
-    block[np.diag_indices(on.size)] *= 1.0 + 1e-12
+    block[np.diag_indices(on.size)] *= 1.0 + RIDGE
     solved = scipy.linalg.solve(
         block, np.stack([corr[on], sign], axis=1), assume_a="pos", check_finite=False
     )
@@ -88,13 +90,13 @@ def floor_seconds(
     out = np.empty(gram.n_features)
     for i, a in enumerate(coef):
         on = np.flatnonzero(a)
-        active = bool(np.abs(a).sum() >= kappa[i] * (1 - 1e-9))
+        active = on.size > 0 and bool(np.abs(a).sum() >= kappa[i] * (1 - 1e-9))
         known = (kappa[i], active, on, np.sign(a[on]))
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
             if compiled:
-                known_support(gram.gram, gram.corr[i], scale, 1e-12, *known, out)
+                known_support(gram.gram, gram.corr[i], scale, RIDGE, *known, out)
             else:
                 quiet(in_numpy, gram.gram, gram.corr[i], *known)
             times.append(time.perf_counter() - start)

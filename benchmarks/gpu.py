@@ -12,16 +12,18 @@ import argparse
 import time
 
 import numpy as np
-import scipy.signal
 import torch
 
+from benchmarks.problems import correlated
 from cimf.solve import solve_rows
 from cimf.statistics import Gram
 from cimf.terminal import out, print_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--columns", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=3)
@@ -30,8 +32,7 @@ def main() -> None:
         raise SystemExit("no CUDA device: method 'torch' would run on the CPU")
     rng = np.random.default_rng(0)
     n, r = options.columns, options.rows
-    noise = rng.standard_normal((2 * n, n))
-    design = scipy.signal.lfilter([np.sqrt(0.75)], [1.0, -0.5], noise, axis=1)
+    design = correlated(rng, 2 * n, n, 0.5)
     truth = rng.standard_normal((r, n)) * (rng.random((r, n)) < 0.02)
     gram = Gram.from_arrays(design, design @ truth.T + rng.standard_normal((2 * n, r)))
     kappa = 0.9 * np.abs(truth).sum(axis=1)

@@ -61,6 +61,13 @@ class RowProblems:
         return np.full(self.gram.n_targets, float(kappa))
 
 
+def correlated(rng: np.random.Generator, samples: int, columns: int, rho: float) -> Array:
+    """Draw a design (samples, columns) with correlation rho^|i - j| between columns i and j."""
+    noise = rng.standard_normal((samples, columns))
+    noise[:, 1:] *= np.sqrt(1 - rho**2)
+    return scipy.signal.lfilter([1.0], [1.0, -rho], noise, axis=1)
+
+
 def _states(
     data_name: str, hidden: tuple[int, ...], samples: int, epochs: int
 ) -> tuple[Array, ...]:
@@ -96,8 +103,7 @@ def digits() -> tuple[Array, ...]:
 def synthetic() -> tuple[Array, ...]:
     """6,000 samples of 4,000 correlated columns (0.9^|i - j|), 1 to 400 of them behind a target."""
     rng = np.random.default_rng(0)
-    noise = rng.standard_normal((6000, 4000))
-    design = scipy.signal.lfilter([np.sqrt(1 - 0.81)], [1.0, -0.9], noise, axis=1)
+    design = correlated(rng, 6000, 4000, 0.9)
     targets = rng.standard_normal((6000, 16))
     for i, size in enumerate(np.geomspace(1, 400, 16).astype(int)):
         on = rng.choice(4000, size, replace=False)

@@ -214,11 +214,13 @@ def main() -> None:
         "problems": options.problem, "kappas": [str(k) for k in regimes], "rows": options.rows,
         "cap": options.cap, "budget": options.budget, "solvers": options.solver, "target": TARGET,
     }  # fmt: skip
-    folder = RunFolder.claim(options.out, settings, options.overwrite)
     everyone = [make() for make in CONTESTANTS]
     wanted = [p for p in everyone if options.solver is None
               or any(word in p.name for word in options.solver)]  # fmt: skip
     players = [p for p in wanted if p.available()]
+    if not players:
+        parser.error(f"no installed solver has {' or '.join(options.solver)} in its name")
+    folder = RunFolder.claim(options.out, settings, options.overwrite)
     missing = [f"{p.name} (package {p.package})" for p in wanted if not p.available()]
     compile_seconds = first_call()
     out.print(f"first call (compiled kernels loaded or compiled): {compile_seconds:.2f} s")

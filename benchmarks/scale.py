@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import scipy.signal
 from numpy.typing import NDArray
 
+from benchmarks.problems import correlated
+from benchmarks.rows import first_call
 from cimf.results import RunFolder
 from cimf.solve import solve_rows
 from cimf.statistics import Gram
@@ -36,18 +37,21 @@ def batches(
     rng = np.random.default_rng(1)
     for start in range(0, samples, _BATCH):
         size = min(_BATCH, samples - start)
-        design = rng.standard_normal((size, truth.shape[1]))
-        design = scipy.signal.lfilter([np.sqrt(0.75)], [1.0, -0.5], design, axis=1)
+        design = correlated(rng, size, truth.shape[1], 0.5)
         yield design, design @ truth.T + rng.standard_normal((size, len(truth)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--columns", type=int, default=16_000)
     parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--density", type=float, default=0.01)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--density", type=float, default=0.01, help="share of non-zeros in the truth"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="threads")
     parser.add_argument("--out", type=Path, default=Path("results/benchmark_scale"))
     parser.add_argument("--overwrite", action="store_true", help="replace another run in --out")
     options = parser.parse_args()
@@ -63,6 +67,7 @@ def main() -> None:
         row[rng.choice(options.columns, size, replace=False)] = rng.standard_normal(size)
     kappa = 0.9 * np.abs(truth).sum(axis=1)
 
+    compile_seconds = first_call()
     start = time.perf_counter()
     gram = Gram(options.columns, options.rows)
     with progress_bar("samples", options.samples) as progress:
@@ -89,7 +94,11 @@ def main() -> None:
     }
     cells = [[f"{v:.3g}" if isinstance(v, float) else f"{v:,}" for v in record.values()]]
     print_table(list(record), cells, "one design, many rows")
-    folder.finish({"scale.md": markdown(list(record), cells)}, measured=record)
+    folder.finish(
+        {"scale.md": markdown(list(record), cells)},
+        measured=record,
+        first_call_seconds=compile_seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InputError
 
+# Below this, and above one over it, products of weights leave the range of float64.
+_SMALLEST = 1e-100
+
 
 def as_float64(
     name: str, value: Any, ndim: int | tuple[int, ...], *, finite: bool = True
@@ -88,7 +91,8 @@ class Columns:
         Raises
         ------
         InputError
-            Wrong shapes or dtypes, negative or NaN weights, signs other than -1, 0, +1.
+            Wrong shapes or dtypes, negative or NaN weights, or other than 0, 1e-100 to 1e100 and
+            infinity, signs other than -1, 0, +1.
         """
         w = (
             np.ones(n_features)
@@ -103,6 +107,13 @@ class Columns:
         if np.isnan(w).any() or (w < 0).any():
             raise InputError(
                 "weights must be >= 0 (0: free column, infinity: excluded column), without NaN"
+            )
+        given = w[(w > 0) & np.isfinite(w)]
+        if given.size and (given.min() < _SMALLEST or given.max() > 1.0 / _SMALLEST):
+            raise InputError(
+                f"weights between {_SMALLEST:g} and {1.0 / _SMALLEST:g} can be used, got "
+                f"{given.min():.3g} to {given.max():.3g}: rescale them (0: free, infinity: "
+                "excluded)"
             )
         if bounded is not None:
             mask = np.asarray(bounded)

@@ -8,12 +8,16 @@ With h(a) = 1/2 ||M a - z||^2, g = G a - c its gradient and w the column weights
   a large kappa magnifies the rounding of g;
 * Q(lam): the residual r = z - M a scaled by s is dual feasible when s |g_j| <= lam w_j, so
   ``gap = lam sum_j w_j |a_j| + s <g, a> + (1 - s)^2 h(a)`` bounds the objective's excess.
-  (Primal minus dual, written so that nothing cancels at s = 1.) Q(0) without signs is least
-  squares: all columns count as free.
+  (Primal minus dual, written so that nothing cancels at s = 1.) Q(0) is least squares: all columns
+  count as free, but for those that a sign holds at zero.
 
 Free columns F (w = 0) are eliminated first: with P = pinv(G_FF), the excess 1/2 g_F' P g_F is added
 and g_B is replaced by g_B - G_BF P g_F; at a least-squares optimum of a_F both are zero. A column
 with a sign constraint counts in the maximum only in the direction in which it may move.
+
+All this is computed from G and c, in float64. The rounding of g, about eps ||M_j|| (||z|| +
+sum_k ||M_k|| |a_k|), is not added to the bound: it is far below 1e-9 unless column norms differ by
+ten orders of magnitude or kappa is a thousand times the norm of the least-squares solution.
 """
 
 from __future__ import annotations
@@ -148,8 +152,8 @@ def certify_columns(
     if not finite.all():
         coef = np.where(finite[:, None], coef, 0.0)
     norm = columns.norm(coef)
-    if not (constrained or columns.signs.any() or level.all()):
-        columns = _least_squares_columns(columns, level)
+    if not (constrained or level.all()):
+        columns = _least_squares_columns(columns, level, coef)
     free = np.atleast_2d(columns.weights == 0.0)
     # One elimination for all rows, unless their free columns differ.
     block = _FreeBlock(gram.gram, free[0]) if (free == free[:1]).all() and len(free) else None
@@ -174,10 +178,19 @@ def certify_columns(
     return Certificate(objective, relative, violation, lam_out, norm, float(tol), passed)
 
 
-def _least_squares_columns(columns: Columns, level: NDArray[np.float64]) -> Columns:
-    """Return the columns with every finite weight set to zero in the rows with lam = 0."""
+def _least_squares_columns(
+    columns: Columns, level: NDArray[np.float64], coef: NDArray[np.float64]
+) -> Columns:
+    """Return the columns with weights set to zero in the rows with lam = 0: least squares.
+
+    A column with a sign keeps its weight where its coefficient is zero; where it is not, the sign
+    is dropped, which can only lower the bound.
+    """
     free = np.where(np.isinf(columns.weights), np.inf, 0.0)
-    if columns.shared and not level.any():
+    if columns.signs.any():
+        held = (columns.signs != 0) & (coef == 0)
+        free = np.where(held, columns.weights, free)
+    elif columns.shared and not level.any():
         return Columns(free, columns.signs)
     return Columns(np.where(level[:, None] == 0.0, free, columns.weights), columns.signs)
 

@@ -254,14 +254,15 @@ def _gap(
     """Return whether the gap (as `cimf.judge.certificate`) is below the goal."""
     bounded = (problem.weights > 0) & torch.isfinite(problem.weights)
     inner = torch.where(bounded, gradient * coef, 0.0).sum(dim=1)
+    allowed = bounded & (gradient * problem.signs <= 0)
+    weights = torch.where(bounded, problem.weights, 1.0)
+    steepest = torch.where(allowed, gradient.abs() / weights, 0.0).amax(dim=1)
     if problem.ball:
-        allowed = bounded & (gradient * problem.signs <= 0)
-        weights = torch.where(bounded, problem.weights, 1.0)
-        steepest = torch.where(allowed, gradient.abs() / weights, 0.0).amax(dim=1)
         gap = inner + level * steepest
-    else:
+    else:  # as `cimf.solve.segment.gap_at`
         norm = torch.where(bounded, problem.weights * coef.abs(), 0.0).sum(dim=1)
-        gap = inner + lam * norm
+        shrunk = torch.where((steepest > lam) & (lam > 0), 1.0 - lam / steepest, 0.0)
+        gap = inner + lam * norm + shrunk * (shrunk * problem.half_sq - inner)
     return gap <= problem.goal * problem.half_sq
 
 

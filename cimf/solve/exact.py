@@ -24,7 +24,7 @@ RIDGE = 1e-12
 # A point that is not exact is accepted at this fraction of the tolerance.
 MARGIN = 0.1
 # Linear systems per row. Real states need 5 to 650 (N = 897), the design of Mairal and Yu
-# 1,060 at N = 7; past this a row is reported as it stands.
+# 1,600 at N = 7; past this a row is reported as it stands.
 BUDGET = 10_000
 
 

@@ -88,7 +88,7 @@ def correct(problem, state, lam, kappa, at_kappa, allowed, factor, work):
     """Exchange all violating columns until none is left, at fixed lam or on the ball.
 
     Starts from a point with its gradient. Returns (done, at_kappa, lam, state, factor, systems
-    solved). Gives up after four exchanges that do not lower the number of violations, or when it
+    solved). Gives up after two exchanges that do not lower the number of violations, or when it
     exceeds `allowed`.
     """
     best = state[0].shape[0] + 1

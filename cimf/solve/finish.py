@@ -20,10 +20,9 @@ from cimf.solve.exchange import correct_at, rebuild
 from cimf.solve.segment import (
     Problem,
     begin,
-    norms,
+    gap_at,
     recentre,
     solve_at,
-    steepest,
     workspace,
     write,
 )
@@ -80,13 +79,11 @@ def _solve_segment(
     state = begin(problem, work, free)
     listed = np.empty(n, np.int64)
     factor = np.empty((f + 1, f + 1))
-    # A guess that is further off than this is no guess; the exchanges would cycle (as in
-    # `pivoting`).
+    # A guess that is further off than this is no guess; the exchanges would cycle.
     allowed = 16 + n // 8
     solves = 0
     at_kappa = False
-    # Once from the guess, then from the support that this led to: the second pass exchanges
-    # nothing.
+    # From the guess, then from the sorted support that this led to: its pass exchanges nothing.
     for _ in range(3):
         k = _sorted_support(weights, sign, free, listed)
         state[1][:] = sign
@@ -107,8 +104,7 @@ def _solve_segment(
         if used == 1:
             break
     for _ in range(_MOVES):
-        norm, inner = norms(problem, state, work)
-        gap = inner + kappa * steepest(problem, work.grad) if ball else lam * norm + inner
+        gap, _ = gap_at(problem, state, lam, kappa, ball, work)
         if gap <= goal + 0.5e-15 * target_sq:
             write(problem, state, kappa, work, out)
             return True, lam, solves

@@ -29,8 +29,8 @@ from cimf.solve.segment import (
     begin,
     breakpoints,
     choose_step,
+    gap_at,
     gradient_slopes,
-    norms,
     recentre,
     slopes,
     solve_at,
@@ -124,7 +124,7 @@ def _least_squares(problem, state, whole, kappa, goal, factor, work):
         recentre(problem, state, work)
         if norm > kappa or not allowed:
             break
-        if norms(problem, state, work)[1] + kappa * steepest(problem, work.grad) <= goal:
+        if gap_at(problem, state, 0.0, kappa, True, work)[0] <= goal:
             return True, norm, state, factor
     return False, norm, state, factor
 
@@ -146,7 +146,7 @@ def solve_levels(
     goal
         Absolute gap at which a point that is not exact is good enough.
     max_solves
-        Linear systems to solve for the row before it counts as stalled.
+        Linear systems and predictions for the row before it counts as stalled.
     factor (c, c), saved, work
         Storage; c >= f.
     out (L, N), out_lam (L,), out_solves (L,)
@@ -186,8 +186,7 @@ def solve_levels(
         while True:
             # An exact point of the path is held here: (lam, state, a, grad), its norm at most
             # kappa.
-            norm, inner = norms(problem, state, work)
-            gap = inner + kappa * steepest(problem, work.grad) if ball else lam * norm + inner
+            gap, norm = gap_at(problem, state, lam, kappa, ball, work)
             if (ball and gap <= goal) or (arrived and gap <= goal + 1e-15 * half_sq):
                 break
             passes += 1

@@ -66,7 +66,7 @@ def solve_rows(
         Statistics of the design M (m, N) and the targets z_1 .. z_r.
     kappa, lam : float or (r,)
         Exactly one. A kappa beyond the smallest l1 norm of a least-squares solution is valid: the
-        ball is inactive and the multiplier 0.
+        ball is inactive and the multiplier 0, but for rounding.
     bounded : (N,) bool, optional
         Columns inside the ball; the others are free. Default: all.
     weights : (N,) or (r, N), optional
@@ -140,10 +140,10 @@ def solve_path(
     if not values.size:
         raise InputError("kappas is empty")
     columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)
-    order = np.argsort(values, kind="stable")
-    levels = np.tile(values[order], (gram.n_targets, 1))
+    ascending, place = np.unique(values, return_inverse=True)
+    levels = np.tile(ascending, (gram.n_targets, 1))
     found = _solve(gram, columns, levels, True, method, tol, n_jobs, progress)
-    return tuple(found[k] for k in np.argsort(order, kind="stable"))
+    return tuple(found[k] for k in place)
 
 
 def _solve(

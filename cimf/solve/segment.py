@@ -250,6 +250,22 @@ def steepest(problem, grad):
 
 
 @kernel
+def gap_at(problem, state, lam, kappa, ball, work):
+    """Return the gap of P(kappa) (ball) or Q(lam), as `cimf.judge.certificate`, and the norm.
+
+    For Q(lam) the residual is shrunk to a dual feasible point: the proximal term leaves gradients
+    1e-12 above lam, which is much where lam is tiny.
+    """
+    norm, inner = norms(problem, state, work)
+    largest = steepest(problem, work.grad)
+    if ball:
+        return inner + kappa * largest, norm
+    shrunk = 1.0 - lam / largest if largest > lam and lam > 0.0 else 0.0
+    half_sq = 0.5 * problem.root * problem.root
+    return lam * norm + inner + shrunk * (shrunk * half_sq - inner), norm
+
+
+@kernel
 def wrong_columns(problem, state, lam, work):
     """Find the columns that violate the optimality conditions at lam.
 

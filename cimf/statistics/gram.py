@@ -21,6 +21,8 @@ from formulations.columns import as_float64
 _BLOCK = 4096
 # Columns treated at a time where all of them would need temporaries of the size of another Gram.
 _COLUMNS = 256
+# Squares of larger values, summed over samples and multiplied by coefficients, leave float64.
+_LARGEST = 1e140
 
 
 class Gram:
@@ -143,10 +145,12 @@ class Gram:
         Raises
         ------
         InputError
-            Empty batch, wrong shapes, float16, NaN or infinity.
+            Empty batch, wrong shapes, float16, NaN, infinity, or values above 1e140.
         """
         self._refuse_selection()
         sparse = scipy.sparse.issparse(design_batch)
+        if scipy.sparse.issparse(target_batch):
+            raise InputError("targets are a sparse matrix: give them dense, targets.toarray()")
         z = np.asarray(target_batch)
         z = z[:, None] if z.ndim == 1 else z
         shape = np.shape(design_batch)
@@ -158,12 +162,10 @@ class Gram:
         if shape[0] == 0:
             raise InputError("empty batch: a design with no samples")
         z = as_float64("targets", z, 2)
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(np.square(z).sum())
+        _check_range("targets", z)
         if sparse:
-            m = design_batch.tocsr()
-            as_float64("design", m.data, 1)
-            m = m.astype(np.float64)
+            _check_range("design", as_float64("design", design_batch.tocoo().data, 1))
+            m = design_batch.tocsr().astype(np.float64)
             by_column = m.tocsc()
             for start in range(0, self.n_features, _COLUMNS):
                 stop = min(start + _COLUMNS, self.n_features)
@@ -174,11 +176,7 @@ class Gram:
         else:
             raw = np.asarray(design_batch)
             as_float64("design", raw[:0], 2)
-            # One pass; a sum that overflows is looked at entry by entry.
-            with np.errstate(over="ignore", invalid="ignore"):
-                finite = finite and bool(np.isfinite(raw.sum(dtype=np.float64)))
-            if not finite:
-                as_float64("design", raw, 2)
+            _check_range("design", raw)
             for start in range(0, shape[0], _BLOCK):
                 block = np.ascontiguousarray(raw[start : start + _BLOCK], dtype=np.float64)
                 # dsyrk does half the work of a product and writes into the Gram itself.
@@ -201,6 +199,8 @@ class Gram:
             If the shapes differ.
         """
         self._refuse_selection()
+        if not isinstance(other, Gram):
+            raise InputError(f"a Gram can be merged, got {type(other).__name__}")
         if (self.n_features, self.n_targets) != (other.n_features, other.n_targets):
             raise InputError("only statistics of the same columns and targets can be merged")
         self._gram += other._gram
@@ -233,18 +233,28 @@ class Gram:
     def columns(self, index: Any) -> Gram:
         """Return the statistics of a selection of the columns (a copy)."""
         select = np.arange(self.n_features)[index]
-        return Gram.from_moments(
+        out = Gram.from_moments(
             self.gram[np.ix_(select, select)], self.corr[:, select], self.target_sq, self.n_samples
         )
+        out._has_data = self._has_data
+        return out
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, atomically, with a SHA-256 of its content."""
+        """Write a safetensors file, atomically, with a SHA-256 of its content.
+
+        Raises
+        ------
+        InputError
+            No samples yet.
+        """
         tensors = {
             "gram": np.ascontiguousarray(self.gram),
             "corr": self.corr,
             "target_sq": self.target_sq,
         }
         meta = {"n_samples": str(self.n_samples), "sha256": _digest(tensors, self.n_samples)}
+        if not self._has_data:
+            raise InputError("no samples: nothing to save")
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=meta)
 
@@ -285,6 +295,24 @@ def check_gram(gram: object) -> None:
         )
     if not gram._has_data:
         raise InputError("no samples: call update first")
+
+
+def _check_range(name: str, array: NDArray[Any]) -> None:
+    """Refuse NaN, infinity, and values whose sums of squares would overflow.
+
+    Raises
+    ------
+    InputError
+    """
+    # Its extremes say whether an array holds NaN or infinity: no array of booleans is made.
+    largest = max(abs(float(array.max(initial=0))), abs(float(array.min(initial=0))))
+    if not np.isfinite(largest):
+        as_float64(name, array, (1, 2))
+    if largest > _LARGEST:
+        raise InputError(
+            f"{name} holds {largest:.3g}: sums of squares of values above {_LARGEST:.0e} overflow; "
+            "rescale the data"
+        )
 
 
 def _symmetric(g: NDArray[np.float64]) -> bool:

@@ -33,21 +33,28 @@ def error_of(
     weights: ArrayLike | None = None,
     signs: ArrayLike | None = None,
 ) -> float:
-    """Return the larger of relative gap and relative violation of `coef` for a varied problem."""
+    """Return the larger of relative gap and relative violation of `coef` for a varied problem.
+
+    Infinity where zeros do nearly as well: with a negligible radius any answer would be right.
+    """
     level = problem.kappa if kappa is None else kappa
-    with np.errstate(all="ignore"):
-        judged = certify(
-            problem.gram if gram is None else gram,
-            coef,
-            level if lam is None else None,
-            lam=lam,
-            weights=problem.weights if weights is None else weights,
-            signs=problem.signs if signs is None else signs,
-        )
-    gap, violation = abs(float(judged.gap[0])), float(judged.violation[0])
-    size = level if lam is None and level > 0 else float(np.abs(coef).max(initial=0.0)) or 1.0
-    found = max(gap, violation / size)
-    return found if np.isfinite(found) else np.inf
+    errors = []
+    for a in (coef, 0.0 * coef):
+        with np.errstate(all="ignore"):
+            judged = certify(
+                problem.gram if gram is None else gram,
+                a,
+                level if lam is None else None,
+                lam=lam,
+                weights=problem.weights if weights is None else weights,
+                signs=problem.signs if signs is None else signs,
+            )
+        gap, violation = abs(float(judged.gap[0])), float(judged.violation[0])
+        size = level if lam is None and level > 0 else float(np.abs(a).max(initial=0.0)) or 1.0
+        found = max(gap, violation / size)
+        errors.append(found if np.isfinite(found) else np.inf)
+    own, of_zeros = errors
+    return own if own <= _EXPLAINED * of_zeros or not coef.any() else np.inf
 
 
 def _norm(problem: Problem, coef: Array) -> float:

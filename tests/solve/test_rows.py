@@ -10,6 +10,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.sparse
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -613,3 +614,50 @@ def test_no_workers_are_refused():
     gram = Gram.from_arrays(np.eye(3), np.ones(3))
     with pytest.raises(InputError, match="n_jobs must not be 0"):
         solve_rows(gram, kappa=0.5, n_jobs=0)
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-6, 1e-8, 1e-9])
+@pytest.mark.parametrize("method", ["exact", "torch"])
+def test_tiny_penalties_are_certified(share, method):
+    """The proximal term leaves gradients 1e-12 above lam, which is much where lam is tiny."""
+    rng = np.random.default_rng(0)
+    gram = Gram.from_arrays(rng.standard_normal((60, 20)), rng.standard_normal((60, 8)))
+    lam = share * np.abs(gram.corr).max(axis=1)
+    solution = solve_rows(gram, lam=lam, method=method)
+    solution.raise_if_failed()
+    assert (certify(gram, solution.coef, lam=1.01 * lam).gap > solution.gap).any()
+
+
+def test_non_negative_least_squares_is_certified():
+    """Q(0) with signs: scipy's active-set method agrees, and a point beside it fails."""
+    rng = np.random.default_rng(1)
+    design, targets = rng.standard_normal((40, 15)), rng.standard_normal((40, 10))
+    gram, signs = Gram.from_arrays(design, targets), np.ones(15)
+    solution = solve_rows(gram, lam=0.0, signs=signs)
+    solution.raise_if_failed()
+    expected = np.stack([scipy.optimize.nnls(design, z)[0] for z in targets.T])
+    assert np.abs(solution.coef - expected).max() < 1e-9
+    assert certify(gram, expected, lam=0.0, signs=signs).passed.all()
+    beside = certify(gram, expected + 1e-3, lam=0.0, signs=signs)
+    assert not beside.passed.any()
+    half_sq = 0.5 * gram.target_sq
+    excess = [
+        0.5 * np.sum((design @ (a + 1e-3) - z) ** 2) - 0.5 * np.sum((design @ a - z) ** 2)
+        for a, z in zip(expected, targets.T, strict=True)
+    ]
+    assert (beside.gap * half_sq >= np.array(excess) - 1e-12).all()
+
+
+def test_a_radius_given_twice_has_one_solution():
+    rng = np.random.default_rng(2)
+    gram = Gram.from_arrays(rng.standard_normal((30, 12)), rng.standard_normal((30, 3)))
+    first, other, again = solve_path(gram, [1.0, 0.5, 1.0])
+    assert np.array_equal(first.coef, again.coef)
+    assert not np.array_equal(first.coef, other.coef)
+
+
+@pytest.mark.parametrize("extreme", [5e-324, 1e-120, 1e120])
+def test_weights_beyond_the_range_are_refused(extreme):
+    gram = Gram.from_arrays(np.eye(3), np.ones((3, 1)))
+    with pytest.raises(InputError, match="rescale them"):
+        solve_rows(gram, 1.0, weights=[1.0, extreme, 0.0])
