@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ import numba
 
 # Reductions may be reordered (vectorised); NaN and infinity keep their meaning.
 _FAST = {"reassoc", "contract", "nsz"}
+
+_KEPT = 30 * 86_400.0  # seconds
 
 _SETTINGS: Any = numba.config
 
@@ -39,8 +44,17 @@ def _folder() -> str:
         except OSError:
             continue
         if os.access(parent / name, os.W_OK):
+            _forget_old(parent, name)
             return str(parent / name)
     return tempfile.mkdtemp(prefix=name)
+
+
+def _forget_old(parent: Path, name: str) -> None:
+    """Remove the kernels of other sources than `name` that nothing was added to for a month."""
+    for folder in parent.glob("kernels-*"):
+        with suppress(OSError):  # another process may remove it as well
+            if folder.name != name and time.time() - folder.stat().st_mtime > _KEPT:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 _FOLDER = _folder()

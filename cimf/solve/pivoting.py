@@ -130,6 +130,37 @@ def _least_squares(problem, state, whole, kappa, goal, factor, work):
 
 
 @kernel
+def _step(problem, state, lam, kappa, norm, limit, block, beyond, factor, work):
+    """Predict a step past `block` breakpoints, at most `limit` or to norm kappa; go and correct.
+
+    Returns (done, at_kappa, lam, state, factor, systems solved, whether a breakpoint was crossed).
+    """
+    rate = slopes(problem, state, factor, work)
+    gradient_slopes(problem, state, work)
+    reach = max((kappa - norm) / rate, 0.0) if rate > 0.0 else np.inf
+    if norm >= kappa:
+        reach = 0.0
+    limit = min(limit, reach)
+    near = _NEAR * limit
+    count = breakpoints(problem, state, lam, near, work)
+    if count > block:
+        limit = near
+    else:
+        count = breakpoints(problem, state, lam, limit, work)
+    step, first = choose_step(work.steps, count, block, beyond, 1e-12 * lam, limit)
+    at_kappa = reach <= step
+    advance(state, step, work)
+    lam -= step
+    if first >= step:
+        return True, at_kappa, lam, state, factor, 0, False
+    allowed = 16 + 2 * block + state[2] // 2
+    done, at_kappa, lam, state, factor, solves = correct(
+        problem, state, lam, kappa, at_kappa, allowed, factor, work
+    )
+    return done, at_kappa, lam, state, factor, solves, True
+
+
+@kernel
 def solve_levels(
     problem, free, free_factor, levels, ball, goal, max_solves, factor, saved, work,
     out, out_lam, out_solves,
@@ -241,32 +272,13 @@ def solve_levels(
                     failed = True
                     refused += 4
             else:
-                rate = slopes(problem, state, factor, work)
-                gradient_slopes(problem, state, work)
-                reach = max((kappa - norm) / rate, 0.0) if rate > 0.0 else np.inf
-                if norm >= kappa:
-                    reach = 0.0
-                limit = min(limit, reach)
-                near = _NEAR * limit
-                count = breakpoints(problem, state, lam, near, work)
-                if count > block:
-                    limit = near
-                else:
-                    count = breakpoints(problem, state, lam, limit, work)
-                step, first = choose_step(work.steps, count, block, beyond, 1e-12 * lam, limit)
-                at_kappa = reach <= step
-                advance(state, step, work)
-                lam -= step
-                done, used = True, 0
-                if first < step:
-                    allowed = 16 + 2 * block + state[2] // 2
-                    done, at_kappa, lam, state, factor, used = correct(
-                        problem, state, lam, kappa, at_kappa, allowed, factor, work
-                    )
-                    solves += used
+                done, at_kappa, lam, state, factor, used, crossed = _step(
+                    problem, state, lam, kappa, norm, limit, block, beyond, factor, work
+                )
+                solves += used
                 if done and lam <= saved_lam * (1.0 + 1e-9):
                     arrived = at_kappa or (not ball and lam <= stop)
-                    if first < step:
+                    if crossed:
                         saved = _save(state, factor, saved)
                         # Breakpoints that changed nothing were rounding: cross more of them.
                         largest = max(state[2] // 6, 2) if used > 0 else n

@@ -1,5 +1,7 @@
 """The compiled kernels are never run from a stale cache."""
 
+import os
+
 from cimf.solve import compiled
 
 
@@ -13,3 +15,13 @@ def test_the_cache_follows_the_sources(monkeypatch, tmp_path):
     assert compiled._folder() == first
     (tmp_path / "package" / "other.py").write_text("b = 2\n")
     assert compiled._folder() != first
+
+
+def test_kernels_of_old_sources_are_removed(tmp_path):
+    month = 31 * 86_400
+    for name, age in (("kernels-now", month), ("kernels-old", month), ("kernels-new", 0)):
+        (tmp_path / name).mkdir()
+        before = (tmp_path / name).stat().st_mtime - age
+        os.utime(tmp_path / name, (before, before))
+    compiled._forget_old(tmp_path, "kernels-now")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kernels-new", "kernels-now"]
