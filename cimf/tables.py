@@ -104,7 +104,8 @@ def render(
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, text columns left-aligned and numbers right-aligned."""
     lines = [heading, ["---" if k == 0 else "---:" for k in range(len(heading))], *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
 
 
 def latex(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -118,3 +118,7 @@ def test_close_kappas_are_told_apart(table):
     heading, rows = render(table[:2].assign(kappa=[0.1234567, 0.12345671]), TERMINAL)
     assert [row[heading.index("kappa")] for row in rows] == ["0.1234567", "0.12345671"]
     assert [shortest(value) for value in (1.0, 1e-5, np.float64(0.5))] == ["1", "1e-05", "0.5"]
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    assert markdown(["variant", "a"], [["1/|w|", "2"]]).splitlines()[2] == r"| 1/\|w\| | 2 |"
