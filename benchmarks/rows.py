@@ -32,11 +32,9 @@ from benchmarks.problems import KAPPAS, PROBLEMS, RowProblems
 from benchmarks.summary import report, table_rows
 from cimf.judge import certify
 from cimf.results import RunFolder
-from cimf.solve import solve_path, solve_rows
+from cimf.solve import solve_rows
 from cimf.terminal import out, print_table
 from formulations.columns import shrink
-
-SWEEP = (0.005, 0.01, 0.05, 0.1, 0.5, 0.99)
 
 
 class TooSlow(Exception):
@@ -157,37 +155,6 @@ def compare(
     return records
 
 
-def best_of(repeats: int, function: Any) -> float:
-    """Return the smallest wall clock of `repeats` calls."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def extras(problem: RowProblems, repeats: int) -> dict[str, Any]:
-    """Return the sweep against its largest radius, two threads against one, torch against exact."""
-    gram = problem.gram
-    path = best_of(repeats, lambda: solve_path(gram, SWEEP, n_jobs=1))
-    alone = best_of(repeats, lambda: solve_rows(gram, SWEEP[-1], n_jobs=1))
-    one = best_of(repeats, lambda: solve_rows(gram, 5.0, n_jobs=1))
-    two = best_of(repeats, lambda: solve_rows(gram, 5.0, n_jobs=2))
-    batched = best_of(1, lambda: solve_rows(gram, SWEEP[-1], method="torch", n_jobs=1))
-    return {
-        "problem": problem.name,
-        "rows": gram.n_targets,
-        "sweep_seconds": path,
-        "largest_kappa_seconds": alone,
-        "sweep_ratio": path / alone,
-        "one_thread_seconds": one,
-        "two_threads_seconds": two,
-        "speedup_two_threads": one / two,
-        "torch_to_exact": batched / alone,
-    }
-
-
 def first_call() -> float:
     """Return the seconds of the first solve of this process: compilation, or loading its cache."""
     start = time.perf_counter()
@@ -227,7 +194,6 @@ def main() -> None:
     for name in missing:
         out.print(f"not run, not installed: {name}")
     records: list[dict[str, Any]] = []
-    more: list[dict[str, Any]] = []
     with threadpoolctl.threadpool_limits(1):
         for name in options.problem:
             design, targets = PROBLEMS[name]()
@@ -251,18 +217,13 @@ def main() -> None:
                 heading, cells = table_rows(found)
                 title = f"{name}, N = {problem.gram.n_features}, kappa {regime}"
                 print_table(heading[2:], [row[2:] for row in cells], title)
-            every = RowProblems.sample(name, design, targets, targets.shape[1])
-            more.append(extras(every, 3))
-            out.print(more[-1])
     frame = pd.DataFrame(records)
     options.out.mkdir(parents=True, exist_ok=True)
     plot_rows(frame, options.out / "rows.png")
-    extra = pd.DataFrame(more)
     folder.finish(
         {
             "rows.csv": frame.to_csv(index=False),
-            "extras.csv": extra.to_csv(index=False),
-            "rows.md": report(records, more, missing),
+            "rows.md": report(records, missing),
         },
         binary=("rows.png",),
         first_call_seconds=compile_seconds,

@@ -65,20 +65,14 @@ def headline(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     return heading, rows
 
 
-def report(records: Sequence[Record], extras: Sequence[Record], not_run: Sequence[str]) -> str:
+def report(records: Sequence[Record], not_run: Sequence[str]) -> str:
     """Return the Markdown of the whole run."""
-    cells = [
-        [f"{v:.4g}" if isinstance(v, float) else str(v) for v in record.values()]
-        for record in extras
-    ]
     missing = "".join(f"- {name}\n" for name in not_run)
     return (
         "# Row solvers at relative gap 1e-9\n\n"
         "One run, one thread, the same rows for all, judged outside the timer. A peer counts as "
         "reaching the accuracy where every row does, in its time.\n\n"
         f"{markdown(*headline(records))}\n"
-        "## All rows at once: a sweep of six radii, two threads\n\n"
-        f"{markdown(list(extras[0]), cells)}\n"
         "## Every contestant\n\n"
         "The floor is what a row costs if its support is known: gather, factor, solve and certify, "
         "compiled as our solver is, or in numpy and LAPACK.\n\n"

@@ -192,7 +192,7 @@ def check_limits(tol: float, n_jobs: int | None) -> None:
 def _choose(method: str) -> tuple[str, str]:
     """Return the method's name and, for "auto", the reason."""
     if method == "auto":
-        return "exact", "exact: on CPUs faster than torch at all sizes measured (benchmarks.rows)"
+        return "exact", "exact: on CPUs faster than torch at all sizes measured (benchmarks.sweep)"
     if method not in METHODS:
         raise UnknownNameError("method", method, ["auto", *METHODS])
     return method, ""
