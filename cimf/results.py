@@ -15,7 +15,7 @@ from typing import Any
 
 from cimf.errors import RunError
 from cimf.files import write_text
-from cimf.provenance import fingerprint, manifest, to_json
+from cimf.provenance import commit, fingerprint, manifest, to_json
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
@@ -35,12 +35,18 @@ class RunFolder:
     points : dict of str to Any
         What `once` returned so far, in this run and in one of the same settings that was
         interrupted.
+    commits : dict of str to Any
+        The commit that measured each point, as `cimf.provenance.commit`.
+    commit : dict or None
+        The commit when the run began.
     """
 
     path: Path
     settings: Mapping[str, Any]
     stale: tuple[str, ...] = ()
     points: dict[str, Any] = field(default_factory=dict)
+    commits: dict[str, Any] = field(default_factory=dict)
+    commit: dict[str, Any] | None = field(default_factory=lambda: commit())
 
     @classmethod
     def claim(
@@ -66,6 +72,7 @@ class RunFolder:
             raise RunError(f"{folder} holds files but no {MANIFEST}{advice}")
         files: list[str] = []
         points: dict[str, Any] = {}
+        commits: dict[str, Any] = {}
         for name in sorted(names & {MANIFEST, UNFINISHED}):
             try:
                 old = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -73,7 +80,7 @@ class RunFolder:
                 if name == MANIFEST:
                     files = [Path(file).name for file in old["files"]]
                 elif same:
-                    points = dict(old["points"])
+                    points, commits = dict(old["points"]), dict(old["commits"])
                 difference = "" if same else _difference(old["settings"], settings)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 if not overwrite:
@@ -82,7 +89,7 @@ class RunFolder:
             if difference and not overwrite:
                 raise RunError(f"{folder} holds another run ({difference}){advice}")
         _check_writable(folder)
-        return cls(folder, dict(settings), tuple(files), points)
+        return cls(folder, dict(settings), tuple(files), points, commits)
 
     def once(self, key: str, work: Callable[[], Any]) -> Any:
         """Return what `work` returns, or what it returned before the run was interrupted.
@@ -96,10 +103,12 @@ class RunFolder:
         """
         if key not in self.points:
             self.points[key] = json.loads(to_json({"": work()}))[""]
+            self.commits[key] = self.commit
             record = {
                 "fingerprint": fingerprint(self.settings),
                 "settings": self.settings,
                 "points": self.points,
+                "commits": self.commits,
             }
             write_text(self.path / UNFINISHED, to_json(record) + "\n")
         return self.points[key]
@@ -108,6 +117,9 @@ class RunFolder:
         self, files: Mapping[str, str], binary: tuple[str, ...] = (), **sections: Any
     ) -> None:
         """Write text files, then the manifest that names them all, then remove other files of ours.
+
+        The manifest's commit is that of the beginning; points that an interrupted run measured at
+        another commit are listed.
 
         Parameters
         ----------
@@ -121,6 +133,10 @@ class RunFolder:
         for name, text in files.items():
             write_text(self.path / name, text)
         names = sorted({*files, *binary})
+        sections["commit"] = self.commit
+        others = {key: value for key, value in self.commits.items() if value != self.commit}
+        if others:
+            sections["points_of_other_commits"] = others
         record = manifest(self.settings, files=names, **sections)
         write_text(self.path / MANIFEST, to_json(record) + "\n")
         for name in {*self.stale, UNFINISHED} - set(names):

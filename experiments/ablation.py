@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cimf.terminal import one_line_errors
-from experiments.resnet20 import Images, Levels, Overwrite, Tests, task
+from experiments.options import Images, Levels, Overwrite, Tests, listed_levels
+from experiments.resnet20 import task
 
 if TYPE_CHECKING:
     from cimf.layered.supports import Rule
@@ -51,7 +52,7 @@ def main(
         from experiments.pruning import Point, finish, layered, measure, percent
 
         name = f"ResNet-20, CIFAR-10, {images:,} calibration images"
-        targets = [float(level) for level in levels.split(",")]
+        targets = listed_levels(levels)
         supports: dict[str, Rule] = {
             "OBS": obs,
             "magnitude": magnitude,
@@ -66,7 +67,10 @@ def main(
             for swaps in (False, True)
         }
         variants |= {f"OBS, swaps, {key}": change for key, change in CHANGES.items()}
-        settings = {"network": name, "variants": list(variants), "levels": targets, "tests": tests}
+        settings = {
+            "network": name, "levels": targets, "tests": tests, "variants": list(variants),
+            "balls": BALLS, "changes": CHANGES,
+        }  # fmt: skip
         run = RunFolder.claim(out, settings, overwrite)
         work = task(corpora.cifar10, networks.resnet20_cifar10, images, tests)
         rows = measure(run, work, [

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cimf.terminal import one_line_errors
-from experiments.resnet20 import Levels, Overwrite, Tests, task
+from experiments.options import Levels, Overwrite, Tests, listed_levels
+from experiments.resnet20 import task
 
 
 def main(
@@ -33,7 +34,7 @@ def main(
 
         name = "ResNet-20, CIFAR-10"
         sizes = sorted({int(size) for size in images.split(",")})
-        targets = [float(level) for level in levels.split(",")]
+        targets = listed_levels(levels)
         settings = {"network": name, "images": sizes, "levels": targets, "tests": tests}
         run = RunFolder.claim(out, settings, overwrite)
         work = task(corpora.cifar10, networks.resnet20_cifar10, sizes[-1], tests)

@@ -9,7 +9,14 @@ import typer
 
 from cimf.terminal import one_line_errors
 from experiments.fashion import SIZES
-from experiments.resnet20 import Images, Levels, Methods, Overwrite
+from experiments.options import (
+    Images,
+    Levels,
+    Methods,
+    Overwrite,
+    listed_levels,
+    listed_methods,
+)
 
 
 def main(
@@ -25,9 +32,8 @@ def main(
         import torch
 
         from cimf import datasets
-        from cimf.baselines import BASELINES
         from cimf.training import Schedule, trained_mlp
-        from experiments.pruning import OURS, Task, compare
+        from experiments.pruning import Task, compare
 
         schedule = Schedule(epochs=20, learning_rate=5e-3, batch_size=256)
 
@@ -48,7 +54,7 @@ def main(
             out,
             {"network": SIZES, "calibration": images, "seed": seed},
             load,
-            levels=[float(level) for level in levels.split(",")],
-            methods=methods.split(",") if methods else (OURS, *BASELINES),
+            levels=listed_levels(levels),
+            methods=listed_methods(methods),
             overwrite=overwrite,
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cimf.terminal import one_line_errors
-from experiments.resnet20 import Levels, Methods, Overwrite
+from experiments.options import Levels, Methods, Overwrite, listed_levels, listed_methods
 
 if TYPE_CHECKING:
     from cimf.corpora import Texts
@@ -46,16 +46,15 @@ def main(
     """DistilBERT on 20 Newsgroups, all methods at the same non-zeros."""
     with one_line_errors():
         from cimf import corpora
-        from cimf.baselines import BASELINES
-        from experiments.pruning import OURS, compare
+        from experiments.pruning import compare
 
         compare(
             f"20 Newsgroups, {checkpoint or 'DistilBERT'}, {texts:,} calibration texts",
             out,
             {"checkpoint": checkpoint, "calibration": texts, "seed": seed, "length": LENGTH},
             lambda: task(corpora.newsgroups(), texts, checkpoint, seed),
-            levels=[float(level) for level in levels.split(",")],
-            methods=methods.split(",") if methods else (OURS, *BASELINES),
+            levels=listed_levels(levels),
+            methods=listed_methods(methods),
             overwrite=overwrite,
         )
 

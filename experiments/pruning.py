@@ -216,7 +216,10 @@ def compare(
         Layers that the baselines keep dense, where that is better for them: the head of 640
         weights on CIFAR-10 (0.2 % of all), not the one of 25,600 on CIFAR-100 (8 %).
     """
-    settings = {**settings, "levels": levels, "methods": methods, "positions": FAST["positions"]}
+    settings = {
+        **settings, "levels": levels, "methods": methods, "dense_head": dense_head,
+        "options": {key: str(value) for key, value in FAST.items()},
+    }  # fmt: skip
     run = RunFolder.claim(folder, settings, overwrite)
     task = load()
     rows = measure(run, task, [

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cimf.terminal import one_line_errors
+from experiments.options import (
+    Images,
+    Levels,
+    Methods,
+    Overwrite,
+    Tests,
+    listed_levels,
+    listed_methods,
+)
 
 if TYPE_CHECKING:
     from cimf.datasets import Dataset
     from cimf.networks import Pretrained
     from experiments.pruning import Task
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")]
-Images = Annotated[int, typer.Option(help="Calibration images, without labels.")]
-Tests = Annotated[int | None, typer.Option(help="Test images; default: all.")]
-Methods = Annotated[str | None, typer.Option(help="Comma-separated; default: all.")]
-Levels = Annotated[str, typer.Option(help="Target sparsities, comma-separated.")]
 
 
 def cifar10(
@@ -87,16 +90,15 @@ def _compare(
     overwrite: bool,
     dense_head: Sequence[str] = (),
 ) -> None:
-    from cimf.baselines import BASELINES
-    from experiments.pruning import OURS, compare
+    from experiments.pruning import compare
 
     compare(
         f"{name}, {images:,} calibration images",
         out,
         {"network": name, "calibration": images, "tests": tests},
         lambda: task(images_of, network, images, tests),
-        levels=[float(level) for level in levels.split(",")],
-        methods=methods.split(",") if methods else (OURS, *BASELINES),
+        levels=listed_levels(levels),
+        methods=listed_methods(methods),
         dense_head=dense_head,
         overwrite=overwrite,
     )

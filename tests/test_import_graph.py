@@ -30,6 +30,7 @@ LAYERS = [
     {"sweep", "training", "verification"},
     {"demo", "doctor"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 TORCH = {

@@ -120,3 +120,19 @@ def test_a_damaged_file_of_points_is_refused(tmp_path):
     with pytest.raises(RunError, match="cannot be read"):
         RunFolder.claim(tmp_path, {})
     assert points(tmp_path, {}, ["a"], overwrite=True)[1] == ["a"]
+
+
+def test_the_manifest_names_the_commits_that_measured(tmp_path, monkeypatch):
+    old, new = ({"id": name, "modified": False} for name in ("old", "new"))
+    monkeypatch.setattr("cimf.results.commit", lambda: old)
+    run = RunFolder.claim(tmp_path, {})
+    run.once("a", lambda: 1)
+    monkeypatch.setattr("cimf.results.commit", lambda: new)
+    run = RunFolder.claim(tmp_path, {})
+    run.once("a", lambda: pytest.fail("measured again"))
+    run.once("b", lambda: 2)
+    monkeypatch.setattr("cimf.results.commit", lambda: {"id": "later", "modified": False})
+    run.finish({})
+    record = json.loads((tmp_path / MANIFEST).read_text())
+    assert record["commit"] == new, "that of the beginning"
+    assert record["points_of_other_commits"] == {"a": old}

@@ -104,3 +104,14 @@ def test_every_variant_keeps_the_same_number_of_weights(small):
     balls = table[table["variant"].str.startswith("ball")]
     assert (balls["certified_rows"] == balls["solved_rows"]).all()
     assert (balls["solved_rows"] == 10).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--levels", "abc"], ["--levels", "1.5"], ["--levels", ""], ["--methods", "foo"]]
+)
+def test_wrong_options_are_named_before_anything_is_loaded(wrong, monkeypatch, tmp_path):
+    monkeypatch.setattr(corpora, "cifar10", lambda *_: pytest.fail("data was read"))
+    done = CliRunner().invoke(app, ["resnet20", "--out", str(tmp_path / "out"), *wrong])
+    assert done.exit_code == 1
+    assert wrong[1] in done.output
+    assert not (tmp_path / "out").exists()
