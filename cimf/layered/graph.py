@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,6 +203,11 @@ class LayerGraph:
     def _find_layers(self) -> list[Layer]:
         graph = self.module.graph
         layers: dict[str, Layer] = {}
+        calls = Counter(
+            self.module.get_submodule(str(node.target))
+            for node in graph.nodes
+            if node.op == "call_module"
+        )
         for node in list(graph.nodes):
             if node.op != "call_module":
                 continue
@@ -214,7 +220,7 @@ class LayerGraph:
                     f"layer {path!r} ({type(found).__name__}) is used more than once: its rows "
                     "have no single design"
                 )
-            layers[path] = Layer(path, node, found, self._fold(node, found))
+            layers[path] = Layer(path, node, found, self._fold(node, found, calls))
         # Of two layers that meet in an addition the larger one goes last: it corrects the other.
         for layer in sorted(layers.values(), key=lambda layer: layer.n_weights):
             _postpone(layer.node)
@@ -226,14 +232,17 @@ class LayerGraph:
         self.module.recompile()
         return ordered
 
-    def _fold(self, node: fx.Node, layer: Any) -> str:
-        """Fold the batch norm behind a layer into it; return its path, or "" if there is none."""
+    def _fold(self, node: fx.Node, layer: Any, calls: Mapping[nn.Module, int]) -> str:
+        """Fold the batch norm behind a layer into it; return its path, or "" if there is none.
+
+        A norm that is called more than once stays as it is: `export` could not write it for all.
+        """
         users = list(node.users)
         if len(users) != 1 or users[0].op != "call_module":
             return ""
         path = str(users[0].target)
         norm: Any = self.module.get_submodule(path)
-        if not isinstance(norm, NORMS):
+        if not isinstance(norm, NORMS) or calls[norm] > 1:
             return ""
         if isinstance(layer, nn.Linear) and node.meta.get("tensor_rank", 2) != 2:
             return ""

@@ -34,6 +34,12 @@ from cimf.layered.survey import Survey, as_rows, damped_groups, dense_rows
 
 # Batches are cut into pieces of this many samples: the unit of convolution and of the grid offset.
 _PIECE = 250
+# Samples on which the traced and the returned network are compared with what they should be, and
+# the largest difference relative to the largest output; with weights in half precision so many
+# times the rounding error of one weight.
+_COMPARED = 8
+_SAME = 1e-3
+_ROUNDINGS = 30
 # Samples on which the loss curves for the budgets are taken; the rows are solved on all samples.
 _SURVEYED = 1000
 
@@ -115,19 +121,37 @@ class Calibration:
     @torch.no_grad()
     def _check_outputs(self) -> None:
         """Compare the folded graph with the network on a few samples."""
-        u = self.batches[0][:8]
-        net = copy.deepcopy(self.graph.original).to("cpu", self.graph.dtype).eval()
-        expected, found = net(u.clone()), self.graph.measure(u.clone())
+        u = self.batches[0][:_COMPARED]
+        expected = self._run(self.graph.original)
         if not isinstance(expected, Tensor) or expected.shape[:1] != u.shape[:1]:
             raise CaptureError("the network must return one tensor with the samples first")
         if not torch.isfinite(expected).all():
             raise CaptureError("the network's output has NaN or infinite values")
-        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-        if error > 1e-3:
+        error = _difference(self.graph.measure(u.clone()), expected)
+        if not error <= _SAME:
             raise CaptureError(
                 f"the traced network differs from the network itself by {error:.1e}: its forward "
                 "pass does something that tracing does not see, or reads what was changed in place"
             )
+
+    @torch.no_grad()
+    def _check_export(self, network: nn.Module) -> None:
+        """Compare the network that is returned with the graph's present rows, on a few samples."""
+        expected = self.graph.module(self.batches[0][:_COMPARED].clone())
+        error = _difference(self._run(network), expected)
+        coarsest = max(
+            torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()
+        )
+        if not error <= max(_SAME, _ROUNDINGS * coarsest):
+            raise CaptureError(
+                f"the sparse network differs from its own rows by {error:.1e}: the network reads a "
+                "weight or a batch norm in more than one place, or its precision is too low"
+            )
+
+    def _run(self, net: nn.Module) -> Any:
+        """Return the output of a copy of a network on the samples that are compared."""
+        net = copy.deepcopy(net).to("cpu", self.graph.dtype).eval()
+        return net(self.batches[0][:_COMPARED].clone())
 
     def counts(self, target_sparsity: float, allocation: str, keep: Sequence[str]) -> Counts:
         """Return how many weights every row keeps at a target sparsity.
@@ -216,6 +240,7 @@ class Calibration:
                 counting=self.counting,
             )
             network = self.graph.export()
+            self._check_export(network)
         finally:
             for layer, dense in zip(self.graph.layers, teacher, strict=True):
                 layer.set_rows(*as_rows(dense, int(layer.has_bias)))
@@ -339,6 +364,11 @@ def as_batches(batches: Any, dtype: torch.dtype) -> list[Tensor]:
     if not out:
         raise InputError("batches is empty: no samples to calibrate on")
     return out
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference relative to the largest expected value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def _first(batches: Sequence[Tensor], samples: int) -> list[Tensor]:

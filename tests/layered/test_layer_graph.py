@@ -29,7 +29,16 @@ def conv_net():
     )  # fmt: skip
 
 
+def shared_norm():
+    norm = nn.BatchNorm2d(4)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 4, 3), norm, nn.ReLU(),
+        nn.Flatten(), nn.Linear(64, 2),
+    )  # fmt: skip
+
+
 NETWORKS = {
+    "shared norm": (shared_norm, (3, 8, 8)),
     "convolutions": (conv_net, (3, 8, 8)),
     "option A": (lambda: ResNet20(10), (3, 32, 32)),
     "projection": (lambda: ResNet20(10, stem=8, projection=True, pool=4), (3, 32, 32)),

@@ -260,6 +260,16 @@ def test_broken_networks_are_refused():
         sparsify_layers(net, u, 0.5)
 
 
+def test_a_network_that_comes_back_wrong_is_refused(monkeypatch):
+    net, u = small_net()
+    calibration = Calibration(net, u, **SIZES)
+    monkeypatch.setattr(calibration.graph, "export", lambda: net)
+    with pytest.raises(CaptureError, match="its own rows"):
+        calibration.sparsify(0.8)
+    monkeypatch.undo()
+    assert calibration.sparsify(0.0).report.layers[0].mismatch < 1e-6  # the rows were restored
+
+
 def test_batches_of_different_sizes_are_the_same_samples():
     net, u = small_net()
     one = sparsify_layers(net, u, 0.6, positions=None, **SIZES)
