@@ -64,4 +64,5 @@ def _outputs(net: nn.Module, inputs: Sequence[Tensor]) -> NDArray[np.float64]:
     kind = next((u.dtype for u in inputs if u.is_floating_point()), torch.float32)
     runner = copy.deepcopy(net).to(kind).eval()
     device = next(net.parameters()).device
-    return np.concatenate([runner(u.to(device)).cpu().double().numpy() for u in inputs])
+    # A network may change its input in place: on the CPU that would be the caller's tensor.
+    return np.concatenate([runner(u.clone().to(device)).cpu().double().numpy() for u in inputs])

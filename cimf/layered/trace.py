@@ -8,7 +8,7 @@ are turned back into calls of their modules. Only control flow that depends on v
 
 from __future__ import annotations
 
-import operator
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -187,24 +187,77 @@ def _as_module_call(node: fx.Node, root: nn.Module) -> None:
 
 
 def _out_of_place(module: fx.GraphModule) -> None:
-    """Let activations leave their input as it is: pre-activations are targets, inputs are shared.
+    """Let no operation change its input: pre-activations are targets, inputs are the caller's.
 
-    Where a network relies on the change in place its output differs, which `Calibration` checks.
+    What is read after a change in place is read from its result. A change through a view is not
+    seen by the other readers of the same memory: the output differs, which `Calibration` checks.
+
+    Raises
+    ------
+    CaptureError
+        An operation in place that has no counterpart; the message names it.
     """
+    changing = set()
     for part in module.modules():
         if getattr(part, "inplace", False):
             part.inplace = False  # type: ignore[assignment]
-    for node in module.graph.nodes:
-        if node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-        if node.op == "call_method" and node.target in ("relu_", "add_"):
-            node.target = node.target[:-1]
-        if node.op == "call_function" and node.target in (operator.iadd, torch.relu_):
-            node.target = operator.add if node.target is operator.iadd else torch.relu
-        if node.target in (_ATEN.add_.Tensor, _ATEN.relu_.default):
-            node.target = (
-                _ATEN.add.Tensor if node.target is _ATEN.add_.Tensor else _ATEN.relu.default
+            changing.add(part)
+    order = {node: k for k, node in enumerate(module.graph.nodes)}
+    for node in order:
+        if node.op == "call_module":
+            changed = module.get_submodule(str(node.target)) in changing
+        else:
+            changed = _without_inplace(node) or _counterpart(node)
+        if changed:
+            source = node.all_input_nodes[0]
+            source.replace_all_uses_with(
+                node, delete_user_cb=lambda user, node=node: order[user] > order[node]
             )
+
+
+def _without_inplace(node: fx.Node) -> bool:
+    """Set a function's argument `inplace` to False; return whether it was True."""
+    if node.kwargs.get("inplace"):
+        node.update_kwarg("inplace", False)
+        return True
+    if getattr(node.target, "__module__", "") != functional.__name__:
+        return False
+    names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    place = names.index("inplace") if "inplace" in names else len(node.args)
+    if place < len(node.args) and node.args[place]:
+        node.update_arg(place, False)
+        return True
+    return False
+
+
+def _counterpart(node: fx.Node) -> bool:
+    """Replace an operation in place by the one that returns a new tensor; say whether it was one.
+
+    PyTorch names the former with a trailing underscore; `x += y` of a symbolic trace is no change.
+    """
+    target: Any = node.target
+    if node.op not in ("call_method", "call_function"):
+        return False
+    overload = isinstance(target, torch._ops.OpOverload)
+    name = str(getattr(target.overloadpacket if overload else target, "__name__", target))
+    changes = target._schema.is_mutable if overload else name.endswith("_")
+    if not changes or name.endswith("__"):
+        return False
+    owners = (
+        (_ATEN,) if overload else (Tensor,) if node.op == "call_method" else (torch, functional)
+    )
+    owner = next((o for o in owners if callable(getattr(o, name[:-1], None))), None)
+    found: Any = getattr(owner, name[:-1], None)
+    if overload:
+        found = getattr(found, target._overloadname, None)
+    if found is None:
+        raise CaptureError(
+            f"the network changes a tensor in place by {name} ({node.name!r}), which has no "
+            "counterpart that returns a new tensor: write it out of place, for example with "
+            "torch.where"
+        )
+    node.target = name[:-1] if node.op == "call_method" else found
+    return True
 
 
 def _erase_identities(module: fx.GraphModule) -> None:

@@ -158,6 +158,60 @@ def test_networks_that_cannot_be_matched_are_refused_by_name(net, words):
         LayerGraph(net)
 
 
+class InPlace(nn.Module):
+    """A network that changes its input and its states in place, by the given function."""
+
+    def __init__(self, change, exported=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.exported = exported
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+        self.change = change
+
+    def forward(self, x):
+        if self.exported:
+            torch.zeros(int(x.shape[1]))  # symbolic tracing cannot follow this
+        x = self.change(x)
+        h = self.a(x)
+        self.change(h)  # h is read after it was changed
+        return self.c(self.change(torch.relu(self.b(h))) + h + x)
+
+
+def augmented(x):
+    x /= 4.0
+    x *= 2.0
+    x -= 0.5
+    return x
+
+
+CHANGES = {
+    "method": lambda x: x.mul_(2.0).clamp_(-1.0, 1.0),
+    "torch": torch.relu_,
+    "functional": functional.elu_,
+    "positional": lambda x: functional.leaky_relu(x, 0.1, True),
+    "module": nn.Sequential(nn.ReLU(inplace=True)),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "exported"),
+    [(name, False) for name in CHANGES] + [("augmented", True), ("method", True)],
+)
+def test_changes_in_place_give_the_same_output_and_leave_the_input(change, exported):
+    change = augmented if change == "augmented" else CHANGES[change]
+    net, u = InPlace(change, exported).eval(), torch.randn(4, 3)
+    expected, kept = net(u.clone()), u.clone()
+    graph = LayerGraph(net, u.clone())
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(u), expected)
+    assert torch.equal(u, kept)
+
+
+def test_changes_in_place_without_a_counterpart_are_refused_by_name():
+    with pytest.raises(CaptureError, match="in place by zero_"):
+        LayerGraph(InPlace(lambda x: x.zero_()))
+
+
 @pytest.mark.parametrize("net", [None, "resnet", nn.ReLU()])
 def test_something_else_than_a_network_is_refused(net):
     with pytest.raises(InputError):
