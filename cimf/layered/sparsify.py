@@ -11,10 +11,14 @@ w_i the network's own row. The counts k_i come from a target sparsity of the who
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +27,7 @@ from torch import Tensor, nn
 
 from cimf.errors import CaptureError, InputError, UnknownNameError
 from cimf.layered import rows
-from cimf.layered.allocation import Counts
+from cimf.layered.allocation import Counts, given_counts
 from cimf.layered.graph import Layer, LayerGraph, working_dtype
 from cimf.layered.patches import PatchGram
 from cimf.layered.propagate import propagate
@@ -40,6 +44,8 @@ _PIECE = 250
 _COMPARED = 8
 _SAME = 1e-3
 _ROUNDINGS = 30
+# A sparsity that differs by more than this from the target is reported.
+_MISSED = 0.001
 # Samples on which the loss curves for the budgets are taken; the rows are solved on all samples.
 _SURVEYED = 1000
 
@@ -163,14 +169,10 @@ class Calibration:
             alone have more weights than the target leaves.
         """
         graph = self.graph
-        if not 0.0 <= target_sparsity < 1.0:
-            raise InputError(f"target_sparsity must lie in [0, 1), got {target_sparsity}")
-        known = {layer.path: layer for layer in graph.layers}
-        for path in keep:
-            if path not in known:
-                raise UnknownNameError("layer", path, known)
+        check_target(target_sparsity)
+        kept_dense = self._layers(keep)
         left = round((1.0 - target_sparsity) * graph.n_weights)
-        dense = sum(known[path].n_weights for path in keep)
+        dense = sum(layer.n_weights for layer in kept_dense)
         if left < dense:
             raise InputError(
                 f"target_sparsity {target_sparsity:.1%} leaves {left:,} of {graph.n_weights:,} "
@@ -180,6 +182,16 @@ class Calibration:
         if allocation == "uniform":
             return Survey(graph, [], self.batches[0]).allocate("uniform", left, keep)
         return self.survey.allocate(allocation, left, keep)
+
+    def _layers(self, paths: Sequence[str]) -> list[Layer]:
+        """Return the layers with these paths, each once."""
+        known = {layer.path: layer for layer in self.graph.layers}
+        if isinstance(paths, str) or not isinstance(paths, Iterable):
+            raise InputError(f"keep must be a sequence of layers' paths, got {paths!r}")
+        for path in paths:
+            if path not in known:
+                raise UnknownNameError("layer", path, known)
+        return [layer for path, layer in known.items() if path in paths]
 
     def sparsify(
         self,
@@ -203,12 +215,19 @@ class Calibration:
                 "give either target_sparsity or a budget of the convex problem "
                 "(support=Convex('kappa' | 'relative' | 'lam', value))"
             )
-        if not isinstance(allocation, str):
-            counts = allocation
-        elif target_sparsity is None:
-            counts = [np.full(layer.n_rows, layer.n_columns) for layer in self.graph.layers]
-        else:
+        by_name = isinstance(allocation, str)
+        if self._layers(keep) and not (by_name and target_sparsity is not None):
+            raise InputError("keep is not used by a convex budget or an allocation by counts")
+        sizes = [(layer.n_rows, layer.n_columns) for layer in self.graph.layers]
+        if target_sparsity is None:
+            if not by_name or allocation != "output":
+                raise InputError("allocation is not used by a convex budget: it decides every row")
+            counts = [np.full(r, n) for r, n in sizes]
+        elif isinstance(allocation, str):
             counts = self.counts(target_sparsity, allocation, keep)
+        else:
+            check_target(target_sparsity)
+            counts = given_counts(allocation, sizes)
         budget = {layer.path: count for layer, count in zip(self.graph.layers, counts, strict=True)}
         teacher = [dense_rows(layer) for layer in self.graph.layers]
         records: list[LayerRecord] = []
@@ -246,11 +265,13 @@ class Calibration:
                 layer.set_rows(*as_rows(dense, int(layer.has_bias)))
         for record in records:
             record.mismatch = mismatch[record.path]
-        notes = [*self.notes, *_few_samples(records)]
         report = LayeredReport.build(
-            self.graph, network, records, target_sparsity, time.perf_counter() - start, notes
+            self.graph, network, records, target_sparsity, time.perf_counter() - start, self.notes
         )
-        return SparseNetwork(network, report)
+        warned = [*_few_samples(records), *_missed(report)]
+        for note in warned:
+            _warn(note)
+        return SparseNetwork(network, replace(report, notes=(*report.notes, *warned)))
 
 
 def sparsify_layers(
@@ -291,7 +312,8 @@ def sparsify_layers(
     support : str or Rule
         A key of `cimf.layered.supports.SUPPORTS`, or for example ``Convex("relative", 0.5)``.
     allocation : str, or counts per layer
-        "output", "error" or "uniform", see `Survey.allocate`; or arrays (r,), one per layer.
+        "output", "error" or "uniform", see `Survey.allocate`; or integer arrays (r,), one per layer
+        in the order of the report, which say what every row keeps.
     swaps : bool
         Improve the supports by exact exchanges.
     polish : bool
@@ -299,7 +321,8 @@ def sparsify_layers(
     correct : bool
         Error correction: the student's states as regressors. False: the teacher's.
     keep : sequence of str
-        Paths of layers that stay dense (they count in the sparsity).
+        Paths of layers that stay dense (they count in the sparsity). Refused, as is `allocation`,
+        with a `Convex` budget, which decides every row.
     progress : callable, optional
         Called with the path of every layer that is done.
 
@@ -317,7 +340,8 @@ def sparsify_layers(
     Warns
     -----
     UserWarning
-        Fewer samples (times positions) than columns in a layer; names the layers.
+        Fewer samples (times positions) than columns in a layer, with the layers' names; a target
+        that was missed by more than 0.001, because kept columns got the coefficient 0.
     """
     calibration = Calibration(
         net,
@@ -412,9 +436,45 @@ def _few_samples(records: Sequence[LayerRecord]) -> list[str]:
     few = [record.path for record in records if record.samples < record.columns]
     if not few:
         return []
-    note = (
+    return [
         f"fewer calibration samples (times positions) than columns in {', '.join(few)}: these rows "
         "can fit the samples by chance; give more samples, or more damping"
-    )
-    warnings.warn(note, stacklevel=4)
-    return [note]
+    ]
+
+
+def _missed(report: LayeredReport) -> list[str]:
+    """Say that the target was missed, by more than the rounding to whole weights."""
+    weights, total = report.nonzeros["network_weights"]
+    if report.target is None:
+        return []
+    if abs(weights - round((1.0 - report.target) * total)) <= _MISSED * total:
+        return []
+    return [
+        f"the sparsity is {1.0 - weights / total:.2%}, the target {report.target:.2%}: "
+        + (
+            "columns that were kept got the coefficient 0 (an input that is always zero, or "
+            "weights that were zero before)"
+            if weights < (1.0 - report.target) * total
+            else "the allocation keeps more weights"
+        )
+    ]
+
+
+def _warn(note: str) -> None:
+    """Warn at the line outside of this package from which it was called."""
+    package = f"{Path(__file__).parents[1]}{os.sep}"
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(note, stacklevel=level)
+
+
+def check_target(value: Any) -> None:
+    """Refuse a target sparsity that is no number in [0, 1).
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(value, Real) or not 0.0 <= float(value) < 1.0:
+        raise InputError(f"target_sparsity must be a number in [0, 1), got {value!r}")

@@ -196,7 +196,7 @@ def test_bad_batches_are_refused(batches, words):
         sparsify_layers(small_net()[0], batches, 0.5)
 
 
-@pytest.mark.parametrize("target", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("target", [-0.1, 1.0, float("nan"), "0.8"])
 def test_bad_targets_are_refused(target):
     net, u = small_net()
     with pytest.raises(InputError, match="target_sparsity"):
@@ -268,6 +268,44 @@ def test_a_network_that_comes_back_wrong_is_refused(monkeypatch):
         calibration.sparsify(0.8)
     monkeypatch.undo()
     assert calibration.sparsify(0.0).report.layers[0].mismatch < 1e-6  # the rows were restored
+
+
+@pytest.mark.parametrize("options", [{"keep": ["6"]}, {"allocation": "uniform"}])
+def test_what_a_convex_budget_does_not_use_is_refused(options):
+    net, u = small_net()
+    with pytest.raises(InputError, match="not used"):
+        sparsify_layers(net, u, support=Convex("relative", 0.5), **options, **SIZES)
+
+
+def test_allocations_by_counts():
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    calibration = Calibration(net, torch.randn(50, 4), **SIZES)
+    counts = [np.full(3, 2), np.array([1, 2])]
+    assert calibration.sparsify(0.5, allocation=counts).report.layers[1].kept == 3
+    for wrong in (
+        counts[:1], np.full(2, 2), [np.full(2, 2), counts[1]], [np.full(3, 9), counts[1]],
+        [np.full(3, -1), counts[1]], [np.full(3, 2.0), counts[1]], 3,
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="allocation"):
+            calibration.sparsify(0.5, allocation=wrong)
+    with pytest.raises(InputError, match="keep"):
+        calibration.sparsify(0.5, allocation=counts, keep=["2"])
+    for keep in ("2", None):
+        with pytest.raises(InputError, match="keep"):
+            calibration.sparsify(0.2, keep=keep)
+    with pytest.warns(UserWarning, match="keeps more weights") as caught:
+        calibration.sparsify(0.9, allocation=counts)
+    assert caught[0].filename == __file__
+
+
+def test_a_missed_target_is_said():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        net[0].weight.zero_()
+    with pytest.warns(UserWarning, match=r"the target 20.00%.*coefficient 0"):
+        report = sparsify_layers(net, torch.randn(50, 4), 0.2, **SIZES).report
+    assert "the target 20.00%" in str(report)
 
 
 def test_batches_of_different_sizes_are_the_same_samples():
