@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from cimf.errors import CaptureError, InputError, UnknownNameError
 from cimf.layered import rows
 from cimf.layered.allocation import Counts, given_counts
+from cimf.layered.batches import as_batches
 from cimf.layered.graph import Layer, LayerGraph, working_dtype
 from cimf.layered.patches import PatchGram
 from cimf.layered.propagate import propagate
@@ -35,9 +36,8 @@ from cimf.layered.report import LayeredReport, LayerRecord
 from cimf.layered.sensitivity import METRICS, positions_that_count
 from cimf.layered.supports import SUPPORTS, Choice, Convex, Rule
 from cimf.layered.survey import Survey, as_rows, damped_groups, dense_rows
+from cimf.solve.rows import check_limits
 
-# Batches are cut into pieces of this many samples: the unit of convolution and of the grid offset.
-_PIECE = 250
 # Samples on which the traced and the returned network are compared with what they should be, and
 # the largest difference relative to the largest output; with weights in half precision so many
 # times the rounding error of one weight.
@@ -90,18 +90,27 @@ class Calibration:
         metric: str = "output",
         n_jobs: int | None = None,
     ) -> None:
-        if not damping > 0:
-            raise InputError(f"damping must be positive, got {damping}")
-        if metric not in METRICS:
-            raise UnknownNameError("metric", metric, METRICS)
+        _check_options(damping, positions, precision, metric)
+        check_limits(1.0, n_jobs)
         self.batches = as_batches(batches, working_dtype(net))
-        self.graph = LayerGraph(net, self.batches[0])
+        self.graph = LayerGraph(net, self._sample())
         self.damping, self.positions, self.precision = damping, positions, precision
         self.metric, self.n_jobs = metric, n_jobs
         self.notes: list[str] = []
         self._survey: Survey | None = None
         self._check_outputs()
         self.counting = positions_that_count(self.graph, self.batches)
+
+    def _sample(self) -> Tensor:
+        """Return a few samples, among them those with the extreme token ids."""
+        sample = self.batches[0][:_COMPARED]
+        if sample.is_floating_point():
+            return sample
+        low = min(self.batches, key=lambda u: int(u.min()))
+        high = max(self.batches, key=lambda u: int(u.max()))
+        extreme = [low[[int(low.flatten(1).amin(1).argmin())]]]
+        extreme += [high[[int(high.flatten(1).amax(1).argmax())]]]
+        return torch.cat([sample, *extreme])
 
     @property
     def survey(self) -> Survey:
@@ -343,6 +352,8 @@ def sparsify_layers(
         Fewer samples (times positions) than columns in a layer, with the layers' names; a target
         that was missed by more than 0.001, because kept columns got the coefficient 0.
     """
+    if target_sparsity is not None:
+        check_target(target_sparsity)
     calibration = Calibration(
         net,
         batches,
@@ -355,39 +366,16 @@ def sparsify_layers(
     return calibration.sparsify(target_sparsity, **options)
 
 
-def as_batches(batches: Any, dtype: torch.dtype) -> list[Tensor]:
-    """Return calibration inputs as a list of CPU tensors of at most `_PIECE` samples.
-
-    Floating-point inputs are converted to `dtype`, integers (token ids) stay integers.
-
-    Raises
-    ------
-    InputError
-        No batches, an empty one, NaN or infinity, or something that is no tensor.
-    """
-    if isinstance(batches, Tensor | np.ndarray):
-        batches = [batches]
-    if not isinstance(batches, Iterable):
-        raise InputError(f"batches must be an iterable of tensors, got {type(batches).__name__}")
-    out: list[Tensor] = []
-    for k, batch in enumerate(batches):
-        value = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
-        if not isinstance(value, Tensor | np.ndarray):
-            raise InputError(
-                f"batch {k} is a {type(value).__name__}; a tensor or an (input, label) pair is "
-                "needed"
-            )
-        u = torch.as_tensor(value).detach().cpu()
-        if u.ndim < 2 or not u.numel():
-            raise InputError(f"batch {k} has shape {tuple(u.shape)}; (samples, ...) is needed")
-        if u.is_floating_point():
-            u = u.to(dtype)
-            if not torch.isfinite(u).all():
-                raise InputError(f"batch {k} holds NaN or infinite values")
-        out += u.split(_PIECE)
-    if not out:
-        raise InputError("batches is empty: no samples to calibrate on")
-    return out
+def _check_options(damping: Any, positions: Any, precision: Any, metric: str) -> None:
+    """Refuse values that the statistics cannot be taken with."""
+    if not isinstance(damping, Real) or not 0.0 < float(damping) < np.inf:
+        raise InputError(f"damping must be a positive number, got {damping!r}")
+    if positions is not None and not (isinstance(positions, int | np.integer) and positions >= 1):
+        raise InputError(f"positions must be a whole number from 1, or None, got {positions!r}")
+    if precision not in (torch.float32, torch.float64):
+        raise InputError(f"precision must be torch.float32 or torch.float64, got {precision!r}")
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from cimf.errors import CaptureError
+from cimf.layered.batches import run
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 MATCHED = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -47,11 +48,16 @@ def trace(root: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
 
     Raises
     ------
+    InputError
+        The network fails on the sample.
     CaptureError
         A module that owns matrices cannot be matched, shares its weight, or the control flow
         depends on the data. The message names the module's path.
     """
     _refuse_matrices(root)
+    if sample is not None:
+        with torch.no_grad():
+            run(root, sample, "calibration")
     try:
         module = _naming_the_place(root, lambda: fx.GraphModule(root, fx.Tracer().trace(root)))
     except CaptureError:

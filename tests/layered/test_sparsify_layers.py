@@ -184,8 +184,11 @@ def test_few_samples_warn_and_name_the_layers():
 @pytest.mark.parametrize(
     ("batches", "words"),
     [
-        ([], "empty"),
+        ([], "calibration batches are empty"),
         (3, "iterable"),
+        ([torch.zeros(4, 3, 8, 8)], r"samples of shape \(3, 8, 8\)"),
+        ([torch.zeros(4, 2, 8, 8), torch.zeros(4, 2, 8, 7)], "batch 1"),
+        ([torch.zeros(4, 2, 8, 8, dtype=torch.uint8)], "uint8"),
         ([torch.zeros(0, 2, 8, 8)], "shape"),
         (["images"], "str"),
         ([torch.full((4, 2, 8, 8), float("nan"))], "NaN"),
@@ -194,6 +197,59 @@ def test_few_samples_warn_and_name_the_layers():
 def test_bad_batches_are_refused(batches, words):
     with pytest.raises(InputError, match=words):
         sparsify_layers(small_net()[0], batches, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        ([], "test batches are empty"),
+        ([torch.full((4, 2, 8, 8), float("nan"))], "test batch 0"),
+        ([torch.zeros(4, 3, 8, 8)], "test samples of shape"),
+    ],
+)
+def test_bad_test_batches_are_refused(test, words):
+    net, u = small_net()
+    with pytest.raises(InputError, match=words):
+        cimf.sparsify(net, u, design="layered", target_sparsity=0.5, test=test)
+
+
+def test_token_ids_outside_the_vocabulary_are_refused():
+    net = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(12, 2))
+    ids = torch.randint(0, 11, (40, 3))
+    ids[30, 2] = 11
+    with pytest.raises(InputError, match="from 0 to 11"):
+        sparsify_layers(net, [ids[:20], ids[20:]], 0.5)
+    with pytest.raises(InputError, match="float32"):
+        sparsify_layers(net, ids.float(), 0.5)
+
+
+def test_a_norm_over_tokens_stays_as_it_is():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5))
+    u = torch.randn(50, 6, 8)
+    net(u)
+    result = sparsify_layers(net.eval(), u, 0.0, **SIZES)
+    torch.testing.assert_close(result.network(u), net(u), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"damping": "a"}, {"damping": float("nan")}, {"positions": 0}, {"positions": 2.5},
+        {"precision": torch.float16}, {"precision": "float32"}, {"n_jobs": 0},
+    ],
+)  # fmt: skip
+def test_bad_options_are_refused(options):
+    net, u = small_net()
+    with pytest.raises(InputError, match=next(iter(options))):
+        sparsify_layers(net, u, 0.5, **options)
+
+
+def test_partly_labelled_test_batches_are_said():
+    net, u = small_net()
+    test = [(u, torch.zeros(64, dtype=torch.long)), u]
+    result = cimf.sparsify(net, u, design="layered", target_sparsity=0.5, test=test, n_jobs=1)
+    assert "only 1 of 2 test batches have labels" in str(result.report)
 
 
 @pytest.mark.parametrize("target", [-0.1, 1.0, float("nan"), "0.8"])
