@@ -9,9 +9,11 @@ are turned back into calls of their modules. Only control flow that depends on v
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -139,6 +141,18 @@ def _running(root: nn.Module) -> Iterator[list[str]]:
             hook.remove()
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what torch.export logs and prints about a failure off the terminal: we raise it."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
 def _exported(root: nn.Module, sample: Tensor) -> fx.GraphModule:
     """Trace by `torch.export`; a single sample is doubled, or its number would be a constant."""
     sample = torch.cat([sample[:2], sample[:1]])[:2]
@@ -149,9 +163,10 @@ def _exported(root: nn.Module, sample: Tensor) -> fx.GraphModule:
             "needed. Wrap it in a module that returns that one (for a classifier of the "
             "transformers library: cimf.text.TokenClassifier)"
         )
-    program = torch.export.export(
-        root, (sample,), dynamic_shapes=({0: torch.export.Dim("samples")},), strict=False
-    )
+    with _silent():
+        program = torch.export.export(
+            root, (sample,), dynamic_shapes=({0: torch.export.Dim("samples")},), strict=False
+        )
     signature = program.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     for name, target in signature.inputs_to_lifted_tensor_constants.items():

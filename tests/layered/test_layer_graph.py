@@ -212,6 +212,12 @@ def test_changes_in_place_without_a_counterpart_are_refused_by_name():
         LayerGraph(InPlace(lambda x: x.zero_()))
 
 
+def test_a_refusal_prints_nothing(capfd):
+    with pytest.raises(CaptureError, match="control flow"):
+        LayerGraph(Branching(), torch.zeros(4, 3))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("net", [None, "resnet", nn.ReLU()])
 def test_something_else_than_a_network_is_refused(net):
     with pytest.raises(InputError):
