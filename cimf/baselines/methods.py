@@ -123,7 +123,9 @@ def magnitude_counts(
     return counts
 
 
-def wanda(gram: Gram, dense: Matrix, counts: np.ndarray, n_free: int) -> Choice:
+def wanda(
+    gram: Gram, dense: Matrix, counts: np.ndarray, n_free: int, n_jobs: int | None = None
+) -> Choice:
     """Keep the largest |w_j| ||x_j|| of every row."""
     width = dense.shape[1] - n_free
     norm = np.sqrt(np.diagonal(gram.gram)[:width])

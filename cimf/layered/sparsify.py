@@ -407,7 +407,7 @@ def _solve_layer(
     record = LayerRecord(layer, statistics.n_samples)
     for g, problem in enumerate(damped_groups(layer, statistics, damping)):
         part = slice(g * size, (g + 1) * size)
-        choice: Choice = rule(problem, dense[part], counts[part], free)
+        choice: Choice = rule(problem, dense[part], counts[part], free, n_jobs)
         mask, exchanges = choice.mask, np.zeros(size, np.int64)
         if swaps:
             mask, exchanges = rows.swapped(problem, mask, free, n_jobs=n_jobs)
