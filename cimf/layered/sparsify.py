@@ -96,7 +96,11 @@ class Calibration:
         self.graph = LayerGraph(net, self._sample())
         self.damping, self.positions, self.precision = damping, positions, precision
         self.metric, self.n_jobs = metric, n_jobs
-        self.notes: list[str] = []
+        halves = sorted({str(p.dtype)[6:] for p in net.parameters() if p.dtype.itemsize == 2})
+        self.notes = [
+            f"weights were {kind}: states computed in float32, the sparse weights rounded to it"
+            for kind in halves
+        ]
         self._survey: Survey | None = None
         self._check_outputs()
         self.counting = positions_that_count(self.graph, self.batches)
@@ -179,7 +183,7 @@ class Calibration:
         """
         graph = self.graph
         check_target(target_sparsity)
-        kept_dense = self._layers(keep)
+        kept_dense = self.named(keep)
         left = round((1.0 - target_sparsity) * graph.n_weights)
         dense = sum(layer.n_weights for layer in kept_dense)
         if left < dense:
@@ -192,8 +196,14 @@ class Calibration:
             return Survey(graph, [], self.batches[0]).allocate("uniform", left, keep)
         return self.survey.allocate(allocation, left, keep)
 
-    def _layers(self, paths: Sequence[str]) -> list[Layer]:
-        """Return the layers with these paths, each once."""
+    def named(self, paths: Sequence[str]) -> list[Layer]:
+        """Return the layers with these paths, each once, in the order in which they are solved.
+
+        Raises
+        ------
+        InputError, UnknownNameError
+            Not a sequence of paths of matched layers.
+        """
         known = {layer.path: layer for layer in self.graph.layers}
         if isinstance(paths, str) or not isinstance(paths, Iterable):
             raise InputError(f"keep must be a sequence of layers' paths, got {paths!r}")
@@ -225,7 +235,7 @@ class Calibration:
                 "(support=Convex('kappa' | 'relative' | 'lam', value))"
             )
         by_name = isinstance(allocation, str)
-        if self._layers(keep) and not (by_name and target_sparsity is not None):
+        if self.named(keep) and not (by_name and target_sparsity is not None):
             raise InputError("keep is not used by a convex budget or an allocation by counts")
         sizes = [(layer.n_rows, layer.n_columns) for layer in self.graph.layers]
         if target_sparsity is None:
@@ -416,7 +426,7 @@ def _solve_layer(
         else:
             own = dense[part] if choice.coef is None else choice.coef
             coef[part], gap = np.where(mask, own, 0.0), np.full(size, np.nan)
-        record.add(problem, coef[part], choice, exchanges, gap)
+        record.add(coef[part], choice, exchanges, gap)
     return coef, record
 
 

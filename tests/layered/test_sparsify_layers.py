@@ -147,6 +147,8 @@ def test_mode_and_dtype_come_back(dtype):
     assert result.network.training
     assert all(p.dtype == dtype for p in result.network.parameters())
     assert net.training
+    half = dtype != torch.float64
+    assert any("rounded" in note for note in result.report.notes) == half
     assert result.report.sparsity["network_weights"] == pytest.approx(0.5, abs=1e-3)
 
 
