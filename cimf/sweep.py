@@ -16,6 +16,7 @@ from cimf.judge import DENOMINATORS
 from cimf.reference import Reference, as_list
 from cimf.report import shortest
 from cimf.results import RunFolder
+from cimf.solve.rows import check_limits
 from cimf.sparsify import Sparsified, check_path, sparsify, sparsify_path
 from cimf.tables import FULL, TERMINAL, latex, markdown, render, tidy
 from cimf.terminal import out, print_table, progress_bar
@@ -138,10 +139,11 @@ def run_layered(
         raise InputError(
             "design 'layered' needs a target sparsity in [0, 1): --target-sparsity 0.8"
         )
+    check_limits(1.0, n_jobs)
+    from cimf.layered.batches import as_batches
     from cimf.layered.export import save_state
     from cimf.layered.graph import working_dtype
     from cimf.layered.operators import implicit_summary
-    from cimf.layered.sparsify import as_batches
     from cimf.layered.supports import SUPPORTS
 
     if support not in SUPPORTS:

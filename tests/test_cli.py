@@ -316,6 +316,7 @@ def test_a_function_without_a_source_file(run):
         (("--kappa", "1.5"), "--allow-ill-posed"),
         (("--design", "layered", "--target-sparsity", "0.5", "--support", "foo"), "magnitude, obs"),
         (("--design", "layered", "--target-sparsity", "1"), "in [0, 1)"),
+        (("--design", "layered", "--target-sparsity", "0.5", "--n-jobs", "0"), "n_jobs must not"),
     ],
 )
 def test_wrong_options_are_refused_before_the_network_is_made(run, arguments, message):

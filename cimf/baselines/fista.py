@@ -21,7 +21,9 @@ _ITERATIONS = 50
 _GRID = np.geomspace(1e-4, 0.3, 9)
 
 
-def fista(gram: Gram, dense: Matrix, counts: NDArray[np.int64], n_free: int) -> Choice:
+def fista(
+    gram: Gram, dense: Matrix, counts: NDArray[np.int64], n_free: int, n_jobs: int | None = None
+) -> Choice:
     """Return supports and coefficients of the best lam of a grid, per row."""
     width = gram.n_features - n_free
     step = 1.0 / float(np.linalg.eigvalsh(gram.gram)[-1])

@@ -16,7 +16,7 @@ from cimf.layered import rows
 from cimf.layered.allocation import Counts
 from cimf.layered.graph import LayerGraph
 from cimf.layered.rows import Matrix
-from cimf.layered.sparsify import Calibration, SparseNetwork
+from cimf.layered.sparsify import Calibration, SparseNetwork, check_target
 from cimf.layered.supports import Choice, Rule, magnitude, obs
 from cimf.statistics import Gram
 
@@ -27,8 +27,6 @@ class Baseline:
 
     Attributes
     ----------
-    title : str
-        What a table calls it.
     source : str
         Where it comes from.
     support : Rule
@@ -41,7 +39,6 @@ class Baseline:
         Least squares on the support. False: the rule's or the network's own coefficients.
     """
 
-    title: str
     source: str
     support: Rule
     counts: str
@@ -54,9 +51,11 @@ class Baseline:
 
         Raises
         ------
-        InputError
-            A target that cannot be met.
+        InputError, UnknownNameError
+            A target that cannot be met; an unknown layer in `keep`.
         """
+        check_target(target_sparsity)
+        calibration.named(keep)
         if self.counts in ("global", "layer"):
             counts = magnitude_counts(
                 calibration.graph, target_sparsity, keep, self.counts == "global"
@@ -123,7 +122,9 @@ def magnitude_counts(
     return counts
 
 
-def wanda(gram: Gram, dense: Matrix, counts: np.ndarray, n_free: int) -> Choice:
+def wanda(
+    gram: Gram, dense: Matrix, counts: np.ndarray, n_free: int, n_jobs: int | None = None
+) -> Choice:
     """Keep the largest |w_j| ||x_j|| of every row."""
     width = dense.shape[1] - n_free
     norm = np.sqrt(np.diagonal(gram.gram)[:width])
@@ -132,37 +133,30 @@ def wanda(gram: Gram, dense: Matrix, counts: np.ndarray, n_free: int) -> Choice:
 
 BASELINES: dict[str, Baseline] = {
     "magnitude-global": Baseline(
-        "magnitude, one threshold",
         "Han et al. 2015, Learning both weights and connections for efficient neural networks",
         magnitude, "global", False,
     ),
     "magnitude-layer": Baseline(
-        "magnitude per layer",
         "Han et al. 2015, Learning both weights and connections for efficient neural networks",
         magnitude, "layer", False,
     ),
     "magnitude-polish": Baseline(
-        "magnitude per layer + polish",
         "supports as magnitude per layer, least squares on the student's states",
         magnitude, "layer", True,
     ),
     "wanda": Baseline(
-        "Wanda",
         "Sun et al. 2023, A simple and effective pruning approach for large language models",
         wanda, "uniform", False,
     ),
     "fista": Baseline(
-        "FISTA layer-wise",
         "Zhao et al. 2024, A convex-optimization based layer-wise post-training pruner",
         fista, "uniform", False,
     ),
     "obs": Baseline(
-        "OBS, uniform rows",
         "Frantar and Alistarh 2022, Optimal Brain Compression (exact row-wise elimination)",
         obs, "uniform", True,
     ),
     "obs-error": Baseline(
-        "OBS, rows by error",
         "Optimal Brain Compression, section 5: loss curves of all rows in one greedy allocation; "
         "errors divided by the layer's variance",
         obs, "error", True,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cimf.errors import InputError
 
 Counts = list[NDArray[np.int64]]
 
@@ -51,6 +54,32 @@ def by_price(increase: Sequence[NDArray[np.float64]], keep: int) -> Counts:
     sizes = np.concatenate([np.full(len(layer), layer.shape[1]) for layer in increase])
     counts = sizes - np.bincount(dropped, minlength=first)
     return _split(counts, [len(layer) for layer in increase])
+
+
+def given_counts(counts: Any, sizes: Sequence[tuple[int, int]]) -> Counts:
+    """Return counts from outside as arrays; sizes (rows, columns) per layer.
+
+    Raises
+    ------
+    InputError
+        Not one array of integers per layer, one per row, between 0 and the columns.
+    """
+    if not isinstance(counts, Sequence | np.ndarray) or len(counts) != len(sizes):
+        raise InputError(f"allocation must be a name or {len(sizes)} arrays, one per layer")
+    out = []
+    for k, (given, (r, n)) in enumerate(zip(counts, sizes, strict=True)):
+        value = np.asarray(given)
+        if (
+            value.shape != (r,)
+            or value.dtype.kind not in "iu"
+            or (value < 0).any()
+            or (value > n).any()
+        ):
+            raise InputError(
+                f"allocation[{k}] must be {r} integers from 0 to {n}, one per row of the layer"
+            )
+        out.append(value.astype(np.int64))
+    return out
 
 
 def _split(counts: NDArray[np.int64], rows: Sequence[int]) -> Counts:

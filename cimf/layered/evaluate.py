@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cimf.errors import InputError
+from cimf.layered.batches import as_batches, run
 from cimf.layered.graph import working_dtype
 from cimf.layered.report import Evaluation
-from cimf.layered.sparsify import SparseNetwork, as_batches
+from cimf.layered.sparsify import SparseNetwork
 from cimf.reference import as_list, class_labels, share_correct
 
 
@@ -37,7 +38,7 @@ class HeldOut:
 
     def __init__(self, net: nn.Module, batches: Any) -> None:
         given = as_list("test", batches)
-        self.inputs = as_batches(given, working_dtype(net))
+        self.inputs = as_batches(given, working_dtype(net), "test")
         self.outputs = _outputs(net, self.inputs)
         if self.outputs.ndim != 2:
             raise InputError(
@@ -45,6 +46,12 @@ class HeldOut:
                 "outputs per sample is needed"
             )
         self.labels = class_labels(given, self.outputs.shape[1], len(self.outputs))
+        labelled = sum(isinstance(batch, tuple | list) for batch in given)
+        self.notes = (
+            ()
+            if labelled in (0, len(given))
+            else (f"only {labelled} of {len(given)} test batches have labels: no accuracy",)
+        )
 
     def evaluated(self, result: SparseNetwork) -> SparseNetwork:
         """Return the result with an `Evaluation` in its report."""
@@ -55,7 +62,8 @@ class HeldOut:
             for values in (outputs, self.outputs)
         )
         found = Evaluation(len(outputs), float(error), accuracy, dense_accuracy)
-        return replace(result, report=replace(result.report, evaluation=found))
+        notes = (*result.report.notes, *self.notes)
+        return replace(result, report=replace(result.report, evaluation=found, notes=notes))
 
 
 @torch.no_grad()
@@ -64,4 +72,7 @@ def _outputs(net: nn.Module, inputs: Sequence[Tensor]) -> NDArray[np.float64]:
     kind = next((u.dtype for u in inputs if u.is_floating_point()), torch.float32)
     runner = copy.deepcopy(net).to(kind).eval()
     device = next(net.parameters()).device
-    return np.concatenate([runner(u.to(device)).cpu().double().numpy() for u in inputs])
+    outputs = [run(runner, u.to(device), "test") for u in inputs]
+    if not all(isinstance(y, Tensor) for y in outputs):
+        raise InputError("the network must return one tensor with the samples first")
+    return np.concatenate([y.cpu().double().numpy() for y in outputs])

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,8 +136,10 @@ def working_dtype(net: nn.Module) -> torch.dtype:
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"net must be a torch.nn.Module, got {type(net).__name__}")
-    if isinstance(net, fx.GraphModule) or not any(True for _ in net.parameters()):
-        raise InputError("net must be a network with parameters, not a traced graph")
+    if isinstance(net, fx.GraphModule):
+        raise InputError("net must be the network itself, not a traced graph")
+    if not any(True for _ in net.parameters()):
+        raise InputError(f"net ({type(net).__name__}) has no parameters: nothing to make sparse")
     double = any(p.dtype == torch.float64 for p in net.parameters())
     return torch.float64 if double else torch.float32
 
@@ -162,7 +165,7 @@ class LayerGraph:
     Raises
     ------
     InputError
-        `net` is not an nn.Module.
+        `net` is not an nn.Module, or fails on the sample.
     CaptureError
         It cannot be copied or traced, see `cimf.layered.trace.trace`, uses a matched module twice,
         or has no layer. The message names the module's path.
@@ -176,7 +179,8 @@ class LayerGraph:
         except Exception as error:
             raise CaptureError(f"the network cannot be copied to {dtype}: {error}") from error
         self.module = trace(root, sample)
-        self.layers = self._find_layers()
+        ranks = {} if sample is None else _ranks(self.module, sample[:2].clone())
+        self.layers = self._find_layers(ranks)
         if not self.layers:
             raise CaptureError("the network has no convolution and no linear layer to match")
 
@@ -199,9 +203,14 @@ class LayerGraph:
                 del env[value]
         return output
 
-    def _find_layers(self) -> list[Layer]:
+    def _find_layers(self, ranks: Mapping[fx.Node, int]) -> list[Layer]:
         graph = self.module.graph
         layers: dict[str, Layer] = {}
+        calls = Counter(
+            self.module.get_submodule(str(node.target))
+            for node in graph.nodes
+            if node.op == "call_module"
+        )
         for node in list(graph.nodes):
             if node.op != "call_module":
                 continue
@@ -214,7 +223,7 @@ class LayerGraph:
                     f"layer {path!r} ({type(found).__name__}) is used more than once: its rows "
                     "have no single design"
                 )
-            layers[path] = Layer(path, node, found, self._fold(node, found))
+            layers[path] = Layer(path, node, found, self._fold(node, found, calls, ranks))
         # Of two layers that meet in an addition the larger one goes last: it corrects the other.
         for layer in sorted(layers.values(), key=lambda layer: layer.n_weights):
             _postpone(layer.node)
@@ -226,16 +235,26 @@ class LayerGraph:
         self.module.recompile()
         return ordered
 
-    def _fold(self, node: fx.Node, layer: Any) -> str:
-        """Fold the batch norm behind a layer into it; return its path, or "" if there is none."""
+    def _fold(
+        self,
+        node: fx.Node,
+        layer: Any,
+        calls: Mapping[nn.Module, int],
+        ranks: Mapping[fx.Node, int],
+    ) -> str:
+        """Fold the batch norm behind a layer into it; return its path, or "" if there is none.
+
+        A norm that is called more than once stays as it is: `export` could not write it for all.
+        So does one behind a linear layer over tokens: its channels are the tokens.
+        """
         users = list(node.users)
         if len(users) != 1 or users[0].op != "call_module":
             return ""
         path = str(users[0].target)
         norm: Any = self.module.get_submodule(path)
-        if not isinstance(norm, NORMS):
+        if not isinstance(norm, NORMS) or calls[norm] > 1:
             return ""
-        if isinstance(layer, nn.Linear) and node.meta.get("tensor_rank", 2) != 2:
+        if isinstance(layer, nn.Linear) and ranks.get(node, 2) != 2:
             return ""
         if norm.running_var is None or norm.running_mean is None:
             raise CaptureError(
@@ -284,6 +303,15 @@ class LayerGraph:
                     target.bias.copy_(bias)
                 target.weight.copy_(weight)
         return net
+
+
+@torch.no_grad()
+def _ranks(module: fx.GraphModule, u: Tensor) -> dict[fx.Node, int]:
+    """Return the number of axes of every tensor in the graph, from a run on samples u (b, ...)."""
+    env: dict[fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        env[node] = u if node.op == "placeholder" else evaluate_node(module, node, env)
+    return {node: value.ndim for node, value in env.items() if isinstance(value, Tensor)}
 
 
 def _postpone(node: fx.Node) -> None:

@@ -12,9 +12,8 @@ from torch import nn
 from cimf.blocks import some_rows
 from cimf.judge import DENOMINATORS
 from cimf.layered.graph import Layer, LayerGraph
-from cimf.layered.rows import Matrix, losses
+from cimf.layered.rows import Matrix
 from cimf.layered.supports import Choice
-from cimf.statistics import Gram
 
 
 class LayerRecord:
@@ -41,8 +40,6 @@ class LayerRecord:
         Largest relative duality gap of those rows (NaN where there are none).
     polish_gap : float
         Largest relative excess of the least squares on the supports, recomputed (NaN: no polish).
-    error : float
-        Sum of ||M a - z||^2 over the rows, relative to the targets' sum of squares.
     mismatch : float
         Mean squared error of the student's pre-activation over the teacher's variance.
     """
@@ -53,14 +50,11 @@ class LayerRecord:
         self.kept = self.unread = self.exchanges = self.certified = self.solved = 0
         self.emptied: tuple[int, ...] = ()
         self.worst_gap = self.polish_gap = math.nan
-        self.error = self.mismatch = math.nan
+        self.mismatch = math.nan
         self._kernel = layer.n_columns // (layer.module.weight.shape[1] or 1)
-        self._loss = self._energy = 0.0
         self._seen = 0
 
-    def add(
-        self, problem: Gram, coef: Matrix, choice: Choice, exchanges: np.ndarray, gap: np.ndarray
-    ) -> None:
+    def add(self, coef: Matrix, choice: Choice, exchanges: np.ndarray, gap: np.ndarray) -> None:
         """Add the rows of one group."""
         weight = coef[:, : self.columns]
         self.kept += int(np.count_nonzero(weight))
@@ -76,9 +70,6 @@ class LayerRecord:
             self.certified += int(certificate.passed.sum())
             self.worst_gap = float(np.fmax(self.worst_gap, certificate.worst_gap))
         self.polish_gap = float(np.fmax(self.polish_gap, gap.max(initial=0.0)))
-        self._loss += float(losses(problem, coef).sum())
-        self._energy += float(problem.target_sq.sum())
-        self.error = self._loss / self._energy if self._energy else 0.0
 
     @property
     def sparsity(self) -> float:

@@ -11,10 +11,14 @@ w_i the network's own row. The counts k_i come from a target sparsity of the who
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +27,8 @@ from torch import Tensor, nn
 
 from cimf.errors import CaptureError, InputError, UnknownNameError
 from cimf.layered import rows
-from cimf.layered.allocation import Counts
+from cimf.layered.allocation import Counts, given_counts
+from cimf.layered.batches import as_batches
 from cimf.layered.graph import Layer, LayerGraph, working_dtype
 from cimf.layered.patches import PatchGram
 from cimf.layered.propagate import propagate
@@ -31,9 +36,16 @@ from cimf.layered.report import LayeredReport, LayerRecord
 from cimf.layered.sensitivity import METRICS, positions_that_count
 from cimf.layered.supports import SUPPORTS, Choice, Convex, Rule
 from cimf.layered.survey import Survey, as_rows, damped_groups, dense_rows
+from cimf.solve.rows import check_limits
 
-# Batches are cut into pieces of this many samples: the unit of convolution and of the grid offset.
-_PIECE = 250
+# Samples on which the traced and the returned network are compared with what they should be, and
+# the largest difference relative to the largest output; with weights in half precision so many
+# times the rounding error of one weight.
+_COMPARED = 8
+_SAME = 1e-3
+_ROUNDINGS = 30
+# A sparsity that differs by more than this from the target is reported.
+_MISSED = 0.001
 # Samples on which the loss curves for the budgets are taken; the rows are solved on all samples.
 _SURVEYED = 1000
 
@@ -78,18 +90,31 @@ class Calibration:
         metric: str = "output",
         n_jobs: int | None = None,
     ) -> None:
-        if not damping > 0:
-            raise InputError(f"damping must be positive, got {damping}")
-        if metric not in METRICS:
-            raise UnknownNameError("metric", metric, METRICS)
+        _check_options(damping, positions, precision, metric)
+        check_limits(1.0, n_jobs)
         self.batches = as_batches(batches, working_dtype(net))
-        self.graph = LayerGraph(net, self.batches[0])
+        self.graph = LayerGraph(net, self._sample())
         self.damping, self.positions, self.precision = damping, positions, precision
         self.metric, self.n_jobs = metric, n_jobs
-        self.notes: list[str] = []
+        halves = sorted({str(p.dtype)[6:] for p in net.parameters() if p.dtype.itemsize == 2})
+        self.notes = [
+            f"weights were {kind}: states computed in float32, the sparse weights rounded to it"
+            for kind in halves
+        ]
         self._survey: Survey | None = None
         self._check_outputs()
         self.counting = positions_that_count(self.graph, self.batches)
+
+    def _sample(self) -> Tensor:
+        """Return a few samples, among them those with the extreme token ids."""
+        sample = self.batches[0][:_COMPARED]
+        if sample.is_floating_point():
+            return sample
+        low = min(self.batches, key=lambda u: int(u.min()))
+        high = max(self.batches, key=lambda u: int(u.max()))
+        extreme = [low[[int(low.flatten(1).amin(1).argmin())]]]
+        extreme += [high[[int(high.flatten(1).amax(1).argmax())]]]
+        return torch.cat([sample, *extreme])
 
     @property
     def survey(self) -> Survey:
@@ -115,19 +140,37 @@ class Calibration:
     @torch.no_grad()
     def _check_outputs(self) -> None:
         """Compare the folded graph with the network on a few samples."""
-        u = self.batches[0][:8]
-        net = copy.deepcopy(self.graph.original).to("cpu", self.graph.dtype).eval()
-        expected, found = net(u.clone()), self.graph.measure(u.clone())
+        u = self.batches[0][:_COMPARED]
+        expected = self._run(self.graph.original)
         if not isinstance(expected, Tensor) or expected.shape[:1] != u.shape[:1]:
             raise CaptureError("the network must return one tensor with the samples first")
         if not torch.isfinite(expected).all():
             raise CaptureError("the network's output has NaN or infinite values")
-        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-        if error > 1e-3:
+        error = _difference(self.graph.measure(u.clone()), expected)
+        if not error <= _SAME:
             raise CaptureError(
                 f"the traced network differs from the network itself by {error:.1e}: its forward "
                 "pass does something that tracing does not see, or reads what was changed in place"
             )
+
+    @torch.no_grad()
+    def _check_export(self, network: nn.Module) -> None:
+        """Compare the network that is returned with the graph's present rows, on a few samples."""
+        expected = self.graph.module(self.batches[0][:_COMPARED].clone())
+        error = _difference(self._run(network), expected)
+        coarsest = max(
+            torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()
+        )
+        if not error <= max(_SAME, _ROUNDINGS * coarsest):
+            raise CaptureError(
+                f"the sparse network differs from its own rows by {error:.1e}: the network reads a "
+                "weight or a batch norm in more than one place, or its precision is too low"
+            )
+
+    def _run(self, net: nn.Module) -> Any:
+        """Return the output of a copy of a network on the samples that are compared."""
+        net = copy.deepcopy(net).to("cpu", self.graph.dtype).eval()
+        return net(self.batches[0][:_COMPARED].clone())
 
     def counts(self, target_sparsity: float, allocation: str, keep: Sequence[str]) -> Counts:
         """Return how many weights every row keeps at a target sparsity.
@@ -139,14 +182,10 @@ class Calibration:
             alone have more weights than the target leaves.
         """
         graph = self.graph
-        if not 0.0 <= target_sparsity < 1.0:
-            raise InputError(f"target_sparsity must lie in [0, 1), got {target_sparsity}")
-        known = {layer.path: layer for layer in graph.layers}
-        for path in keep:
-            if path not in known:
-                raise UnknownNameError("layer", path, known)
+        check_target(target_sparsity)
+        kept_dense = self.named(keep)
         left = round((1.0 - target_sparsity) * graph.n_weights)
-        dense = sum(known[path].n_weights for path in keep)
+        dense = sum(layer.n_weights for layer in kept_dense)
         if left < dense:
             raise InputError(
                 f"target_sparsity {target_sparsity:.1%} leaves {left:,} of {graph.n_weights:,} "
@@ -156,6 +195,22 @@ class Calibration:
         if allocation == "uniform":
             return Survey(graph, [], self.batches[0]).allocate("uniform", left, keep)
         return self.survey.allocate(allocation, left, keep)
+
+    def named(self, paths: Sequence[str]) -> list[Layer]:
+        """Return the layers with these paths, each once, in the order in which they are solved.
+
+        Raises
+        ------
+        InputError, UnknownNameError
+            Not a sequence of paths of matched layers.
+        """
+        known = {layer.path: layer for layer in self.graph.layers}
+        if isinstance(paths, str) or not isinstance(paths, Iterable):
+            raise InputError(f"keep must be a sequence of layers' paths, got {paths!r}")
+        for path in paths:
+            if path not in known:
+                raise UnknownNameError("layer", path, known)
+        return [layer for path, layer in known.items() if path in paths]
 
     def sparsify(
         self,
@@ -179,12 +234,19 @@ class Calibration:
                 "give either target_sparsity or a budget of the convex problem "
                 "(support=Convex('kappa' | 'relative' | 'lam', value))"
             )
-        if not isinstance(allocation, str):
-            counts = allocation
-        elif target_sparsity is None:
-            counts = [np.full(layer.n_rows, layer.n_columns) for layer in self.graph.layers]
-        else:
+        by_name = isinstance(allocation, str)
+        if self.named(keep) and not (by_name and target_sparsity is not None):
+            raise InputError("keep is not used by a convex budget or an allocation by counts")
+        sizes = [(layer.n_rows, layer.n_columns) for layer in self.graph.layers]
+        if target_sparsity is None:
+            if not by_name or allocation != "output":
+                raise InputError("allocation is not used by a convex budget: it decides every row")
+            counts = [np.full(r, n) for r, n in sizes]
+        elif isinstance(allocation, str):
             counts = self.counts(target_sparsity, allocation, keep)
+        else:
+            check_target(target_sparsity)
+            counts = given_counts(allocation, sizes)
         budget = {layer.path: count for layer, count in zip(self.graph.layers, counts, strict=True)}
         teacher = [dense_rows(layer) for layer in self.graph.layers]
         records: list[LayerRecord] = []
@@ -216,16 +278,19 @@ class Calibration:
                 counting=self.counting,
             )
             network = self.graph.export()
+            self._check_export(network)
         finally:
             for layer, dense in zip(self.graph.layers, teacher, strict=True):
                 layer.set_rows(*as_rows(dense, int(layer.has_bias)))
         for record in records:
             record.mismatch = mismatch[record.path]
-        notes = [*self.notes, *_few_samples(records)]
         report = LayeredReport.build(
-            self.graph, network, records, target_sparsity, time.perf_counter() - start, notes
+            self.graph, network, records, target_sparsity, time.perf_counter() - start, self.notes
         )
-        return SparseNetwork(network, report)
+        warned = [*_few_samples(records), *_missed(report)]
+        for note in warned:
+            _warn(note)
+        return SparseNetwork(network, replace(report, notes=(*report.notes, *warned)))
 
 
 def sparsify_layers(
@@ -266,7 +331,8 @@ def sparsify_layers(
     support : str or Rule
         A key of `cimf.layered.supports.SUPPORTS`, or for example ``Convex("relative", 0.5)``.
     allocation : str, or counts per layer
-        "output", "error" or "uniform", see `Survey.allocate`; or arrays (r,), one per layer.
+        "output", "error" or "uniform", see `Survey.allocate`; or integer arrays (r,), one per layer
+        in the order of the report, which say what every row keeps.
     swaps : bool
         Improve the supports by exact exchanges.
     polish : bool
@@ -274,7 +340,8 @@ def sparsify_layers(
     correct : bool
         Error correction: the student's states as regressors. False: the teacher's.
     keep : sequence of str
-        Paths of layers that stay dense (they count in the sparsity).
+        Paths of layers that stay dense (they count in the sparsity). Refused, as is `allocation`,
+        with a `Convex` budget, which decides every row.
     progress : callable, optional
         Called with the path of every layer that is done.
 
@@ -292,8 +359,11 @@ def sparsify_layers(
     Warns
     -----
     UserWarning
-        Fewer samples (times positions) than columns in a layer; names the layers.
+        Fewer samples (times positions) than columns in a layer, with the layers' names; a target
+        that was missed by more than 0.001, because kept columns got the coefficient 0.
     """
+    if target_sparsity is not None:
+        check_target(target_sparsity)
     calibration = Calibration(
         net,
         batches,
@@ -306,39 +376,21 @@ def sparsify_layers(
     return calibration.sparsify(target_sparsity, **options)
 
 
-def as_batches(batches: Any, dtype: torch.dtype) -> list[Tensor]:
-    """Return calibration inputs as a list of CPU tensors of at most `_PIECE` samples.
+def _check_options(damping: Any, positions: Any, precision: Any, metric: str) -> None:
+    """Refuse values that the statistics cannot be taken with."""
+    if not isinstance(damping, Real) or not 0.0 < float(damping) < np.inf:
+        raise InputError(f"damping must be a positive number, got {damping!r}")
+    if positions is not None and not (isinstance(positions, int | np.integer) and positions >= 1):
+        raise InputError(f"positions must be a whole number from 1, or None, got {positions!r}")
+    if precision not in (torch.float32, torch.float64):
+        raise InputError(f"precision must be torch.float32 or torch.float64, got {precision!r}")
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
 
-    Floating-point inputs are converted to `dtype`, integers (token ids) stay integers.
 
-    Raises
-    ------
-    InputError
-        No batches, an empty one, NaN or infinity, or something that is no tensor.
-    """
-    if isinstance(batches, Tensor | np.ndarray):
-        batches = [batches]
-    if not isinstance(batches, Iterable):
-        raise InputError(f"batches must be an iterable of tensors, got {type(batches).__name__}")
-    out: list[Tensor] = []
-    for k, batch in enumerate(batches):
-        value = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
-        if not isinstance(value, Tensor | np.ndarray):
-            raise InputError(
-                f"batch {k} is a {type(value).__name__}; a tensor or an (input, label) pair is "
-                "needed"
-            )
-        u = torch.as_tensor(value).detach().cpu()
-        if u.ndim < 2 or not u.numel():
-            raise InputError(f"batch {k} has shape {tuple(u.shape)}; (samples, ...) is needed")
-        if u.is_floating_point():
-            u = u.to(dtype)
-            if not torch.isfinite(u).all():
-                raise InputError(f"batch {k} holds NaN or infinite values")
-        out += u.split(_PIECE)
-    if not out:
-        raise InputError("batches is empty: no samples to calibrate on")
-    return out
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference relative to the largest expected value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def _first(batches: Sequence[Tensor], samples: int) -> list[Tensor]:
@@ -365,7 +417,7 @@ def _solve_layer(
     record = LayerRecord(layer, statistics.n_samples)
     for g, problem in enumerate(damped_groups(layer, statistics, damping)):
         part = slice(g * size, (g + 1) * size)
-        choice: Choice = rule(problem, dense[part], counts[part], free)
+        choice: Choice = rule(problem, dense[part], counts[part], free, n_jobs)
         mask, exchanges = choice.mask, np.zeros(size, np.int64)
         if swaps:
             mask, exchanges = rows.swapped(problem, mask, free, n_jobs=n_jobs)
@@ -374,7 +426,7 @@ def _solve_layer(
         else:
             own = dense[part] if choice.coef is None else choice.coef
             coef[part], gap = np.where(mask, own, 0.0), np.full(size, np.nan)
-        record.add(problem, coef[part], choice, exchanges, gap)
+        record.add(coef[part], choice, exchanges, gap)
     return coef, record
 
 
@@ -382,9 +434,45 @@ def _few_samples(records: Sequence[LayerRecord]) -> list[str]:
     few = [record.path for record in records if record.samples < record.columns]
     if not few:
         return []
-    note = (
+    return [
         f"fewer calibration samples (times positions) than columns in {', '.join(few)}: these rows "
         "can fit the samples by chance; give more samples, or more damping"
-    )
-    warnings.warn(note, stacklevel=4)
-    return [note]
+    ]
+
+
+def _missed(report: LayeredReport) -> list[str]:
+    """Say that the target was missed, by more than the rounding to whole weights."""
+    weights, total = report.nonzeros["network_weights"]
+    if report.target is None:
+        return []
+    if abs(weights - round((1.0 - report.target) * total)) <= _MISSED * total:
+        return []
+    return [
+        f"the sparsity is {1.0 - weights / total:.2%}, the target {report.target:.2%}: "
+        + (
+            "columns that were kept got the coefficient 0 (an input that is always zero, or "
+            "weights that were zero before)"
+            if weights < (1.0 - report.target) * total
+            else "the allocation keeps more weights"
+        )
+    ]
+
+
+def _warn(note: str) -> None:
+    """Warn at the line outside of this package from which it was called."""
+    package = f"{Path(__file__).parents[1]}{os.sep}"
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(note, stacklevel=level)
+
+
+def check_target(value: Any) -> None:
+    """Refuse a target sparsity that is no number in [0, 1).
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(value, Real) or not 0.0 <= float(value) < 1.0:
+        raise InputError(f"target_sparsity must be a number in [0, 1), got {value!r}")

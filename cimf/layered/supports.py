@@ -1,8 +1,9 @@
 """Rules that choose which columns a row keeps.
 
 A rule takes the statistics of a layer's rows, the network's own rows, how many columns each row
-shall keep and the number of free columns, and returns a `Choice`. A new rule is one function and
-one line in `SUPPORTS`. `Convex` rules take the number from a budget of the convex problem instead.
+shall keep, the number of free columns and that of threads, and returns a `Choice`. A new rule is
+one function and one line in `SUPPORTS`. `Convex` rules take the number from a budget of the convex
+problem instead.
 """
 
 from __future__ import annotations
@@ -51,16 +52,20 @@ class Choice:
 
 
 Counts = NDArray[np.int64]
-Rule = Callable[[Gram, Matrix, Counts, int], Choice]
+Rule = Callable[[Gram, Matrix, Counts, int, int | None], Choice]
 
 
-def obs(gram: Gram, dense: Matrix, counts: Counts, n_free: int) -> Choice:
+def obs(
+    gram: Gram, dense: Matrix, counts: Counts, n_free: int, n_jobs: int | None = None
+) -> Choice:
     """Exact Optimal Brain Surgeon per row: drop the cheapest column, refit, repeat."""
-    order, _ = rows.elimination(gram, n_free)
+    order, _ = rows.elimination(gram, n_free, n_jobs)
     return Choice(rows.last_columns(order, counts, n_free))
 
 
-def magnitude(gram: Gram, dense: Matrix, counts: Counts, n_free: int) -> Choice:
+def magnitude(
+    gram: Gram, dense: Matrix, counts: Counts, n_free: int, n_jobs: int | None = None
+) -> Choice:
     """Keep the largest weights of the network."""
     return Choice(rows.largest(np.abs(dense[:, : dense.shape[1] - n_free]), counts, n_free))
 
@@ -118,6 +123,7 @@ def ball(
     dense: Matrix,
     counts: Counts,
     n_free: int,
+    n_jobs: int | None = None,
     *,
     weighting: str = "inverse",
     reweight: int = 0,
@@ -136,12 +142,12 @@ def ball(
         low, high = np.zeros(len(dense)), np.full(len(dense), float(width))
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            found = solve_rows(gram, middle, weights=weights)
+            found = solve_rows(gram, middle, weights=weights, n_jobs=n_jobs)
             fits = np.count_nonzero(found.coef[:, :width], axis=1) <= counts
             low, high = np.where(fits, middle, low), np.where(fits, high, middle)
-        best = solve_rows(gram, low, weights=weights)
+        best = solve_rows(gram, low, weights=weights, n_jobs=n_jobs)
         values = _or_before(best.coef, values, width)
-    order, _ = rows.elimination(gram, n_free)
+    order, _ = rows.elimination(gram, n_free, n_jobs)
     chosen = best.coef[:, :width] != 0
     score = np.argsort(order, axis=1) + np.where(chosen, width, 0)
     return Choice(rows.largest(score, counts, n_free), best.coef, best)
@@ -192,7 +198,9 @@ class Convex:
         if self.reweight and self.budget != "lam":
             raise InputError("reweight needs budget 'lam': a ball would shrink with its weights")
 
-    def __call__(self, gram: Gram, dense: Matrix, counts: Counts, n_free: int) -> Choice:
+    def __call__(
+        self, gram: Gram, dense: Matrix, counts: Counts, n_free: int, n_jobs: int | None = None
+    ) -> Choice:
         """Return the columns where the solution is not zero; `counts` is not used."""
         width = gram.n_features - n_free
         values = dense
@@ -201,12 +209,14 @@ class Convex:
             if self.weighting == "ones":
                 weights[:, :width] = 1.0
             if self.budget == "lam":
-                solution = solve_rows(gram, lam=self.value * gram.n_samples, weights=weights)
+                lam = self.value * gram.n_samples
+                solution = solve_rows(gram, lam=lam, weights=weights, n_jobs=n_jobs)
             else:
                 radius = self.value
                 if self.budget == "relative":
                     radius = self.value * (weights * np.abs(dense)).sum(axis=1)
-                solution = solve_rows(gram, per_row("kappa", radius, len(dense)), weights=weights)
+                kappa = per_row("kappa", radius, len(dense))
+                solution = solve_rows(gram, kappa, weights=weights, n_jobs=n_jobs)
             solution.raise_if_failed()
             values = _or_before(solution.coef, values, width)
         mask = solution.coef != 0

@@ -64,6 +64,7 @@ class Survey:
     graph: LayerGraph
     curves: list[LayerCurves]
     probe: Tensor
+    n_jobs: int | None = None
 
     @classmethod
     def take(
@@ -97,7 +98,7 @@ class Survey:
             LayerCurves(*found[layer.path], s)
             for layer, s in zip(graph.layers, sensitivity, strict=True)
         ]
-        return cls(graph, curves, probe)
+        return cls(graph, curves, probe, n_jobs)
 
     def allocate(self, rule: str, keep: int, fixed: Sequence[str] = ()) -> Counts:
         """Return how many weights every row keeps, `keep` in all.
@@ -151,7 +152,7 @@ class Survey:
             size = layer.n_rows // layer.groups
             coef = np.concatenate(
                 [
-                    rows.polished(problem, mask[g * size : (g + 1) * size])[0]
+                    rows.polished(problem, mask[g * size : (g + 1) * size], self.n_jobs)[0]
                     for g, problem in enumerate(curve.problems)
                 ]
             )

@@ -8,10 +8,12 @@ are turned back into calls of their modules. Only control flow that depends on v
 
 from __future__ import annotations
 
-import operator
+import inspect
+import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from cimf.errors import CaptureError
+from cimf.layered.batches import run
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 MATCHED = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -47,11 +50,16 @@ def trace(root: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
 
     Raises
     ------
+    InputError
+        The network fails on the sample.
     CaptureError
         A module that owns matrices cannot be matched, shares its weight, or the control flow
         depends on the data. The message names the module's path.
     """
     _refuse_matrices(root)
+    if sample is not None:
+        with torch.no_grad():
+            run(root, sample, "calibration")
     try:
         module = _naming_the_place(root, lambda: fx.GraphModule(root, fx.Tracer().trace(root)))
     except CaptureError:
@@ -133,6 +141,18 @@ def _running(root: nn.Module) -> Iterator[list[str]]:
             hook.remove()
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what torch.export logs and prints about a failure off the terminal: we raise it."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
 def _exported(root: nn.Module, sample: Tensor) -> fx.GraphModule:
     """Trace by `torch.export`; a single sample is doubled, or its number would be a constant."""
     sample = torch.cat([sample[:2], sample[:1]])[:2]
@@ -143,9 +163,10 @@ def _exported(root: nn.Module, sample: Tensor) -> fx.GraphModule:
             "needed. Wrap it in a module that returns that one (for a classifier of the "
             "transformers library: cimf.text.TokenClassifier)"
         )
-    program = torch.export.export(
-        root, (sample,), dynamic_shapes=({0: torch.export.Dim("samples")},), strict=False
-    )
+    with _silent():
+        program = torch.export.export(
+            root, (sample,), dynamic_shapes=({0: torch.export.Dim("samples")},), strict=False
+        )
     signature = program.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     for name, target in signature.inputs_to_lifted_tensor_constants.items():
@@ -187,24 +208,77 @@ def _as_module_call(node: fx.Node, root: nn.Module) -> None:
 
 
 def _out_of_place(module: fx.GraphModule) -> None:
-    """Let activations leave their input as it is: pre-activations are targets, inputs are shared.
+    """Let no operation change its input: pre-activations are targets, inputs are the caller's.
 
-    Where a network relies on the change in place its output differs, which `Calibration` checks.
+    What is read after a change in place is read from its result. A change through a view is not
+    seen by the other readers of the same memory: the output differs, which `Calibration` checks.
+
+    Raises
+    ------
+    CaptureError
+        An operation in place that has no counterpart; the message names it.
     """
+    changing = set()
     for part in module.modules():
         if getattr(part, "inplace", False):
             part.inplace = False  # type: ignore[assignment]
-    for node in module.graph.nodes:
-        if node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-        if node.op == "call_method" and node.target in ("relu_", "add_"):
-            node.target = node.target[:-1]
-        if node.op == "call_function" and node.target in (operator.iadd, torch.relu_):
-            node.target = operator.add if node.target is operator.iadd else torch.relu
-        if node.target in (_ATEN.add_.Tensor, _ATEN.relu_.default):
-            node.target = (
-                _ATEN.add.Tensor if node.target is _ATEN.add_.Tensor else _ATEN.relu.default
+            changing.add(part)
+    order = {node: k for k, node in enumerate(module.graph.nodes)}
+    for node in order:
+        if node.op == "call_module":
+            changed = module.get_submodule(str(node.target)) in changing
+        else:
+            changed = _without_inplace(node) or _counterpart(node)
+        if changed:
+            source = node.all_input_nodes[0]
+            source.replace_all_uses_with(
+                node, delete_user_cb=lambda user, node=node: order[user] > order[node]
             )
+
+
+def _without_inplace(node: fx.Node) -> bool:
+    """Set a function's argument `inplace` to False; return whether it was True."""
+    if node.kwargs.get("inplace"):
+        node.update_kwarg("inplace", False)
+        return True
+    if getattr(node.target, "__module__", "") != functional.__name__:
+        return False
+    names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    place = names.index("inplace") if "inplace" in names else len(node.args)
+    if place < len(node.args) and node.args[place]:
+        node.update_arg(place, False)
+        return True
+    return False
+
+
+def _counterpart(node: fx.Node) -> bool:
+    """Replace an operation in place by the one that returns a new tensor; say whether it was one.
+
+    PyTorch names the former with a trailing underscore; `x += y` of a symbolic trace is no change.
+    """
+    target: Any = node.target
+    if node.op not in ("call_method", "call_function"):
+        return False
+    overload = isinstance(target, torch._ops.OpOverload)
+    name = str(getattr(target.overloadpacket if overload else target, "__name__", target))
+    changes = target._schema.is_mutable if overload else name.endswith("_")
+    if not changes or name.endswith("__"):
+        return False
+    owners = (
+        (_ATEN,) if overload else (Tensor,) if node.op == "call_method" else (torch, functional)
+    )
+    owner = next((o for o in owners if callable(getattr(o, name[:-1], None))), None)
+    found: Any = getattr(owner, name[:-1], None)
+    if overload:
+        found = getattr(found, target._overloadname, None)
+    if found is None:
+        raise CaptureError(
+            f"the network changes a tensor in place by {name} ({node.name!r}), which has no "
+            "counterpart that returns a new tensor: write it out of place, for example with "
+            "torch.where"
+        )
+    node.target = name[:-1] if node.op == "call_method" else found
+    return True
 
 
 def _erase_identities(module: fx.GraphModule) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 from cimf.baselines import BASELINES
 from cimf.baselines.fista import _descend, fista
 from cimf.baselines.methods import magnitude_counts, wanda
+from cimf.errors import InputError, UnknownNameError
 from cimf.judge import certify
 from cimf.layered.sparsify import Calibration
 from cimf.statistics import Gram
@@ -99,3 +100,10 @@ def test_fista_rounds_to_the_counts():
     choice = fista(gram, dense, np.array([1, 3, 5]), 1)
     assert (choice.mask[:, :5].sum(axis=1) == [1, 3, 5]).all()
     assert (choice.coef[~choice.mask] == 0).all()
+
+
+def test_unknown_layers_and_targets_are_refused(calibration):
+    with pytest.raises(UnknownNameError, match="known: 0, 2, 6"):
+        BASELINES["magnitude-global"].run(calibration, 0.5, keep=("fc",))
+    with pytest.raises(InputError, match="target_sparsity"):
+        BASELINES["magnitude-layer"].run(calibration, 1.5)

@@ -29,7 +29,16 @@ def conv_net():
     )  # fmt: skip
 
 
+def shared_norm():
+    norm = nn.BatchNorm2d(4)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 4, 3), norm, nn.ReLU(),
+        nn.Flatten(), nn.Linear(64, 2),
+    )  # fmt: skip
+
+
 NETWORKS = {
+    "shared norm": (shared_norm, (3, 8, 8)),
     "convolutions": (conv_net, (3, 8, 8)),
     "option A": (lambda: ResNet20(10), (3, 32, 32)),
     "projection": (lambda: ResNet20(10, stem=8, projection=True, pool=4), (3, 32, 32)),
@@ -147,6 +156,66 @@ class Functional(nn.Module):
 def test_networks_that_cannot_be_matched_are_refused_by_name(net, words):
     with pytest.raises(CaptureError, match=words):
         LayerGraph(net)
+
+
+class InPlace(nn.Module):
+    """A network that changes its input and its states in place, by the given function."""
+
+    def __init__(self, change, exported=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.exported = exported
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+        self.change = change
+
+    def forward(self, x):
+        if self.exported:
+            torch.zeros(int(x.shape[1]))  # symbolic tracing cannot follow this
+        x = self.change(x)
+        h = self.a(x)
+        self.change(h)  # h is read after it was changed
+        return self.c(self.change(torch.relu(self.b(h))) + h + x)
+
+
+def augmented(x):
+    x /= 4.0
+    x *= 2.0
+    x -= 0.5
+    return x
+
+
+CHANGES = {
+    "method": lambda x: x.mul_(2.0).clamp_(-1.0, 1.0),
+    "torch": torch.relu_,
+    "functional": functional.elu_,
+    "positional": lambda x: functional.leaky_relu(x, 0.1, True),
+    "module": nn.Sequential(nn.ReLU(inplace=True)),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "exported"),
+    [(name, False) for name in CHANGES] + [("augmented", True), ("method", True)],
+)
+def test_changes_in_place_give_the_same_output_and_leave_the_input(change, exported):
+    change = augmented if change == "augmented" else CHANGES[change]
+    net, u = InPlace(change, exported).eval(), torch.randn(4, 3)
+    expected, kept = net(u.clone()), u.clone()
+    graph = LayerGraph(net, u.clone())
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(u), expected)
+    assert torch.equal(u, kept)
+
+
+def test_changes_in_place_without_a_counterpart_are_refused_by_name():
+    with pytest.raises(CaptureError, match="in place by zero_"):
+        LayerGraph(InPlace(lambda x: x.zero_()))
+
+
+def test_a_refusal_prints_nothing(capfd):
+    with pytest.raises(CaptureError, match="control flow"):
+        LayerGraph(Branching(), torch.zeros(4, 3))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("net", [None, "resnet", nn.ReLU()])

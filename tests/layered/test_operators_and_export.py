@@ -1,7 +1,10 @@
+import copy
+
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from cimf.errors import CaptureError, InputError, RunError
@@ -202,8 +205,6 @@ def test_norms_of_networks_that_subtract_are_refused():
 
 
 def test_files_round_trip(sparse, tmp_path):
-    from safetensors.torch import load_file
-
     net, _ = sparse
     save_state(net, tmp_path / "net.safetensors")
     state = load_file(tmp_path / "net.safetensors")
@@ -217,6 +218,33 @@ def test_files_round_trip(sparse, tmp_path):
     (tmp_path / "rows.safetensors").write_bytes(b"none")
     with pytest.raises(RunError, match="CSR"):
         load_csr(tmp_path / "rows.safetensors")
+
+
+def test_sparse_linear_layers_are_saved_converted_and_read(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4)).eval()
+    fast, other = (with_sparse_linear(n, 1.0) for n in (net, nn.Sequential(*map(_changed, net))))
+    x = torch.randn(3, 12)
+    save_state(fast, tmp_path / "fast.safetensors")
+    other.load_state_dict(load_file(tmp_path / "fast.safetensors"))
+    torch.testing.assert_close(other(x), net(x))
+    torch.testing.assert_close(copy.deepcopy(fast).double()(x.double()), net.double()(x.double()))
+    rows = csr_layers(fast.double())
+    assert rows["0"].dtype == np.float64
+    np.testing.assert_array_equal(rows["0"].toarray(), net[0].weight.detach().numpy())
+    assert csr_layers(net)["2"].dtype == np.float64
+    assert isinstance(with_sparse_linear(net[0], 1.0), SparseLinear)
+    with pytest.raises(InputError, match="float32"):
+        with_sparse_linear(net.bfloat16(), 1.0)
+    with pytest.raises(RunError, match="CSR"):
+        load_csr(tmp_path / "fast.safetensors")
+
+
+def _changed(module):
+    module = copy.deepcopy(module)
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, 1, 2)
+    return module
 
 
 def test_sparse_linear_layers_give_the_same_output():

@@ -1,5 +1,6 @@
 import itertools
 
+import joblib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -199,3 +200,21 @@ def test_weights_of_an_empty_row_are_equal_and_small_entries_are_floored():
     assert (weights[0] == [1.0] * 7 + [0.0]).all()
     assert weights[1, 1] == pytest.approx(weights[1, 0] / 0.03)
     assert (weights[:, :7] * np.abs(values[:, :7]))[2].sum() == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize("rule", [*SUPPORTS.values(), Convex("relative", 0.5), Convex("lam", 0.1)])
+def test_rules_use_the_threads_they_are_given(rule, monkeypatch):
+    seen = []
+    run = joblib.Parallel
+
+    def parallel(n_jobs=None, **options):
+        seen.append(n_jobs)
+        return run(n_jobs=n_jobs, **options)
+
+    monkeypatch.setattr(joblib, "Parallel", parallel)
+    rng = np.random.default_rng(0)
+    M, dense = rng.normal(size=(40, 5)), rng.normal(size=(3, 5))
+    gram = Gram(5, 3)
+    gram.update(M, M @ dense.T)
+    rule(gram, dense, np.full(3, 2), 1, 1)
+    assert set(seen) <= {1}

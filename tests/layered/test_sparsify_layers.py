@@ -147,6 +147,8 @@ def test_mode_and_dtype_come_back(dtype):
     assert result.network.training
     assert all(p.dtype == dtype for p in result.network.parameters())
     assert net.training
+    half = dtype != torch.float64
+    assert any("rounded" in note for note in result.report.notes) == half
     assert result.report.sparsity["network_weights"] == pytest.approx(0.5, abs=1e-3)
 
 
@@ -184,8 +186,11 @@ def test_few_samples_warn_and_name_the_layers():
 @pytest.mark.parametrize(
     ("batches", "words"),
     [
-        ([], "empty"),
+        ([], "calibration batches are empty"),
         (3, "iterable"),
+        ([torch.zeros(4, 3, 8, 8)], r"samples of shape \(3, 8, 8\)"),
+        ([torch.zeros(4, 2, 8, 8), torch.zeros(4, 2, 8, 7)], "batch 1"),
+        ([torch.zeros(4, 2, 8, 8, dtype=torch.uint8)], "uint8"),
         ([torch.zeros(0, 2, 8, 8)], "shape"),
         (["images"], "str"),
         ([torch.full((4, 2, 8, 8), float("nan"))], "NaN"),
@@ -196,7 +201,60 @@ def test_bad_batches_are_refused(batches, words):
         sparsify_layers(small_net()[0], batches, 0.5)
 
 
-@pytest.mark.parametrize("target", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        ([], "test batches are empty"),
+        ([torch.full((4, 2, 8, 8), float("nan"))], "test batch 0"),
+        ([torch.zeros(4, 3, 8, 8)], "test samples of shape"),
+    ],
+)
+def test_bad_test_batches_are_refused(test, words):
+    net, u = small_net()
+    with pytest.raises(InputError, match=words):
+        cimf.sparsify(net, u, design="layered", target_sparsity=0.5, test=test)
+
+
+def test_token_ids_outside_the_vocabulary_are_refused():
+    net = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(12, 2))
+    ids = torch.randint(0, 11, (40, 3))
+    ids[30, 2] = 11
+    with pytest.raises(InputError, match="from 0 to 11"):
+        sparsify_layers(net, [ids[:20], ids[20:]], 0.5)
+    with pytest.raises(InputError, match="float32"):
+        sparsify_layers(net, ids.float(), 0.5)
+
+
+def test_a_norm_over_tokens_stays_as_it_is():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5))
+    u = torch.randn(50, 6, 8)
+    net(u)
+    result = sparsify_layers(net.eval(), u, 0.0, **SIZES)
+    torch.testing.assert_close(result.network(u), net(u), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"damping": "a"}, {"damping": float("nan")}, {"positions": 0}, {"positions": 2.5},
+        {"precision": torch.float16}, {"precision": "float32"}, {"n_jobs": 0},
+    ],
+)  # fmt: skip
+def test_bad_options_are_refused(options):
+    net, u = small_net()
+    with pytest.raises(InputError, match=next(iter(options))):
+        sparsify_layers(net, u, 0.5, **options)
+
+
+def test_partly_labelled_test_batches_are_said():
+    net, u = small_net()
+    test = [(u, torch.zeros(64, dtype=torch.long)), u]
+    result = cimf.sparsify(net, u, design="layered", target_sparsity=0.5, test=test, n_jobs=1)
+    assert "only 1 of 2 test batches have labels" in str(result.report)
+
+
+@pytest.mark.parametrize("target", [-0.1, 1.0, float("nan"), "0.8"])
 def test_bad_targets_are_refused(target):
     net, u = small_net()
     with pytest.raises(InputError, match="target_sparsity"):
@@ -258,6 +316,54 @@ def test_broken_networks_are_refused():
     nn.init.constant_(net[6].bias, float("inf"))
     with pytest.raises(CaptureError, match="infinite"):
         sparsify_layers(net, u, 0.5)
+
+
+def test_a_network_that_comes_back_wrong_is_refused(monkeypatch):
+    net, u = small_net()
+    calibration = Calibration(net, u, **SIZES)
+    monkeypatch.setattr(calibration.graph, "export", lambda: net)
+    with pytest.raises(CaptureError, match="its own rows"):
+        calibration.sparsify(0.8)
+    monkeypatch.undo()
+    assert calibration.sparsify(0.0).report.layers[0].mismatch < 1e-6  # the rows were restored
+
+
+@pytest.mark.parametrize("options", [{"keep": ["6"]}, {"allocation": "uniform"}])
+def test_what_a_convex_budget_does_not_use_is_refused(options):
+    net, u = small_net()
+    with pytest.raises(InputError, match="not used"):
+        sparsify_layers(net, u, support=Convex("relative", 0.5), **options, **SIZES)
+
+
+def test_allocations_by_counts():
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    calibration = Calibration(net, torch.randn(50, 4), **SIZES)
+    counts = [np.full(3, 2), np.array([1, 2])]
+    assert calibration.sparsify(0.5, allocation=counts).report.layers[1].kept == 3
+    for wrong in (
+        counts[:1], np.full(2, 2), [np.full(2, 2), counts[1]], [np.full(3, 9), counts[1]],
+        [np.full(3, -1), counts[1]], [np.full(3, 2.0), counts[1]], 3,
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="allocation"):
+            calibration.sparsify(0.5, allocation=wrong)
+    with pytest.raises(InputError, match="keep"):
+        calibration.sparsify(0.5, allocation=counts, keep=["2"])
+    for keep in ("2", None):
+        with pytest.raises(InputError, match="keep"):
+            calibration.sparsify(0.2, keep=keep)
+    with pytest.warns(UserWarning, match="keeps more weights") as caught:
+        calibration.sparsify(0.9, allocation=counts)
+    assert caught[0].filename == __file__
+
+
+def test_a_missed_target_is_said():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        net[0].weight.zero_()
+    with pytest.warns(UserWarning, match=r"the target 20.00%.*coefficient 0"):
+        report = sparsify_layers(net, torch.randn(50, 4), 0.2, **SIZES).report
+    assert "the target 20.00%" in str(report)
 
 
 def test_batches_of_different_sizes_are_the_same_samples():
