@@ -14,9 +14,10 @@ from cimf.baselines.fista import fista
 from cimf.errors import InputError
 from cimf.layered import rows
 from cimf.layered.allocation import Counts
+from cimf.layered.checks import check_target
 from cimf.layered.graph import LayerGraph
 from cimf.layered.rows import Matrix
-from cimf.layered.sparsify import Calibration, SparseNetwork, check_target
+from cimf.layered.sparsify import Calibration, SparseNetwork
 from cimf.layered.supports import Choice, Rule, magnitude, obs
 from cimf.statistics import Gram
 

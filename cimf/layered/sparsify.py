@@ -11,14 +11,9 @@ w_i the network's own row. The counts k_i come from a target sparsity of the who
 from __future__ import annotations
 
 import copy
-import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,11 +24,18 @@ from cimf.errors import CaptureError, InputError, UnknownNameError
 from cimf.layered import rows
 from cimf.layered.allocation import Counts, given_counts
 from cimf.layered.batches import as_batches
+from cimf.layered.checks import (
+    check_options,
+    check_target,
+    few_samples,
+    missed_target,
+    warn_outside,
+)
 from cimf.layered.graph import Layer, LayerGraph, working_dtype
 from cimf.layered.patches import PatchGram
 from cimf.layered.propagate import propagate
 from cimf.layered.report import LayeredReport, LayerRecord
-from cimf.layered.sensitivity import METRICS, positions_that_count
+from cimf.layered.sensitivity import positions_that_count
 from cimf.layered.supports import SUPPORTS, Choice, Convex, Rule
 from cimf.layered.survey import Survey, as_rows, damped_groups, dense_rows
 from cimf.solve.rows import check_limits
@@ -44,8 +46,6 @@ from cimf.solve.rows import check_limits
 _COMPARED = 8
 _SAME = 1e-3
 _ROUNDINGS = 30
-# A sparsity that differs by more than this from the target is reported.
-_MISSED = 0.001
 # Samples on which the loss curves for the budgets are taken; the rows are solved on all samples.
 _SURVEYED = 1000
 
@@ -90,7 +90,7 @@ class Calibration:
         metric: str = "output",
         n_jobs: int | None = None,
     ) -> None:
-        _check_options(damping, positions, precision, metric)
+        check_options(damping, positions, precision, metric)
         check_limits(1.0, n_jobs)
         self.batches = as_batches(batches, working_dtype(net))
         self.graph = LayerGraph(net, self._sample())
@@ -287,9 +287,9 @@ class Calibration:
         report = LayeredReport.build(
             self.graph, network, records, target_sparsity, time.perf_counter() - start, self.notes
         )
-        warned = [*_few_samples(records), *_missed(report)]
+        warned = [*few_samples(records), *missed_target(report)]
         for note in warned:
-            _warn(note)
+            warn_outside(note)
         return SparseNetwork(network, replace(report, notes=(*report.notes, *warned)))
 
 
@@ -376,18 +376,6 @@ def sparsify_layers(
     return calibration.sparsify(target_sparsity, **options)
 
 
-def _check_options(damping: Any, positions: Any, precision: Any, metric: str) -> None:
-    """Refuse values that the statistics cannot be taken with."""
-    if not isinstance(damping, Real) or not 0.0 < float(damping) < np.inf:
-        raise InputError(f"damping must be a positive number, got {damping!r}")
-    if positions is not None and not (isinstance(positions, int | np.integer) and positions >= 1):
-        raise InputError(f"positions must be a whole number from 1, or None, got {positions!r}")
-    if precision not in (torch.float32, torch.float64):
-        raise InputError(f"precision must be torch.float32 or torch.float64, got {precision!r}")
-    if metric not in METRICS:
-        raise UnknownNameError("metric", metric, METRICS)
-
-
 def _difference(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference relative to the largest expected value."""
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
@@ -428,51 +416,3 @@ def _solve_layer(
             coef[part], gap = np.where(mask, own, 0.0), np.full(size, np.nan)
         record.add(coef[part], choice, exchanges, gap)
     return coef, record
-
-
-def _few_samples(records: Sequence[LayerRecord]) -> list[str]:
-    few = [record.path for record in records if record.samples < record.columns]
-    if not few:
-        return []
-    return [
-        f"fewer calibration samples (times positions) than columns in {', '.join(few)}: these rows "
-        "can fit the samples by chance; give more samples, or more damping"
-    ]
-
-
-def _missed(report: LayeredReport) -> list[str]:
-    """Say that the target was missed, by more than the rounding to whole weights."""
-    weights, total = report.nonzeros["network_weights"]
-    if report.target is None:
-        return []
-    if abs(weights - round((1.0 - report.target) * total)) <= _MISSED * total:
-        return []
-    return [
-        f"the sparsity is {1.0 - weights / total:.2%}, the target {report.target:.2%}: "
-        + (
-            "columns that were kept got the coefficient 0 (an input that is always zero, or "
-            "weights that were zero before)"
-            if weights < (1.0 - report.target) * total
-            else "the allocation keeps more weights"
-        )
-    ]
-
-
-def _warn(note: str) -> None:
-    """Warn at the line outside of this package from which it was called."""
-    package = f"{Path(__file__).parents[1]}{os.sep}"
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(note, stacklevel=level)
-
-
-def check_target(value: Any) -> None:
-    """Refuse a target sparsity that is no number in [0, 1).
-
-    Raises
-    ------
-    InputError
-    """
-    if not isinstance(value, Real) or not 0.0 <= float(value) < 1.0:
-        raise InputError(f"target_sparsity must be a number in [0, 1), got {value!r}")
