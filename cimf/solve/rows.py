@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import joblib
 import numpy as np
 import threadpoolctl
-from joblib.parallel import get_active_backend
+from joblib.parallel import LokyBackend, get_active_backend
 from numpy.typing import ArrayLike, NDArray
 
 from cimf.errors import InputError, UnknownNameError
@@ -38,6 +39,9 @@ METHODS: dict[str, ChunkSolver] = {
 }
 # Methods that take all rows in one call, not in chunks.
 _WHOLE = {_batched}
+
+# Seconds of work that are done before workers are called: starting two threads takes 8 ms.
+_ALONE = 0.02
 
 _BLAS = threadpoolctl.ThreadpoolController()
 
@@ -208,25 +212,37 @@ def _run(
     n_jobs: int | None,
     progress: Callable[[int], None] | None,
 ) -> list[SolvedRows]:
-    """Run the solver on chunks of rows through joblib, in order."""
+    """Run the solver on chunks of rows through joblib, in order.
+
+    Where no backend was chosen the first ones are done here: short work needs no threads.
+    """
     rows = gram.n_targets
-    if n_jobs is None and get_active_backend()[1] == 1:
+    backend, jobs = get_active_backend()
+    ours = jobs is None and isinstance(backend, LokyBackend)  # as without joblib.parallel_config
+    if n_jobs is None and jobs is None:
         n_jobs = -1
     # Small chunks level out rows of very different cost (two threads at kappa = 5 on 112 rows: 1.58
     # times faster with 16 chunks, 1.77 with 56); their number does not change the answer.
     size = max(1, rows if solver in _WHOLE else min(16, -(-rows // 64)))
     slices = [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
     gram.gram  # noqa: B018 - completes the symmetric matrix before threads share it
-    tasks = (
-        joblib.delayed(_solve_slice)(
-            solver, gram, part,
-            columns if columns.shared else Columns(columns.weights[part], columns.signs),
-            # In a tuple: joblib's Dask backend keeps a bare array on one worker, to die with it.
-            (levels[part],), ball, tol, os.getpid(),
-        )
-        for part in slices
-    )  # fmt: skip
-    done = []
+
+    def arguments(part: slice) -> tuple[Any, ...]:
+        own = columns if columns.shared else Columns(columns.weights[part], columns.signs)
+        # In a tuple: joblib's Dask backend keeps a bare array on one worker, to die with it.
+        return solver, gram, part, own, (levels[part],), ball, tol, os.getpid()
+
+    done: list[SolvedRows] = []
+    start = time.perf_counter()
+    while ours and len(done) < len(slices) and time.perf_counter() - start < _ALONE:
+        part = slices[len(done)]
+        done.append(_solve_slice(*arguments(part)))
+        if progress is not None:
+            progress(part.stop)
+    if len(done) == len(slices):
+        return done
+    slices = slices[len(done) :]
+    tasks = (joblib.delayed(_solve_slice)(*arguments(part)) for part in slices)
     # Copy-on-write: kernels compiled for writable arrays would be compiled anew for read-only ones.
     pool = joblib.Parallel(n_jobs=n_jobs, prefer="threads", mmap_mode="c", return_as="generator")
     for part, result in zip(slices, pool(tasks), strict=True):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import joblib
@@ -70,6 +71,7 @@ def test_the_planted_wrong_bit_is_seen(gram, serial):
 
 def probe(gram, columns, levels, ball, tol):
     """A row solver that returns what it saw: BLAS threads, writable, process, contiguous."""
+    time.sleep(0.02)  # so that no worker does everything
     threads = max(
         i["num_threads"] for i in threadpoolctl.threadpool_info() if i["user_api"] == "blas"
     )
@@ -85,6 +87,26 @@ def seen_by_workers(gram):
     levels = np.full((gram.n_targets, 1), 0.8)
     parts = rows._run(probe, gram, columns, levels, True, 1e-9, None, None)
     return np.concatenate([part[0][:, 0] for part in parts])
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: one thread")
+@pytest.mark.parametrize(("n_jobs", "threads"), [(None, True), (2, True), (1, False)])
+def test_long_work_goes_to_threads_and_short_work_does_not(gram, n_jobs, threads):
+    """The default is one thread per core; what takes no time is done by the caller."""
+    pause, seen = 0.0, set()
+
+    def noted(part, columns, levels, ball, tol):
+        time.sleep(pause)
+        seen.add(threading.get_ident())
+        return rows.METHODS["exact"](part, columns, levels, ball, tol)
+
+    columns = Columns.build(gram.n_features, gram.n_targets)
+    levels = np.full((gram.n_targets, 1), 0.8)
+    rows._run(noted, gram.rows(slice(0, 2)), columns, levels[:2], True, 1e-9, n_jobs, None)
+    assert seen == {threading.get_ident()}
+    pause = 0.01
+    rows._run(noted, gram, columns, levels, True, 1e-9, n_jobs, None)
+    assert (len(seen) > 1) == threads
 
 
 def test_worker_processes_run_blas_on_one_thread_and_see_writable_arrays(gram):
