@@ -21,6 +21,10 @@ from formulations.columns import as_float64
 _BLOCK = 4096
 # Columns treated at a time where all of them would need temporaries of the size of another Gram.
 _COLUMNS = 256
+# OpenBLAS 0.3.30 crashes in dsyrk with two threads at 16,000 columns (4,000 are safe): beyond this
+# the upper triangle is computed in panels of columns, each an ordinary product.
+_SYRK = 4096
+_PANEL = 1024
 # Squares of larger values, summed over samples and multiplied by coefficients, leave float64.
 _LARGEST = 1e140
 
@@ -179,10 +183,15 @@ class Gram:
             _check_range("design", raw)
             for start in range(0, shape[0], _BLOCK):
                 block = np.ascontiguousarray(raw[start : start + _BLOCK], dtype=np.float64)
-                # dsyrk does half the work of a product and writes into the Gram itself.
-                self._gram = scipy.linalg.blas.dsyrk(
-                    1.0, block.T, beta=1.0, c=self._gram, overwrite_c=1
-                )
+                if self.n_features <= _SYRK:
+                    # dsyrk does half the work of a product and writes into the Gram itself.
+                    self._gram = scipy.linalg.blas.dsyrk(
+                        1.0, block.T, beta=1.0, c=self._gram, overwrite_c=1
+                    )
+                else:
+                    for left in range(0, self.n_features, _PANEL):
+                        right = min(left + _PANEL, self.n_features)
+                        self._gram[:right, left:right] += block[:, :right].T @ block[:, left:right]
                 self._lower_is_stale = True
                 self.corr += z[start : start + _BLOCK].T @ block
         self.target_sq += np.square(z).sum(axis=0)

@@ -253,3 +253,14 @@ def test_what_is_no_statistics_is_named(tmp_path):
         gram.merge(3)
     with pytest.raises(InputError, match="toarray"):
         gram.update(np.ones((4, 3)), scipy.sparse.csr_array(np.ones((4, 2))))
+
+
+def test_wide_designs_are_taken_in_panels(monkeypatch):
+    """Two threads of OpenBLAS crash in one dsyrk of 16,000 columns."""
+    design, targets = data(m=40, n=23)
+    expected = Gram.from_arrays(design, targets)
+    monkeypatch.setattr(module, "_SYRK", 8)
+    monkeypatch.setattr(module, "_PANEL", 5)
+    found = Gram(23, 4).update(design[:25], targets[:25]).update(design[25:], targets[25:])
+    assert_close(found, expected)
+    np.testing.assert_array_equal(found.gram, found.gram.T)
