@@ -4,8 +4,8 @@ On a segment the coefficients and the gradient are lines in lam. The kernels sha
 `Work` and the state (support, sign, k): the first k entries of support (N,), and sign (N,) by
 column, 0 off the support and for free columns.
 
-Loops over all N columns hold no branch: they vectorise, and are most of a small row's time
-(N = 897, kappa 0.5: 63 us with branches and divisions, 24 us without).
+Loops over all N columns hold no branch: they vectorise, and are most of a small row's time (a pass
+over 897 columns takes 2.4 us with branches and 0.7 us without).
 """
 
 from __future__ import annotations
