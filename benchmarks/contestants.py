@@ -59,7 +59,7 @@ class Exact(Contestant):
 
     def prepare(self, problem: RowProblems) -> None:
         super().prepare(problem)
-        from cimf.solve import exact
+        from cimf.solve.path import exact_rows as exact
 
         self.module = exact
         n = problem.gram.n_features

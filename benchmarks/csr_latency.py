@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 
 from cimf.files import atomic_path
-from cimf.layered.export import break_even, linear_latency
-from cimf.results import RunFolder
-from cimf.tables import markdown
-from cimf.terminal import out, print_table
+from cimf.network.export import break_even, linear_latency
+from cimf.runs.folder import RunFolder
+from cimf.runs.terminal import out, print_table
+from cimf.studies.sweep_tables import markdown
 
 SIZES = (256, 512, 1024, 2048, 4096)
 BATCHES = (1, 32, 256)

@@ -13,9 +13,9 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from benchmarks.contestants import quiet
-from cimf.solve.cholesky import add_columns, append, solve
 from cimf.solve.compiled import finite_kernel, kernel
-from cimf.solve.exact import RIDGE, column_scale
+from cimf.solve.path.cholesky import add_columns, append, solve
+from cimf.solve.path.exact_rows import RIDGE, column_scale
 from cimf.statistics import Gram
 
 Array = NDArray[np.float64]

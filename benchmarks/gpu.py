@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.problems import correlated
+from cimf.runs.terminal import out, print_table
 from cimf.solve import solve_rows
 from cimf.statistics import Gram
-from cimf.terminal import out, print_table
 
 
 def main() -> None:

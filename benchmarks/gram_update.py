@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import threadpoolctl
 
-from cimf.results import RunFolder
+from cimf.runs.folder import RunFolder
+from cimf.runs.terminal import print_table
 from cimf.statistics import Gram
-from cimf.tables import markdown
-from cimf.terminal import print_table
+from cimf.studies.sweep_tables import markdown
 
 
 def rates(n_columns: int, n_batch: int, n_targets: int, repeats: int) -> tuple[float, float]:

@@ -72,8 +72,9 @@ def _states(
     data_name: str, hidden: tuple[int, ...], samples: int, epochs: int
 ) -> tuple[Array, ...]:
     """Return design and targets of an MLP with the given hidden sizes, trained with seed 0."""
-    from cimf import capture_states, datasets
-    from cimf.training import Schedule, batches, trained_mlp
+    from cimf import capture_states
+    from cimf.data import datasets
+    from cimf.train.supervised import Schedule, batches, trained_mlp
 
     data = datasets.load(data_name)
     sizes = (data.train_inputs.shape[1], *hidden, data.n_classes)

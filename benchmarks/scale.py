@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.problems import correlated
-from benchmarks.rows import first_call
-from cimf.results import RunFolder
+from benchmarks.row_solvers import first_call
+from cimf.runs.folder import RunFolder
+from cimf.runs.terminal import print_table, progress_bar
 from cimf.solve import solve_rows
 from cimf.statistics import Gram
-from cimf.tables import markdown
-from cimf.terminal import print_table, progress_bar
+from cimf.studies.sweep_tables import markdown
 
 _BATCH = 2000
 

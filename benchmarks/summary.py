@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contestants import Exact, LarsTold
-from cimf.tables import markdown
+from cimf.studies.sweep_tables import markdown
 
 Record = dict[str, Any]
 

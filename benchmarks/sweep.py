@@ -18,11 +18,11 @@ from typing import Any
 import threadpoolctl
 
 from benchmarks.problems import PROBLEMS, RowProblems
-from benchmarks.rows import first_call
-from cimf.results import RunFolder
+from benchmarks.row_solvers import first_call
+from cimf.runs.folder import RunFolder
+from cimf.runs.terminal import print_table
 from cimf.solve import solve_path, solve_rows
-from cimf.tables import markdown
-from cimf.terminal import print_table
+from cimf.studies.sweep_tables import markdown
 
 # The radii of the paper's Table 1.
 SWEEP = (0.005, 0.01, 0.05, 0.1, 0.5, 0.99)

@@ -9,47 +9,45 @@ cvxpy.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cimf.activations import ACTIVATIONS as ACTIVATIONS
-    from cimf.activations import Activation as Activation
-    from cimf.capture import States as States
-    from cimf.capture import capture_states as capture_states
     from cimf.errors import CimfError as CimfError
     from cimf.judge import Certificate as Certificate
     from cimf.judge import Solution as Solution
     from cimf.judge import certify as certify
+    from cimf.methods.stacked.sparsify import sparsify as sparsify
+    from cimf.methods.stacked.sparsify import sparsify_path as sparsify_path
     from cimf.model import ImplicitModel as ImplicitModel
+    from cimf.network import States as States
+    from cimf.network import capture_states as capture_states
+    from cimf.network.activations import ACTIVATIONS as ACTIVATIONS
+    from cimf.network.activations import Activation as Activation
     from cimf.solve import solve_cvxpy as solve_cvxpy
     from cimf.solve import solve_path as solve_path
     from cimf.solve import solve_rows as solve_rows
-    from cimf.sparsify import sparsify as sparsify
-    from cimf.sparsify import sparsify_path as sparsify_path
     from cimf.statistics import Gram as Gram
     from cimf.verification import verify as verify
 
 # Public name -> module that defines it.
 _HOMES = {
-    "ACTIVATIONS": "cimf.activations",
-    "Activation": "cimf.activations",
+    "ACTIVATIONS": "cimf.network.activations",
+    "Activation": "cimf.network.activations",
     "Certificate": "cimf.judge",
     "CimfError": "cimf.errors",
     "Gram": "cimf.statistics",
     "ImplicitModel": "cimf.model",
     "Solution": "cimf.judge",
-    "States": "cimf.capture",
-    "capture_states": "cimf.capture",
+    "States": "cimf.network",
+    "capture_states": "cimf.network",
     "certify": "cimf.judge",
     "solve_cvxpy": "cimf.solve",
     "solve_path": "cimf.solve",
     "solve_rows": "cimf.solve",
-    "sparsify": "cimf.sparsify",
-    "sparsify_path": "cimf.sparsify",
+    "sparsify": "cimf.methods.stacked.sparsify",
+    "sparsify_path": "cimf.methods.stacked.sparsify",
     "verify": "cimf.verification",
 }
 
@@ -59,20 +57,6 @@ try:
     __version__ = version("cimf")
 except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+unknown"
-
-
-class _Package(ModuleType):
-    """The type of this package: a public function wins over the submodule of the same name.
-
-    Importing the module `cimf.sparsify` would otherwise hide the function `cimf.sparsify`.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and name in _HOMES):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ import typer
 from cimf import __version__
 from cimf.errors import InputError
 from cimf.files import sha256
-from cimf.terminal import loading, one_line_errors, out
+from cimf.runs.terminal import loading, one_line_errors, out
 
 app = typer.Typer(
     help="Certified convex sparsification of trained networks through implicit models.",
@@ -59,7 +59,7 @@ def demo(
     """Train a small network on embedded digits and regenerate a Table-1-style sweep."""
     with one_line_errors():
         with loading():
-            from cimf.demo import run
+            from cimf.studies.demo import run
         run(out, seed=seed, overwrite=overwrite, method=method, backend=backend, n_jobs=n_jobs)
 
 
@@ -143,8 +143,8 @@ def sparsify(
         folder = out or Path("results") / target.rpartition(":")[2]
         settings = {"target": target, "source": source_digest(function), "seed": seed}
         with loading():
-            from cimf.reference import Reference
-            from cimf.sweep import KAPPAS, run_layered, run_sweep
+            from cimf.methods.stacked.captured import Reference
+            from cimf.studies.kappa_sweep import KAPPAS, run_layered, run_sweep
         if layered:
             run_layered(
                 folder,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cimf.errors import CimfError
-from cimf.provenance import threads, versions
-from cimf.terminal import print_table
+from cimf.runs.provenance import threads, versions
+from cimf.runs.terminal import print_table
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _threads() -> Iterator[Finding]:
 
 
 def _backends() -> Iterator[Finding]:
-    from cimf.solve.backends import backend_report
+    from cimf.solve.conic.backends import backend_report
 
     for state in backend_report():
         yield Finding(f"backend {state.name}", "ok" if state.works else "note", state.detail)
@@ -76,7 +76,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from cimf.datasets import cache_folder, data_folder
+    from cimf.data.datasets import cache_folder, data_folder
 
     try:
         folder = data_folder()
@@ -95,9 +95,9 @@ def _main_job() -> Iterator[Finding]:
     """Sparsify a tiny network for real."""
     import torch
 
-    from cimf.reference import Reference
-    from cimf.sparsify import sparsify_path
-    from cimf.training import mlp
+    from cimf.methods.stacked.captured import Reference
+    from cimf.methods.stacked.sparsify import sparsify_path
+    from cimf.train.supervised import mlp
 
     samples = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     (result,) = sparsify_path(Reference.capture(mlp((3, 4, 2), seed=0), [samples]), [0.5])

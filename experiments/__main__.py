@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from experiments import ablation, calibration, fashion, fashion_layered, newsgroups, resnet20
+from experiments import ablation, calibration_images, fashion, fashion_layered, newsgroups, resnet20
 
 app = typer.Typer(
     help="Regenerate a table or a figure.",
@@ -24,7 +24,7 @@ app.command("fashion-layered")(fashion_layered.main)
 app.command("newsgroups")(newsgroups.main)
 app.command("resnet20")(resnet20.cifar10)
 app.command("resnet20-cifar100")(resnet20.cifar100)
-app.command("resnet20-calibration")(calibration.main)
+app.command("resnet20-calibration")(calibration_images.main)
 app.command("resnet20-ablation")(ablation.main)
 
 if __name__ == "__main__":

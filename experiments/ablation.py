@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cimf.terminal import one_line_errors
+from cimf.runs.terminal import one_line_errors
 from experiments.options import Images, Levels, Overwrite, Tests, listed_levels
 from experiments.resnet20 import task
 
 if TYPE_CHECKING:
-    from cimf.layered.supports import Rule
+    from cimf.methods.layered.supports import Rule
 
 # Supports are shown before and after the exact exchanges.
 BALLS = {
@@ -44,11 +44,11 @@ def main(
 ) -> None:
     """ResNet-20 on CIFAR-10: variants of the layered design at the same non-zeros."""
     with one_line_errors():
-        from cimf import corpora, networks
-        from cimf.layered.supports import ball, magnitude, obs
-        from cimf.results import RunFolder
-        from cimf.tables import markdown
-        from cimf.terminal import print_table
+        from cimf.data import corpora, networks
+        from cimf.methods.layered.supports import ball, magnitude, obs
+        from cimf.runs.folder import RunFolder
+        from cimf.runs.terminal import print_table
+        from cimf.studies.sweep_tables import markdown
         from experiments.pruning import Point, finish, layered, measure, percent
 
         name = f"ResNet-20, CIFAR-10, {images:,} calibration images"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cimf.terminal import one_line_errors
+from cimf.runs.terminal import one_line_errors
 
 SIZES = (784, 64, 32, 16, 10)
 CALIBRATION = 10_000
@@ -25,10 +25,10 @@ def main(
 ) -> None:
     """Sweep kappa for two row designs, with and without rescaled states."""
     with one_line_errors():
-        from cimf import datasets
-        from cimf.reference import Reference
-        from cimf.sweep import run_sweep
-        from cimf.training import Schedule, batches, trained_mlp
+        from cimf.data import datasets
+        from cimf.methods.stacked.captured import Reference
+        from cimf.studies.kappa_sweep import run_sweep
+        from cimf.train.supervised import Schedule, batches, trained_mlp
 
         data = datasets.fashion_mnist()
         schedule = Schedule(epochs=20, learning_rate=5e-3, batch_size=256)

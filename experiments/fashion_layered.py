@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cimf.terminal import one_line_errors
+from cimf.runs.terminal import one_line_errors
 from experiments.fashion import SIZES
 from experiments.options import (
     Images,
@@ -31,8 +31,8 @@ def main(
     with one_line_errors():
         import torch
 
-        from cimf import datasets
-        from cimf.training import Schedule, trained_mlp
+        from cimf.data import datasets
+        from cimf.train.supervised import Schedule, trained_mlp
         from experiments.pruning import Task, compare
 
         schedule = Schedule(epochs=20, learning_rate=5e-3, batch_size=256)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cimf.terminal import one_line_errors
+from cimf.runs.terminal import one_line_errors
 from experiments.options import Levels, Methods, Overwrite, listed_levels, listed_methods
 
 if TYPE_CHECKING:
-    from cimf.corpora import Texts
-    from cimf.datasets import Dataset
-    from cimf.text import TokenClassifier
+    from cimf.data.corpora import Texts
+    from cimf.data.datasets import Dataset
+    from cimf.data.text import TokenClassifier
     from experiments.pruning import Task
 
 VOCABULARY = 8000
@@ -45,7 +45,7 @@ def main(
 ) -> None:
     """DistilBERT on 20 Newsgroups, all methods at the same non-zeros."""
     with one_line_errors():
-        from cimf import corpora
+        from cimf.data import corpora
         from experiments.pruning import compare
 
         compare(
@@ -70,7 +70,7 @@ def task(corpus: Texts, texts: int, checkpoint: str | None, seed: int) -> Task:
     import numpy as np
     import torch
 
-    from cimf import datasets, text
+    from cimf.data import datasets, text
     from cimf.errors import InputError
     from experiments.pruning import Task
 
@@ -113,8 +113,8 @@ def task(corpus: Texts, texts: int, checkpoint: str | None, seed: int) -> Task:
 
 def _trained(data: Dataset, seed: int) -> TokenClassifier:
     """Return DistilBERT trained on the data; its word embeddings start from a bag of words."""
-    from cimf import datasets, text
-    from cimf.training import Schedule, trained
+    from cimf.data import datasets, text
+    from cimf.train.supervised import Schedule, trained
 
     cache = datasets.cache_folder() / "networks"
     bag = {"vocabulary": VOCABULARY, "width": ARCHITECTURE["width"], "classes": data.n_classes}

@@ -39,7 +39,7 @@ def listed_methods(text: str | None) -> tuple[str, ...]:
     ------
     UnknownNameError
     """
-    from cimf.baselines import BASELINES
+    from cimf.methods.baselines import BASELINES
     from experiments.pruning import OURS
 
     known = (OURS, *BASELINES)

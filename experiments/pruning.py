@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cimf.baselines import BASELINES
-from cimf.layered.sparsify import Calibration, SparseNetwork
-from cimf.results import UNFINISHED, RunFolder
-from cimf.tables import markdown
-from cimf.terminal import out, print_table
+from cimf.methods.baselines import BASELINES
+from cimf.methods.layered.calibration import Calibration, SparseNetwork
+from cimf.runs.folder import UNFINISHED, RunFolder
+from cimf.runs.terminal import out, print_table
+from cimf.studies.sweep_tables import markdown
 from experiments.figures import plot_lines
 
 LEVELS = (0.6, 0.75, 0.8, 0.9)
@@ -74,7 +74,7 @@ class Point:
     samples : int, optional
         The first so many calibration samples. Default: all.
     options : Mapping
-        Of `cimf.layered.sparsify.Calibration`, beside `FAST`.
+        Of `cimf.methods.layered.calibration.Calibration`, beside `FAST`.
     """
 
     labels: Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cimf.terminal import one_line_errors
+from cimf.runs.terminal import one_line_errors
 from experiments.options import (
     Images,
     Levels,
@@ -20,8 +20,8 @@ from experiments.options import (
 )
 
 if TYPE_CHECKING:
-    from cimf.datasets import Dataset
-    from cimf.networks import Pretrained
+    from cimf.data.datasets import Dataset
+    from cimf.data.networks import Pretrained
     from experiments.pruning import Task
 
 
@@ -35,7 +35,7 @@ def cifar10(
 ) -> None:
     """ResNet-20 on CIFAR-10, all methods at the same non-zeros."""
     with one_line_errors():
-        from cimf import corpora, networks
+        from cimf.data import corpora, networks
 
         _compare("ResNet-20, CIFAR-10", out, corpora.cifar10, networks.resnet20_cifar10,
                  images, tests, methods, levels, overwrite, dense_head=("linear",))  # fmt: skip
@@ -51,7 +51,7 @@ def cifar100(
 ) -> None:
     """Wide-stem ResNet-20 on CIFAR-100, all methods at the same non-zeros."""
     with one_line_errors():
-        from cimf import corpora, networks
+        from cimf.data import corpora, networks
 
         _compare("ResNet-20 variant, CIFAR-100", out, corpora.cifar100, networks.resnet20_cifar100,
                  images, tests, methods, levels, overwrite)  # fmt: skip

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from formulations.lasso import Lasso
     from formulations.least_squares import LeastSquares
     from formulations.losses import LOSSES, Loss
+    from formulations.matrix_rows import Rows
     from formulations.problem import ExactRecord, ModelRecord, RelaxedRecord, RowRecord
     from formulations.relaxed import ModelProblem, OutputRow, Relaxed, StateRow
-    from formulations.rows import Rows
     from formulations.sets import SETS, ConstraintSet
     from formulations.terms import Check
 

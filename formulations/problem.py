@@ -23,7 +23,7 @@ from formulations.columns import Columns, per_row, shrink
 from formulations.errors import InputError
 from formulations.least_squares import LeastSquares
 from formulations.losses import Loss
-from formulations.rows import Rows
+from formulations.matrix_rows import Rows
 from formulations.sets import ConstraintSet
 
 Array = NDArray[np.float64]

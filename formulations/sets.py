@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64, shrink
 from formulations.errors import InputError
+from formulations.matrix_rows import Rows
 from formulations.registry import Registry
-from formulations.rows import Rows
 from formulations.terms import (
     RowFunction,
     Term,

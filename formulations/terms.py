@@ -11,7 +11,7 @@ import cvxpy as cp
 import numpy as np
 
 from formulations.errors import FormulationError, InputError, UnknownNameError
-from formulations.rows import Rows
+from formulations.matrix_rows import Rows
 
 # Relative disagreement of a numpy value with its CVXPY expression, or of a loss with the sum of its
 # rows, that is a mistake and not rounding: both are computed from O(1) numbers, rounding is 1e-13.

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import cimf
-from cimf import cli, demo
+from cimf import cli
 from cimf.cli import app, load_function
 from cimf.errors import InputError
-from cimf.sweep import KAPPAS
-from cimf.training import Schedule
+from cimf.studies import demo
+from cimf.studies.kappa_sweep import KAPPAS
+from cimf.train.supervised import Schedule
 
 NETWORK = """
 import torch
@@ -334,7 +335,7 @@ def test_ctrl_c_while_libraries_are_loaded_is_not_swallowed():
     """CVXPY catches what an extension makes of KeyboardInterrupt; `loading` is not to be caught."""
     code = (
         "import os, signal\n"
-        "from cimf.terminal import loading\n"
+        "from cimf.runs.terminal import loading\n"
         "with loading():\n"
         "    try: os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)\n"
         "    except BaseException: pass\n"

@@ -11,12 +11,12 @@ import scipy.sparse
 import torch
 from torch import nn
 
-from cimf.activations import Activation
-from cimf.blocks import Block
-from cimf.capture.execute import run
-from cimf.capture.network import Network, trace_network
-from cimf.capture.probe import probe
 from cimf.errors import CaptureError, InputError
+from cimf.network.activations import Activation
+from cimf.network.cut import Network, trace_network
+from cimf.network.cut_run import run
+from cimf.network.probe import probe
+from cimf.network.state_blocks import Block
 
 # Unit vectors are scaled by a power of two so large that biases are lost in the sum: a weight w
 # next to a bias b is read with error 1e-16 |w| + 1e-34 |b| instead of 1e-16 (|w| + |b|).

@@ -15,9 +15,9 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from cimf.blocks import Block, apply_blocks
 from cimf.errors import InputError, UnknownNameError
 from cimf.model.wellposed import levels
+from cimf.network.state_blocks import Block, apply_blocks
 
 Array = NDArray[np.float64]
 

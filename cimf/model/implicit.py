@@ -11,11 +11,17 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from cimf.activations import Activation, as_activation
-from cimf.blocks import Block, check_blocks, check_scale, homogeneous_rows, lipschitz_rows
 from cimf.errors import InputError
 from cimf.model.equilibrium import ConvergenceWarning, Equilibrium, solve_equilibrium
 from cimf.model.wellposed import Wellposedness, homogeneous_scales, scale_rows, wellposedness
+from cimf.network.activations import Activation, as_activation
+from cimf.network.state_blocks import (
+    Block,
+    check_blocks,
+    check_scale,
+    homogeneous_rows,
+    lipschitz_rows,
+)
 from formulations.columns import as_float64
 
 if TYPE_CHECKING:

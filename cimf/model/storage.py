@@ -17,9 +17,9 @@ import scipy.sparse
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from cimf.blocks import Block
 from cimf.errors import CimfError, RunError
 from cimf.files import atomic_path
+from cimf.network.state_blocks import Block
 
 if TYPE_CHECKING:
     from cimf.model.implicit import ImplicitModel

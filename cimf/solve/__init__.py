@@ -6,16 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cimf.solve.cvxpy_front import solve_cvxpy as solve_cvxpy
-    from cimf.solve.cvxpy_rows import solve_path_cvxpy as solve_path_cvxpy
+    from cimf.solve.conic.cvxpy_front import solve_cvxpy as solve_cvxpy
+    from cimf.solve.conic.cvxpy_rows import solve_path_cvxpy as solve_path_cvxpy
     from cimf.solve.rows import solve_path as solve_path
     from cimf.solve.rows import solve_rows as solve_rows
 
 # Public name -> module that defines it: whoever solves rows on a Gram does not wait for CVXPY.
 _HOMES = {
-    "solve_cvxpy": "cimf.solve.cvxpy_front",
+    "solve_cvxpy": "cimf.solve.conic.cvxpy_front",
     "solve_path": "cimf.solve.rows",
-    "solve_path_cvxpy": "cimf.solve.cvxpy_rows",
+    "solve_path_cvxpy": "cimf.solve.conic.cvxpy_rows",
     "solve_rows": "cimf.solve.rows",
 }
 

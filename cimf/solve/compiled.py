@@ -34,7 +34,7 @@ def _folder() -> str:
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in sorted(package.glob("*.py")):
+    for source in sorted(package.rglob("*.py")):
         digest.update(source.read_bytes())
     name = f"kernels-{digest.hexdigest()[:16]}"
     stated = [Path(_SETTINGS.CACHE_DIR)] if _SETTINGS.CACHE_DIR else []

@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution, certify_columns
-from cimf.solve import bisection, exact
-from cimf.solve.exact import SolvedRows
+from cimf.solve.bisection import algorithms as bisection
+from cimf.solve.path import exact_rows as exact
+from cimf.solve.path.exact_rows import SolvedRows
 from cimf.statistics import Gram, check_gram
 from formulations.columns import Columns, per_row
 
@@ -27,7 +28,7 @@ def _batched(
     gram: Gram, columns: Columns, levels: NDArray[np.float64], ball: bool, tol: float
 ) -> SolvedRows:
     """Solve all rows at once; torch takes seconds to load, so only where it is asked for."""
-    from cimf.solve import batched
+    from cimf.solve.batched import torch_rows as batched
 
     return batched.solve_chunk(gram, columns, levels, ball, tol)
 

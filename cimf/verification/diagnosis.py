@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cimf.judge import certify
 from cimf.statistics import Gram
-from cimf.verification.problem import Problem
+from cimf.verification.graded_problem import Problem
 
 Array = NDArray[np.float64]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cimf.errors import InputError
+from cimf.verification.graded_problem import Problem
 from cimf.verification.interface import Interface, Solver
-from cimf.verification.problem import Problem
-from cimf.verification.report import Report
+from cimf.verification.scorecard import Report
 from cimf.verification.suites import problems
 from cimf.verification.verdict import Verdict, judge, settled
 

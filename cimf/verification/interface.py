@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.errors import InputError
-from cimf.verification.problem import Problem
+from cimf.verification.graded_problem import Problem
 
 Array = NDArray[np.float64]
 Solver = Callable[..., Any]

@@ -14,7 +14,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from cimf.errors import UnknownNameError
-from cimf.verification.problem import Problem
+from cimf.verification.graded_problem import Problem
 
 Array = NDArray[np.float64]
 Family = Callable[[], list[Problem]]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from cimf.judge import certify
 from cimf.verification.diagnosis import error_of, explanations, settle
+from cimf.verification.graded_problem import Problem
 from cimf.verification.interface import Answer
-from cimf.verification.problem import Problem
 
 # A coefficient below this part of the largest is a zero that was not rounded.
 _TINY = 1e-3

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cimf import datasets
-from cimf.sweep import KAPPAS
+from cimf.data import datasets
+from cimf.studies.kappa_sweep import KAPPAS
 from experiments import fashion
 from experiments.__main__ import app
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cimf import corpora, datasets, text
+from cimf.data import corpora, datasets, text
 from experiments import newsgroups
 from experiments.__main__ import app
 

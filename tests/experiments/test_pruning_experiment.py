@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cimf import corpora
-from cimf.datasets import Dataset
-from cimf.layered.sparsify import Calibration
-from cimf.networks import Pretrained
+from cimf.data import corpora
+from cimf.data.datasets import Dataset
+from cimf.data.networks import Pretrained
+from cimf.methods.layered.calibration import Calibration
 from experiments.__main__ import app
 
 
@@ -33,7 +33,7 @@ def small(monkeypatch, tmp_path):
         lambda train, test: Dataset("small", images[:train], labels[:train], images, labels, 4),
     )
     monkeypatch.setattr(
-        "cimf.networks.resnet20_cifar10",
+        "cimf.data.networks.resnet20_cifar10",
         lambda: Pretrained(net.eval(), (0.5,) * 3, (0.2,) * 3),
     )
 

@@ -15,8 +15,8 @@ from formulations.losses import (
     WeightedL1,
     as_loss,
 )
+from formulations.matrix_rows import Rows
 from formulations.relaxed import Relaxed
-from formulations.rows import Rows
 from formulations.sets import SETS, Box, Causal, ConstraintSet, NoSelfLoop, Pattern, as_set
 
 N_STATES, N_INPUTS, N_OUTPUTS = 4, 3, 2

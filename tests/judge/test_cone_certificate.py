@@ -8,7 +8,7 @@ import scipy.sparse
 
 from cimf.errors import CertificateError
 from cimf.judge.cone_certificate import ConeProgram, Cones, infeasible_within, lower_bound
-from cimf.solve.backends import run
+from cimf.solve.conic.backends import run
 
 RNG = np.random.default_rng(0)
 

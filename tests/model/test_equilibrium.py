@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cimf.activations import ACTIVATIONS, as_activation
-from cimf.blocks import Block, apply_blocks
 from cimf.errors import InputError, UnknownNameError
 from cimf.model import ConvergenceWarning, ImplicitModel
 from cimf.model.equilibrium import _Anderson, relative_residual
+from cimf.network.activations import ACTIVATIONS, as_activation
+from cimf.network.state_blocks import Block, apply_blocks
 
 
 def _model(seed=0, n=20, p=4, q=3, norm=0.9, activation="relu", density=1.0):

@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from cimf.activations import ACTIVATIONS, as_activation
-from cimf.blocks import Block
 from cimf.errors import InputError, RunError
 from cimf.model import ConvergenceWarning, ImplicitModel
+from cimf.network.activations import ACTIVATIONS, as_activation
+from cimf.network.state_blocks import Block
 
 BLOCKS = (
     Block("head", 0, 2, as_activation("leaky_relu", negative_slope=0.3), (2,), ("body", "input")),

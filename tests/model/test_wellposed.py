@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cimf.capture import capture_states
 from cimf.errors import InputError
 from cimf.model import ImplicitModel, state_scales
 from cimf.model.wellposed import levels, perron_frobenius, wellposedness
+from cimf.network import capture_states
 
 
 def _model(A, activation="relu", seed=0):

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from cimf.judge import certify_columns
-from cimf.solve import batched, exact, solve_path, solve_rows
+from cimf.solve import solve_path, solve_rows
+from cimf.solve.batched import torch_rows as batched
+from cimf.solve.path import exact_rows as exact
 from cimf.statistics import Gram
 from formulations.columns import Columns
 

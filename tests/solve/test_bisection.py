@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import certify
 from cimf.solve import solve_path, solve_rows
-from cimf.solve.bisection import Bisection, bisect_rows
+from cimf.solve.bisection.algorithms import Bisection, bisect_rows
 from cimf.statistics import Gram
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cimf.errors import BackendError, FormulationError, InputError, UnknownNameError
-from cimf.solve import backends
-from cimf.solve.cvxpy_front import solve_cvxpy
+from cimf.solve.conic import backends
+from cimf.solve.conic.cvxpy_front import solve_cvxpy
 from formulations import Constrained
 
 
@@ -226,7 +226,7 @@ def test_auto_falls_through_when_the_first_fails_on_a_problem(monkeypatch):
 
 def test_no_bare_solve_in_the_packages():
     """A bare solve() lets CVXPY choose: OSQP's answer to P(kappa) was 3e-2 outside the ball."""
-    root = Path(backends.__file__).parents[2]
+    root = Path(backends.__file__).parents[3]
     bare = re.compile(r"\b(?:prob|problem)\w*\.solve\(\s*\)")
     assert bare.search("problem.solve()")
     for package in ("formulations", "cimf", "experiments"):

@@ -10,8 +10,8 @@ import pytest
 
 from cimf.errors import CertificateError, FormulationError, InputError
 from cimf.judge import ModelSolution
-from cimf.solve import cvxpy_models
-from cimf.solve.cvxpy_front import solve_cvxpy
+from cimf.solve.conic import cvxpy_models
+from cimf.solve.conic.cvxpy_front import solve_cvxpy
 from formulations import Constrained, Exact, Lasso, OutputRow, Relaxed, StateRow
 from formulations.losses import L1, LOSSES, ElasticNet, Loss
 from formulations.sets import SETS, Causal, NoSelfLoop

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from cimf.errors import BackendError
 from cimf.judge import certify
-from cimf.solve import cvxpy_rows
-from cimf.solve.cvxpy_front import solve_cvxpy
-from cimf.solve.cvxpy_rows import solve_path_cvxpy
+from cimf.solve.conic import cvxpy_rows
+from cimf.solve.conic.cvxpy_front import solve_cvxpy
+from cimf.solve.conic.cvxpy_rows import solve_path_cvxpy
 from cimf.statistics import Gram
 from formulations import Constrained, Lasso
 

@@ -1,0 +1,1 @@
+"""Datasets, corpora, texts, and the networks of the experiments."""

@@ -1,0 +1,186 @@
+"""Row problems of one layer: which columns a row keeps, and their coefficients.
+
+Every function works on the statistics of one design M (m, N') shared by r rows with targets z_i
+and takes the last `n_free` columns (the bias) as always kept. Counts leave the free columns out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import joblib
+import numpy as np
+import scipy.linalg
+import threadpoolctl
+from numpy.typing import NDArray
+
+from cimf.methods.layered.kernels import eliminate, exchange
+from cimf.statistics import Gram
+
+Matrix = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# A column whose squared part outside the span of the support is below this share of its squared
+# norm is taken as linearly dependent. Damped statistics stay above the damping, 1e-4 by default.
+_DEPENDENT = 1e-9
+
+
+def damped(gram: Gram, dense: Matrix, damping: float, n_free: int) -> Gram:
+    """Return statistics with a pull towards the dense rows: ||M a - z||^2 + d ||a - dense||^2.
+
+    Parameters
+    ----------
+    dense : (r, N')
+        The rows of the network; where the samples do not determine a row it stays as it is.
+    damping : float
+        d in units of the mean squared norm of the columns of M.
+    """
+    G = gram.gram.copy()
+    level = damping * np.diagonal(G)[: len(G) - n_free].mean()
+    pull = np.full(len(G), level)
+    pull[len(G) - n_free :] = 0.0
+    if level == 0.0:  # a layer whose input is zero: any positive number keeps the rows
+        pull[:] = 1.0
+    G[np.diag_indices_from(G)] += pull
+    return Gram.from_moments(
+        G,
+        gram.corr + pull * dense,
+        gram.target_sq + (pull * dense**2).sum(axis=1),
+        gram.n_samples,
+    )
+
+
+def elimination(
+    gram: Gram, n_free: int, n_jobs: int | None = None
+) -> tuple[NDArray[np.int64], Matrix]:
+    """Drop the columns of every row one by one, exact Optimal Brain Surgeon.
+
+    Returns
+    -------
+    order : (r, N) int64
+        Columns of each row, the one dropped first in front.
+    increase : (r, N)
+        By how much ||M a - z||^2 rose at each drop, the other columns refitted.
+    """
+    inverse = _inverse(gram.gram)
+    start = gram.corr @ inverse
+    keep = n_free
+
+    def row(i: int) -> tuple[NDArray[np.int64], Matrix]:
+        return eliminate(inverse.copy(), start[i].copy(), n_free, keep)
+
+    found = _per_row(row, gram.n_targets, n_jobs)
+    return np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
+
+
+def last_columns(order: NDArray[np.int64], counts: NDArray[np.int64], n_free: int) -> Mask:
+    """Return the columns that an order of dropping leaves, shape (r, N + n_free)."""
+    r, n = order.shape
+    mask = np.ones((r, n + n_free), dtype=bool)
+    for i in range(r):
+        mask[i, order[i, : n - counts[i]]] = False
+    return mask
+
+
+def largest(score: NDArray[Any], counts: NDArray[np.int64], n_free: int) -> Mask:
+    """Return the columns with the largest score in each row: score (r, N), mask (r, N + n_free)."""
+    return last_columns(np.argsort(score, axis=1, kind="stable"), counts, n_free)
+
+
+def swapped(
+    gram: Gram, mask: Mask, n_free: int, limit: int = 1000, n_jobs: int | None = None
+) -> tuple[Mask, NDArray[np.int64]]:
+    """Improve supports by exact exchanges of one column for another, until none helps.
+
+    Each step takes, of all pairs, the one that lowers ||M a - z||^2 most with everything refitted.
+
+    Returns
+    -------
+    mask : (r, N')
+    exchanges : (r,) int64
+    """
+    G = gram.gram
+    least = _DEPENDENT * np.diagonal(G)
+
+    def row(i: int) -> tuple[Mask, int]:
+        inside = mask[i].copy()
+        if inside.all() or not inside[: len(G) - n_free].any():
+            return inside, 0
+        out = ~inside
+        A = _inverse(G[np.ix_(inside, inside)])
+        B = A @ G[np.ix_(inside, out)]
+        table = np.empty_like(G)
+        table[np.ix_(inside, inside)] = A
+        table[np.ix_(inside, out)] = B
+        table[np.ix_(out, inside)] = B.T
+        table[np.ix_(out, out)] = G[np.ix_(out, out)] - G[np.ix_(out, inside)] @ B
+        coef, rho = np.zeros(len(G)), np.zeros(len(G))
+        coef[inside] = A @ gram.corr[i, inside]
+        rho[out] = gram.corr[i, out] - G[np.ix_(out, inside)] @ coef[inside]
+        steps = exchange(table, coef, rho, inside, n_free, least, limit)
+        return inside, steps
+
+    found = _per_row(row, gram.n_targets, n_jobs)
+    return np.stack([f[0] for f in found]), np.array([f[1] for f in found])
+
+
+def polished(
+    gram: Gram, mask: Mask, n_jobs: int | None = None
+) -> tuple[Matrix, NDArray[np.float64]]:
+    """Solve least squares on given supports.
+
+    Returns
+    -------
+    coef : (r, N')
+    gap : (r,)
+        Excess of ||M a - z||^2 over its least value on the support, relative to ||z||^2,
+        recomputed from the gradient g = G a - c: g_S' (G_SS)^-1 g_S.
+    """
+    G = gram.gram
+
+    def row(i: int) -> tuple[Matrix, float]:
+        coef = np.zeros(len(G))
+        inside = np.flatnonzero(mask[i])
+        if not inside.size:
+            return coef, 0.0
+        block, target = G[np.ix_(inside, inside)], gram.corr[i, inside]
+        solve = _solver(block)
+        coef[inside] = solve(target)
+        gradient = block @ coef[inside] - target
+        return coef, float(abs(gradient @ solve(gradient)) / max(gram.target_sq[i], 1e-300))
+
+    found = _per_row(row, gram.n_targets, n_jobs)
+    return np.stack([f[0] for f in found]), np.array([f[1] for f in found])
+
+
+def losses(gram: Gram, coef: Matrix) -> NDArray[np.float64]:
+    """Return ||M a_i - z_i||^2 per row, shape (r,)."""
+    return np.maximum(
+        ((coef @ gram.gram) * coef).sum(axis=1)
+        - 2 * (coef * gram.corr).sum(axis=1)
+        + gram.target_sq,
+        0.0,
+    )
+
+
+def _solver(G: Matrix) -> Callable[[Matrix], Matrix]:
+    """Return b -> G^-1 b, by Cholesky where G is numerically positive definite."""
+    try:
+        factor = scipy.linalg.cho_factor(G, lower=True)
+        return lambda b: scipy.linalg.cho_solve(factor, b)
+    except np.linalg.LinAlgError:
+        inverse = np.linalg.pinv(G, hermitian=True)
+        return lambda b: inverse @ b
+
+
+def _inverse(G: Matrix) -> Matrix:
+    return _solver(G)(np.eye(len(G)))
+
+
+def _per_row(row: Callable[[int], Any], n_rows: int, n_jobs: int | None) -> list[Any]:
+    """Run a function of the row index on threads; the kernels and LAPACK release the GIL."""
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        return joblib.Parallel(n_jobs=-1 if n_jobs is None else n_jobs, prefer="threads")(
+            joblib.delayed(row)(i) for i in range(n_rows)
+        )

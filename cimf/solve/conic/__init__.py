@@ -1,0 +1,1 @@
+"""CVXPY problems by MOSEK or Clarabel, polished and certified."""

@@ -1,0 +1,1 @@
+"""Exact row solutions: block pivoting along the solution path (numba kernels)."""

@@ -1,0 +1,66 @@
+"""Row problems with their free columns eliminated."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from cimf.solve.path import exact_rows as exact
+
+Array = NDArray[np.float64]
+
+# Below this fraction of its square a column is in the span of the free ones.
+_SPANNED = 1e-11
+
+
+class BoundedPart:
+    """The problem that is left when the free columns F are eliminated by least squares.
+
+    With K = G_FF its Gram is G_BB - G_BF K^{-1} G_FB, its correlation c_B - G_BF K^{-1} c_F.
+    """
+
+    def __init__(self, gram: Array, weights: Array) -> None:
+        self._free = weights == 0.0
+        self.index = np.flatnonzero(~self._free)
+        self.gram = gram
+        if not self._free.any():
+            return
+        f = np.flatnonzero(self._free)
+        root = np.sqrt(np.diagonal(gram)[f])
+        self._scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+        block = self._scale[:, None] * gram[np.ix_(f, f)] * self._scale
+        # The same ridge as in the segment step: collinear free columns share their coefficient.
+        block[np.diag_indices_from(block)] += exact.RIDGE
+        self._factor = scipy.linalg.cholesky(block, lower=True)
+        self._cross = self._half(gram[f][:, self.index])  # (|F|, |B|)
+        self.gram = gram[np.ix_(self.index, self.index)] - self._cross.T @ self._cross
+        diagonal = np.diagonal(gram)[self.index]
+        # What is left of a column in the span of the free ones is rounding; descent skips it.
+        spanned = np.diagonal(self.gram) <= _SPANNED * diagonal
+        self.gram[spanned, spanned] = 0.0
+
+    def fits(self, weights: Array) -> bool:
+        """Return whether another row has the same free columns."""
+        return bool(np.array_equal(self._free, weights == 0.0))
+
+    def _half(self, right: Array) -> Array:
+        scale = self._scale if right.ndim == 1 else self._scale[:, None]
+        return scipy.linalg.solve_triangular(self._factor, scale * right, lower=True)
+
+    def reduce(self, corr: Array, half_sq: float) -> tuple[Array, float]:
+        """Return the correlations (|B|,) and 1/2 ||z||^2 of the reduced row."""
+        if not self._free.any():
+            return corr, half_sq
+        half = self._half(corr[self._free])
+        return corr[self.index] - half @ self._cross, max(half_sq - 0.5 * float(half @ half), 0.0)
+
+    def expand(self, points: Array, corr: Array) -> Array:
+        """Return coefficients (T, N) of all columns for solutions (T, |B|) of the reduced row."""
+        out = np.zeros((points.shape[0], corr.size))
+        out[:, self.index] = points
+        if self._free.any():
+            half = self._half(corr[self._free])[:, None] - self._cross @ points.T
+            right = scipy.linalg.solve_triangular(self._factor.T, half)
+            out[:, self._free] = (self._scale[:, None] * right).T
+        return out

@@ -1,0 +1,1 @@
+"""What ends in a run folder: a sweep over kappa, the demo."""

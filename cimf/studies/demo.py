@@ -1,0 +1,39 @@
+"""The demonstration: the main job on data that is embedded in scikit-learn, within a minute."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cimf.data import datasets
+from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.sparsify import Sparsified
+from cimf.studies.kappa_sweep import run_sweep
+from cimf.train.supervised import Schedule, batches, trained_mlp
+
+SIZES = (64, 32, 16, 10)
+SCHEDULE = Schedule(epochs=40, learning_rate=1e-2, batch_size=128)
+
+
+def run(folder: str | Path, *, seed: int = 0, **options: Any) -> list[Sparsified]:
+    """Train an MLP 64-32-16-10 on the digits and sweep kappa; options as `run_sweep`."""
+    data = datasets.digits()
+
+    def network() -> Reference:
+        return Reference.capture(
+            trained_mlp(SIZES, data, seed=seed, schedule=SCHEDULE),
+            batches(data.train_inputs, data.train_labels),
+            batches(data.test_inputs, data.test_labels),
+        )
+
+    return run_sweep(
+        f"digits, MLP {'-'.join(map(str, SIZES))}",
+        folder,
+        {"network": {"sizes": SIZES, **asdict(SCHEDULE)}, "seed": seed},
+        network,
+        configurations=(("full", True), ("full", False)),
+        paper=True,
+        dataset=data,
+        **options,
+    )

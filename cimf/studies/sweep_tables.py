@@ -1,0 +1,128 @@
+"""Tables of a sweep: one tidy row per model; the same for a terminal, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from cimf.methods.stacked.model_report import Report
+from cimf.runs.numbers import shortest
+
+# Table 1 of the paper: kappa -> (accuracy %, sparsity %) on CIFAR-100 and on 20NewsGroup.
+PAPER_TABLE_1 = {
+    0.005: ((76.7, 98.1), (60.9, 97.8)),
+    0.01: ((79.1, 96.4), (74.2, 95.9)),
+    0.05: ((84.2, 95.2), (80.2, 95.3)),
+    0.1: ((87.1, 93.8), (87.2, 93.3)),
+    0.5: ((89.0, 93.3), (88.8, 90.7)),
+    0.99: ((91.0, 90.1), (90.6, 87.4)),
+}
+
+
+def tidy(reports: Iterable[Report]) -> pd.DataFrame:
+    """Return one row per report, in its order; the columns are those of `Report.row`."""
+    return pd.DataFrame([report.row() for report in reports])
+
+
+@dataclass(frozen=True)
+class _Column:
+    """How one column is shown: its heading, and the text of a tidy row."""
+
+    heading: str
+    text: Callable[[Any], str]
+
+
+def _percent(key: str) -> Callable[[Any], str]:
+    return lambda row: "" if _missing(row[key]) else f"{100 * row[key]:.1f}"
+
+
+def _of(count: int, total: int) -> str:
+    return "all" if count == total else f"{count:,} of {total:,}"
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+_COLUMNS = {
+    "design": _Column("design", lambda row: row["design"]),
+    "rescaled": _Column("rescaled", lambda row: "yes" if row["rescale"] else "no"),
+    "kappa": _Column("kappa", lambda row: shortest(row["kappa"])),
+    "accuracy": _Column("accuracy %", _percent("accuracy")),
+    "with inputs": _Column("with inputs %", _percent("accuracy_with_inputs")),
+    "sparsity": _Column("sparsity %", _percent("sparsity_network_weights")),
+    "admissible": _Column("of admissible %", _percent("sparsity_admissible")),
+    "nonzeros": _Column("non-zeros", lambda row: f"{row['nonzero_weights']:,}"),
+    "emptied": _Column("emptied rows", lambda row: f"{row['emptied_rows']}"),
+    "state error": _Column("state error", lambda row: f"{row['state_error']:.3f}"),
+    "output error": _Column("output error", lambda row: f"{row['output_error']:.3f}"),
+    "converged": _Column("converged", lambda row: _of(row["converged"], row["evaluated"])),
+    "certified": _Column("certified", lambda row: _of(row["certified"], row["rows"])),
+    "gap": _Column("worst gap", lambda row: f"{row['worst_gap']:.0e}"),
+}
+
+TERMINAL = (
+    "kappa", "accuracy", "sparsity", "nonzeros", "output error", "converged",
+    "certified", "gap",
+)  # fmt: skip
+FULL = (
+    "design", "rescaled", "kappa", "accuracy", "with inputs", "sparsity", "admissible", "nonzeros",
+    "emptied", "state error", "output error", "converged", "certified", "gap",
+)  # fmt: skip
+
+
+def render(
+    table: pd.DataFrame, columns: Sequence[str], paper: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Return heading and rows as text, without the columns that are empty in every row.
+
+    Parameters
+    ----------
+    table
+        As `tidy`.
+    columns
+        `TERMINAL` or `FULL`.
+    paper
+        Add the paper's Table 1 at equal kappa, accuracy / sparsity in percent.
+    """
+    records = table.to_dict("records")
+    heading = [_COLUMNS[name].heading for name in columns]
+    rows = [[_COLUMNS[name].text(record) for name in columns] for record in records]
+    used = [k for k in range(len(columns)) if any(row[k] for row in rows)]
+    heading, rows = [heading[k] for k in used], [[row[k] for k in used] for row in rows]
+    if paper:
+        heading += ["paper CIFAR-100", "paper 20News"]
+        for record, row in zip(records, rows, strict=True):
+            values = PAPER_TABLE_1.get(record["kappa"], ())
+            row += [f"{accuracy} / {sparsity}" for accuracy, sparsity in values] or ["", ""]
+    return heading, rows
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, text columns left-aligned and numbers right-aligned."""
+    lines = [heading, ["---" if k == 0 else "---:" for k in range(len(heading))], *rows]
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
+
+
+def latex(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a LaTeX tabular for the booktabs package."""
+    body = [" & ".join(_escape(cell) for cell in row) + r" \\" for row in (heading, *rows)]
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * (len(heading) - 1)}}}",
+        r"\toprule",
+        body[0],
+        r"\midrule",
+        *body[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&").replace("#", r"\#")

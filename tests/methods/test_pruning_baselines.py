@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cimf.errors import InputError, UnknownNameError
+from cimf.judge import certify
+from cimf.methods.baselines import BASELINES
+from cimf.methods.baselines.fista import _descend, fista
+from cimf.methods.baselines.one_shot import magnitude_counts, wanda
+from cimf.methods.layered.calibration import Calibration
+from cimf.statistics import Gram
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(32, 5),
+    )  # fmt: skip
+    return Calibration(net, torch.randn(100, 2, 8, 8), n_jobs=1)
+
+
+@pytest.fixture(scope="module")
+def errors(calibration):
+    u = torch.cat(calibration.batches)
+    net = calibration.graph.original
+    out = {}
+    with torch.no_grad():
+        for name, method in BASELINES.items():
+            result = method.run(calibration, 0.7)
+            assert result.report.sparsity["network_weights"] == pytest.approx(0.7, abs=1e-3), name
+            out[name] = float((result.network(u) - net(u)).square().mean())
+        out["layered"] = float((calibration.sparsify(0.7).network(u) - net(u)).square().mean())
+    return out
+
+
+def test_refitting_beats_masking_and_elimination_beats_magnitude(errors):
+    assert errors["magnitude-polish"] < errors["magnitude-layer"]
+    assert errors["obs"] < errors["magnitude-polish"]
+    assert errors["obs"] < errors["wanda"]
+    assert errors["obs"] < errors["fista"]
+    assert errors["layered"] < errors["obs"]
+
+
+def test_masked_baselines_change_no_weight(calibration):
+    for name in ("magnitude-global", "magnitude-layer", "wanda"):
+        result = BASELINES[name].run(calibration, 0.5)
+        for old, new in zip(calibration.graph.original, result.network, strict=True):
+            if hasattr(old, "weight"):
+                kept = new.weight != 0
+                torch.testing.assert_close(new.weight[kept], old.weight[kept])
+
+
+def test_magnitude_counts_are_those_of_a_threshold(calibration):
+    graph = calibration.graph
+    one = magnitude_counts(graph, 0.6, (), True)
+    weights = [graph.original.get_parameter(f"{layer.path}.weight") for layer in graph.layers]
+    flat = torch.cat([w.abs().flatten() for w in weights])
+    threshold = flat.sort(descending=True).values[round(0.4 * flat.numel()) - 1]
+    for weight, count in zip(weights, one, strict=True):
+        assert ((weight.abs() >= threshold).flatten(1).sum(1).numpy() == count).all()
+    each = magnitude_counts(graph, 0.6, ("6",), False)
+    assert (each[2] == 32).all()
+    assert sum(int(c.sum()) for c in each) == round(0.4 * flat.numel())
+
+
+def statistics(seed=0):
+    rng = np.random.default_rng(seed)
+    M = rng.standard_normal((80, 6))
+    M[:, 5] = 1.0
+    dense = rng.standard_normal((3, 6))
+    return M, Gram.from_arrays(M, M @ dense.T + rng.standard_normal((80, 3))), dense
+
+
+def test_wanda_scores():
+    M, gram, dense = statistics()
+    mask = wanda(gram, dense, np.full(3, 2), 1).mask
+    score = np.abs(dense[:, :5]) * np.linalg.norm(M[:, :5], axis=0)
+    for i in range(3):
+        assert set(np.flatnonzero(mask[i])) == {*np.argsort(-score[i])[:2], 5}
+
+
+def test_fista_solves_the_penalised_problem():
+    _, gram, dense = statistics()
+    step = 1.0 / np.linalg.eigvalsh(gram.gram)[-1]
+    lam = np.full((3, 1), 20.0)
+    coef = dense
+    for _ in range(20):
+        coef = _descend(gram, coef, lam, step, 5)
+    weights = np.r_[np.ones(5), 0.0]
+    assert certify(gram, coef, lam=20.0, weights=weights, tol=1e-8).passed.all()
+    # A planted wrong answer is not certified.
+    assert not certify(gram, coef + 0.1, lam=20.0, weights=weights, tol=1e-8).passed.any()
+
+
+def test_fista_rounds_to_the_counts():
+    _, gram, dense = statistics()
+    choice = fista(gram, dense, np.array([1, 3, 5]), 1)
+    assert (choice.mask[:, :5].sum(axis=1) == [1, 3, 5]).all()
+    assert (choice.coef[~choice.mask] == 0).all()
+
+
+def test_unknown_layers_and_targets_are_refused(calibration):
+    with pytest.raises(UnknownNameError, match="known: 0, 2, 6"):
+        BASELINES["magnitude-global"].run(calibration, 0.5, keep=("fc",))
+    with pytest.raises(InputError, match="target_sparsity"):
+        BASELINES["magnitude-layer"].run(calibration, 1.5)

@@ -1,0 +1,220 @@
+import itertools
+
+import joblib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cimf.errors import InputError, UnknownNameError
+from cimf.methods.layered import elimination as rows
+from cimf.methods.layered.allocation import by_price, uniform
+from cimf.methods.layered.supports import SUPPORTS, Convex, ball, ball_weights
+from cimf.statistics import Gram
+
+
+def problem(seed=0, m=60, n=7, r=3, free=1):
+    rng = np.random.default_rng(seed)
+    M = rng.standard_normal((m, n + free)) @ (np.eye(n + free) + 0.4)
+    M[:, n:] = 1.0
+    dense = rng.standard_normal((r, n + free))
+    Z = M @ dense.T + rng.standard_normal((m, r))
+    return M, Z, Gram.from_arrays(M, Z), dense
+
+
+def loss(M, z, support):
+    coef = np.linalg.lstsq(M[:, support], z, rcond=None)[0]
+    return float(np.square(M[:, support] @ coef - z).sum())
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(derandomize=True, deadline=None, max_examples=15)
+def test_elimination_drops_the_cheapest_column_every_time(seed):
+    M, Z, gram, _ = problem(seed)
+    order, increase = rows.elimination(gram, 1, n_jobs=1)
+    for i in range(3):
+        left = list(range(8))
+        for step in range(7):
+            base = loss(M, Z[:, i], left)
+            costs = {
+                j: loss(M, Z[:, i], [k for k in left if k != j]) - base for j in left if j != 7
+            }
+            cheapest = min(costs, key=costs.get)
+            assert order[i, step] == cheapest
+            assert increase[i, step] == pytest.approx(costs[cheapest], rel=1e-6, abs=1e-9)
+            left.remove(cheapest)
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 6))
+@settings(derandomize=True, deadline=None, max_examples=25)
+def test_no_exchange_of_one_column_improves_a_swapped_support(seed, k):
+    M, Z, gram, dense = problem(seed)
+    start = rows.largest(np.abs(dense[:, :7]), np.full(3, k), 1)
+    mask, exchanges = rows.swapped(gram, start, 1, n_jobs=1)
+    coef, gap = rows.polished(gram, mask, n_jobs=1)
+    assert gap.max() < 1e-20
+    assert (mask.sum(axis=1) == k + 1).all()
+    assert mask[:, 7].all()
+    for i in range(3):
+        value = loss(M, Z[:, i], np.flatnonzero(mask[i]))
+        assert rows.losses(gram, coef)[i] == pytest.approx(value, rel=1e-7)
+        assert value <= loss(M, Z[:, i], np.flatnonzero(start[i])) * (1 + 1e-9)
+        assert (exchanges[i] > 0) == (mask[i] != start[i]).any()
+        inside, outside = np.flatnonzero(mask[i, :7]), np.flatnonzero(~mask[i])
+        for out, into in itertools.product(inside, outside):
+            other = [into, *np.flatnonzero(mask[i] & (np.arange(8) != out))]
+            assert loss(M, Z[:, i], other) >= value * (1 - 1e-7)
+
+
+def test_a_planted_worse_support_is_told_from_the_best():
+    _, _, gram, _ = problem()
+    mask, _ = rows.swapped(gram, SUPPORTS["obs"](gram, np.ones((3, 8)), np.full(3, 3), 1).mask, 1)
+    worse = mask.copy()
+    worse[0, np.flatnonzero(mask[0])[0]], worse[0, np.flatnonzero(~mask[0])[0]] = False, True
+    better = rows.losses(gram, rows.polished(gram, mask)[0])
+    assert rows.losses(gram, rows.polished(gram, worse)[0])[0] > better[0]
+
+
+def test_damping_is_least_squares_with_extra_samples():
+    M, Z, gram, dense = problem()
+    damped = rows.damped(gram, dense, 0.1, 1)
+    level = 0.1 * np.square(M[:, :7]).sum(axis=0).mean()
+    extra = np.sqrt(level) * np.eye(8)[:7]
+    for i in range(3):
+        full = Gram.from_arrays(np.vstack([M, extra]), np.r_[Z[:, i], extra @ dense[i]])
+        np.testing.assert_allclose(damped.gram, full.gram)
+        np.testing.assert_allclose(damped.corr[i], full.corr[0])
+        assert damped.target_sq[i] == pytest.approx(full.target_sq[0])
+
+
+def test_dead_input_leaves_the_rows_as_they_were():
+    dense = np.arange(1.0, 5.0)[None]
+    gram = rows.damped(Gram.from_arrays(np.zeros((5, 4)), np.zeros((5, 1))), dense, 1e-4, 0)
+    order, _ = rows.elimination(gram, 0)
+    assert order[0].tolist() == [0, 1, 2, 3]
+    mask = rows.last_columns(order, np.array([2]), 0)
+    np.testing.assert_allclose(rows.polished(gram, mask)[0], [[0, 0, 3, 4]])
+
+
+@pytest.mark.parametrize("count", [0, 7])
+@pytest.mark.parametrize("rule", SUPPORTS)
+def test_rules_at_the_ends(rule, count):
+    _, _, gram, dense = problem()
+    choice = SUPPORTS[rule](gram, dense, np.full(3, count), 1)
+    mask, exchanges = rows.swapped(gram, choice.mask, 1)
+    assert (mask == choice.mask).all()
+    assert not exchanges.any()
+    assert (mask[:, :7] == (count == 7)).all()
+    assert mask[:, 7].all()
+
+
+@pytest.mark.parametrize("rule", SUPPORTS)
+def test_rules_keep_exactly_what_they_are_told(rule):
+    _, _, gram, dense = problem()
+    counts = np.array([1, 3, 6])
+    choice = SUPPORTS[rule](gram, dense, counts, 1)
+    assert (choice.mask[:, :7].sum(axis=1) == counts).all()
+    if choice.solution is not None:
+        choice.solution.raise_if_failed()
+        assert (choice.mask | (choice.solution.coef == 0)).all()
+
+
+@pytest.mark.parametrize("weighting", ["ones", "inverse", "saliency"])
+def test_convex_budgets(weighting):
+    _, _, gram, dense = problem()
+    full = Convex("relative", 1e3, weighting)(gram, dense, None, 1)
+    least = np.linalg.solve(gram.gram, gram.corr.T).T
+    np.testing.assert_allclose(full.coef, least, rtol=1e-7, atol=1e-9)
+    tight = Convex("relative", 0.2, weighting)(gram, dense, None, 1)
+    assert tight.mask.sum() < full.mask.sum()
+    price = Convex("lam", 0.5, weighting, reweight=2)(gram, dense, None, 1)
+    assert price.solution.certificate.passed.all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("size", 1.0), UnknownNameError),
+        (("kappa", -1.0), InputError),
+        (("lam", float("nan")), InputError),
+        (("kappa", 1.0, "ones", 2), InputError),
+    ],
+)
+def test_convex_refuses_bad_budgets(arguments, error):
+    with pytest.raises(error):
+        Convex(*arguments)
+
+
+def test_unknown_weighting_is_named():
+    _, _, gram, dense = problem()
+    with pytest.raises(UnknownNameError, match="inverse"):
+        Convex("kappa", 1.0, "invers")(gram, dense, None, 1)
+
+
+@given(keep=st.integers(0, 62), seed=st.integers(0, 99))
+@settings(derandomize=True, deadline=None, max_examples=30)
+def test_allocations_meet_the_total_and_prices_decide(keep, seed):
+    rng = np.random.default_rng(seed)
+    increase = [rng.exponential(size=(4, 8)), rng.exponential(size=(6, 5))]
+    counts = by_price(increase, keep)
+    assert sum(int(c.sum()) for c in counts) == keep
+    curves = [np.maximum.accumulate(layer, axis=1) for layer in increase]
+    dropped = [
+        c[i, : c.shape[1] - k]
+        for c, ks in zip(curves, counts, strict=True)
+        for i, k in enumerate(ks)
+    ]
+    kept = [
+        c[i, c.shape[1] - k :]
+        for c, ks in zip(curves, counts, strict=True)
+        for i, k in enumerate(ks)
+    ]
+    highest = max((d.max() for d in dropped if d.size), default=0.0)
+    assert all(k.min() >= highest for k in kept if k.size)
+    even = uniform([(4, 8), (6, 5)], keep)
+    assert sum(int(c.sum()) for c in even) == keep
+    for c, n in zip(even, (8, 5), strict=True):
+        assert np.abs(c - keep * n / 62).max() < 1 + 1e-9
+
+
+@pytest.mark.parametrize("weighting", ["ones", "inverse", "saliency"])
+def test_reweighting_certifies_rows_that_a_round_emptied(weighting):
+    """Weights made from an empty row were 1e18, and their rows failed the certificate."""
+    M, Z, _, dense = problem(1)
+    weak = Gram.from_arrays(M, Z * np.array([1.0, 1e-6, 0.0]))
+    dense = dense * np.array([[1.0], [1e-6], [0.0]])
+    priced = Convex("lam", 0.5, weighting, reweight=3)(weak, dense, None, 1)
+    assert priced.solution.certificate.passed.all()
+    for reweight in range(3):
+        counts = np.array([3, 3, 0])
+        choice = ball(weak, dense, counts, 1, weighting=weighting, reweight=reweight)
+        assert choice.solution.certificate.passed.all()
+        assert (choice.mask[:, :7].sum(axis=1) == counts).all()
+        assert (np.count_nonzero(choice.coef[:, :7], axis=1) <= counts).all()
+
+
+def test_weights_of_an_empty_row_are_equal_and_small_entries_are_floored():
+    _, _, gram, dense = problem(2)
+    values = np.vstack([np.zeros(8), np.r_[1.0, 1e-9, np.ones(6)], dense[0]])
+    weights = ball_weights(gram, values, "inverse", 1)
+    assert (weights[0] == [1.0] * 7 + [0.0]).all()
+    assert weights[1, 1] == pytest.approx(weights[1, 0] / 0.03)
+    assert (weights[:, :7] * np.abs(values[:, :7]))[2].sum() == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize("rule", [*SUPPORTS.values(), Convex("relative", 0.5), Convex("lam", 0.1)])
+def test_rules_use_the_threads_they_are_given(rule, monkeypatch):
+    seen = []
+    run = joblib.Parallel
+
+    def parallel(n_jobs=None, **options):
+        seen.append(n_jobs)
+        return run(n_jobs=n_jobs, **options)
+
+    monkeypatch.setattr(joblib, "Parallel", parallel)
+    rng = np.random.default_rng(0)
+    M, dense = rng.normal(size=(40, 5)), rng.normal(size=(3, 5))
+    gram = Gram(5, 3)
+    gram.update(M, M @ dense.T)
+    rule(gram, dense, np.full(3, 2), 1, 1)
+    assert set(seen) <= {1}

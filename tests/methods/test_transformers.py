@@ -1,0 +1,246 @@
+"""Networks that symbolic tracing cannot follow: attention, unpacked shapes, keyword arguments."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cimf.data.text import TokenClassifier
+from cimf.errors import CaptureError
+from cimf.methods.layered.calibration import Calibration
+from cimf.methods.layered.sensitivity import positions_that_count
+from cimf.network.layers import LayerGraph
+
+PADDING = 0
+
+
+class Attention(nn.Module):
+    """Written as in the transformers library: shapes are unpacked, the mask may be None."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.heads = heads
+
+    def forward(self, x, mask=None, **options):
+        shape = (*x.shape[:-1], self.heads, -1)
+        q, k, v = (part(x).view(shape).transpose(1, 2) for part in (self.q, self.k, self.v))
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.attention, self.drop = Attention(width, heads), nn.Dropout(0.5)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.lin1, self.lin2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x, mask):
+        x = self.norm1(self.drop(self.attention(x, mask=mask)) + x)
+        return self.norm2(self.drop(self.lin2(functional.gelu(self.lin1(x)))) + x)
+
+
+class Classifier(nn.Module):
+    """Reads the first token, as DistilBERT does."""
+
+    def __init__(self, vocabulary=30, width=8, tokens=9, classes=3):
+        super().__init__()
+        self.words, self.places = nn.Embedding(vocabulary, width), nn.Embedding(tokens, width)
+        self.blocks = nn.ModuleList(Block(width, 2) for _ in range(2))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, ids):
+        places = torch.arange(ids.shape[1], device=ids.device)
+        x = self.words(ids) + self.places(places)
+        for block in self.blocks:
+            x = block(x, ids != PADDING)
+        return self.head(x[:, 0])
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Classifier().double()
+
+
+@pytest.fixture
+def ids():
+    """Texts of different lengths, the rest is padding."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 30, (40, 9), generator=generator)
+    lengths = torch.randint(3, 10, (40, 1), generator=generator)
+    return ids.masked_fill(torch.arange(9) >= lengths, PADDING)
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_an_exported_graph_is_the_network_for_any_number_of_samples(net, ids, samples):
+    graph = LayerGraph(net, ids[:samples])
+    net.eval()
+    for count in (1, 2, 40):
+        torch.testing.assert_close(graph.module(ids[:count]), net(ids[:count]))
+        torch.testing.assert_close(graph.measure(ids[:count]), net(ids[:count]))
+    assert len(graph.layers) == 2 * 6 + 1
+    assert type(graph.export()) is Classifier
+    layer = graph.layers[0]
+    layer.set_rows(2 * layer.weight, layer.module.bias)
+    assert not torch.allclose(graph.module(ids), net(ids)), "the comparison can fail"
+    torch.testing.assert_close(graph.export().eval()(ids), graph.module(ids))
+
+
+def test_a_layer_before_dropout_and_addition_corrects_its_shortcut(net, ids):
+    with_summand = {layer.path for layer in LayerGraph(net, ids).layers if layer.summand}
+    assert with_summand == {
+        f"blocks.{k}.{name}" for k in (0, 1) for name in ("attention.out", "lin2")
+    }
+
+
+def test_padding_and_unread_tokens_do_not_count(net, ids):
+    graph = LayerGraph(net, ids)
+    graph.measure(ids)
+    counting = positions_that_count(graph, ids.split(15))
+    text, first = ids != PADDING, torch.zeros_like(ids, dtype=torch.bool)
+    first[:, 0] = True
+    assert set(counting) == {layer.path for layer in graph.layers} - {"head"}
+    for path, found in counting.items():
+        # The classifier reads the first token: only keys and values of the last block see others.
+        read = text if path.startswith("blocks.0") or path[-1] in "kv" else first
+        assert torch.equal(torch.cat(found), read), path
+
+
+def test_what_stands_behind_padding_changes_nothing(net, ids):
+    """Other embeddings of the padding token leave every weight of the result as it is."""
+    other = Classifier().double()
+    other.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        other.words.weight[PADDING] += 3.0
+    first, second = (
+        Calibration(one, ids, n_jobs=1).sparsify(0.5).network.state_dict() for one in (net, other)
+    )
+    for name, value in first.items():
+        if name != "words.weight":
+            torch.testing.assert_close(value, second[name], msg=name)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.6])
+def test_student_and_report_agree(net, ids, target):
+    result = Calibration(net.float(), ids.split(15), n_jobs=1).sparsify(target)
+    with torch.no_grad():
+        found, expected = result.network.eval()(ids), net.eval()(ids)
+    zeros = sum(int((m.weight == 0).sum()) for m in result.network.modules()
+                if isinstance(m, nn.Linear))  # fmt: skip
+    weights = 2 * 8 * 8 * 8 + 3 * 8
+    assert zeros == round(target * weights)
+    every = sum(parameter.numel() for parameter in net.parameters())
+    assert result.report.nonzeros["network_parameters"] == (every - zeros, every)
+    head = result.report.layers[-1]
+    spread = (expected - expected.mean(0)).square().sum()
+    assert head.mismatch == pytest.approx(
+        float((found - expected).square().sum() / spread), rel=1e-3, abs=1e-9
+    )
+    for name in ("words.weight", "blocks.1.norm2.weight"):
+        assert torch.equal(result.network.get_parameter(name), net.get_parameter(name))
+    if target == 0.0:
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+SMALL = {"vocab_size": 30, "num_labels": 3, "pad_token_id": PADDING}
+CONFIGS = {
+    "DistilBert": {"dim": 8, "n_heads": 2, "hidden_dim": 16, "n_layers": 2},
+    "Bert": {
+        "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2,
+    },
+    "Llama": {
+        "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_of_the_transformers_library(name, ids):
+    transformers = pytest.importorskip("transformers", reason="needs cimf[text]")
+    if name == "Llama" and not hasattr(torch.export.Dim, "AUTO"):
+        pytest.skip("torch 2.4 cannot export slices of module lists")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**SMALL, **CONFIGS[name])
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    with pytest.raises(
+        CaptureError, match=r"SequenceClassifierOutput.*cimf\.text\.TokenClassifier"
+    ):
+        Calibration(model, ids)
+    net = TokenClassifier(model, PADDING)
+    with torch.no_grad():
+        expected = net(ids)
+        dense = Calibration(net, ids, n_jobs=1)
+        for found in (dense.graph.module(ids), dense.graph.export()(ids)):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    result = dense.sparsify(0.5).network
+    assert type(result.model) is type(model)
+    linear = [m.weight for m in result.modules() if isinstance(m, nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in linear)
+    assert abs(zeros - sum(weight.numel() for weight in linear) / 2) <= 0.5
+
+
+class Choosing(nn.Module):
+    """Control flow that depends on values, two modules deep."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.lin(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("sample", [None, torch.ones(4, 3)])
+def test_dynamic_control_flow_names_the_module(sample):
+    net = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), Choosing()))
+    with pytest.raises(CaptureError, match=r"forward pass of '1.1' \(Choosing\).*control flow"):
+        LayerGraph(net, sample)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(3, 3)
+
+    def forward(self, x):
+        if x.shape[1] == 3:  # not for symbolic tracing
+            return self.lin(x), x
+
+
+class Functional(nn.Module):
+    """Uses the weight of a module without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return functional.linear(x, self.lin.weight.T)
+
+
+class TiedHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 4), nn.Linear(4, 5)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids):
+        return self.head(self.words(ids).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (nn.TransformerEncoderLayer(4, 2), r"'self_attn' \(MultiheadAttention\).*three nn.Linear"),
+        (TiedHead(), r"'head' \(Linear\) shares its weight with 'words'.*clone"),
+        (Pair(), "returns a tuple"),
+        (Functional(), r"'lin' \(Linear\) has its weight read by"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused_with_advice(net, words):
+    with pytest.raises(CaptureError, match=words):
+        LayerGraph(net, torch.ones(4, 3))

@@ -1,0 +1,138 @@
+import json
+
+import pytest
+
+from cimf.errors import RunError
+from cimf.files import write_text
+from cimf.runs.folder import MANIFEST, UNFINISHED, RunFolder
+
+
+def finished(path, settings, files):
+    RunFolder.claim(path, settings).finish(files, note=1)
+    return path
+
+
+def test_the_same_run_may_be_refreshed(tmp_path):
+    folder = finished(tmp_path / "run", {"seed": 0}, {"a.txt": "old", "b.txt": "old"})
+    RunFolder.claim(folder, {"seed": 0}).finish({"a.txt": "new"})
+    assert (folder / "a.txt").read_text() == "new"
+    assert not (folder / "b.txt").exists(), "a file of the run that stood here before is left"
+    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt"]
+
+
+def test_another_run_is_refused_by_name_of_what_differs(tmp_path):
+    folder = finished(tmp_path / "run", {"seed": 0, "kappas": (0.1,)}, {"a.txt": "old"})
+    with pytest.raises(RunError, match=r"other seed.*--out.*--overwrite"):
+        RunFolder.claim(folder, {"seed": 1, "kappas": (0.1,)})
+    assert (folder / "a.txt").read_text() == "old"
+    RunFolder.claim(folder, {"seed": 1}, overwrite=True).finish({"c.txt": "new"})
+    assert sorted(path.name for path in folder.iterdir()) == ["c.txt", MANIFEST]
+
+
+def test_files_of_unknown_origin_are_refused_and_never_removed(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="holds files but no manifest"):
+        RunFolder.claim(tmp_path, {})
+    RunFolder.claim(tmp_path, {}, overwrite=True).finish({"a.txt": ""})
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"fingerprint": "x"}', '"text"'])
+def test_a_damaged_manifest_is_refused(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(RunError, match="cannot be read"):
+        RunFolder.claim(tmp_path, {})
+    RunFolder.claim(tmp_path, {}, overwrite=True)
+
+
+def test_a_manifest_cannot_name_files_outside_the_folder(tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("keep")
+    folder = finished(tmp_path / "run", {}, {"a.txt": ""})
+    record = json.loads((folder / MANIFEST).read_text())
+    record["files"] = ["../outside.txt"]
+    (folder / MANIFEST).write_text(json.dumps(record))
+    RunFolder.claim(folder, {}).finish({"a.txt": ""})
+    assert outside.read_text() == "keep"
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        RunFolder.claim(tmp_path / "run", {})
+
+
+def test_nothing_is_written_before_the_end(tmp_path):
+    RunFolder.claim(tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in ("/proc/nothing/here", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match=r"cannot be written .*--out"):
+            RunFolder.claim(path, {})
+        with pytest.raises(RunError, match="cannot be written"):
+            write_text(f"{path}/a.txt", "text")
+
+
+def points(path, settings, keys, **options):
+    """Measure points; return their values and which of them were measured now."""
+    measured = []
+
+    def work(key):
+        measured.append(key)
+        if key == "killed":
+            raise KeyboardInterrupt
+        return {"value": len(key), "none": float("nan")}
+
+    run = RunFolder.claim(path, settings, **options)
+    try:
+        values = [run.once(key, lambda key=key: work(key)) for key in keys]
+    except KeyboardInterrupt:
+        return None, measured
+    run.finish({"a.txt": ""})
+    return values, measured
+
+
+def test_an_interrupted_run_continues_where_it_stopped(tmp_path):
+    folder = tmp_path / "run"
+    assert points(folder, {"seed": 0}, ["a", "bb", "killed"]) == (None, ["a", "bb", "killed"])
+    values, measured = points(folder, {"seed": 0}, ["a", "bb", "ccc"])
+    assert measured == ["ccc"]
+    assert values == [{"value": k, "none": None} for k in (1, 2, 3)], "kept or not: the same"
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST]
+    assert points(folder, {"seed": 0}, ["a"])[1] == ["a"], "a finished run is made again"
+
+
+def test_points_of_other_settings_are_refused_and_not_used(tmp_path):
+    folder = tmp_path / "run"
+    points(folder, {"seed": 0}, ["a", "killed"])
+    with pytest.raises(RunError, match=r"another run \(other seed\)"):
+        points(folder, {"seed": 1}, ["a"])
+    assert points(folder, {"seed": 1}, ["a"], overwrite=True)[1] == ["a"]
+    points(folder, {"seed": 0}, ["a", "killed"], overwrite=True)
+    assert points(folder, {"seed": 0}, ["a", "bb"], overwrite=True)[1] == ["bb"], "the same run"
+
+
+def test_a_damaged_file_of_points_is_refused(tmp_path):
+    (tmp_path / UNFINISHED).write_text('{"fingerprint": ')
+    with pytest.raises(RunError, match="cannot be read"):
+        RunFolder.claim(tmp_path, {})
+    assert points(tmp_path, {}, ["a"], overwrite=True)[1] == ["a"]
+
+
+def test_the_manifest_names_the_commits_that_measured(tmp_path, monkeypatch):
+    old, new = ({"id": name, "modified": False} for name in ("old", "new"))
+    monkeypatch.setattr("cimf.runs.folder.commit", lambda: old)
+    run = RunFolder.claim(tmp_path, {})
+    run.once("a", lambda: 1)
+    monkeypatch.setattr("cimf.runs.folder.commit", lambda: new)
+    run = RunFolder.claim(tmp_path, {})
+    run.once("a", lambda: pytest.fail("measured again"))
+    run.once("b", lambda: 2)
+    monkeypatch.setattr("cimf.runs.folder.commit", lambda: {"id": "later", "modified": False})
+    run.finish({})
+    record = json.loads((tmp_path / MANIFEST).read_text())
+    assert record["commit"] == new, "that of the beginning"
+    assert record["points_of_other_commits"] == {"a": old}

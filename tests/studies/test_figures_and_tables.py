@@ -1,0 +1,124 @@
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cimf.runs.numbers import shortest
+from cimf.studies.sweep_figure import plot_sweep
+from cimf.studies.sweep_tables import FULL, PAPER_TABLE_1, TERMINAL, latex, markdown, render
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame(
+        {
+            "design": "full",
+            "rescale": [True, True, False],
+            "kappa": [0.1, 0.99, 0.3],
+            "accuracy": [0.81, 0.9, 0.1],
+            "accuracy_with_inputs": [0.85, np.nan, 0.85],
+            "dense_accuracy": 0.91,
+            "control_accuracy": 0.8,
+            "sparsity_network_weights": [0.95, -0.5, 0.99],
+            "sparsity_admissible": [0.99, 0.5, 0.999],
+            "nonzero_weights": [5000, 150000, 1000],
+            "emptied_rows": 0,
+            "state_error": 0.25,
+            "output_error": [0.3, 0.0, np.inf],
+            "evaluated": 1000,
+            "converged": [1000, 1000, 12],
+            "rows": 112,
+            "certified": [112, 112, 111],
+            "worst_gap": [1e-12, 2e-10, 3e-5],
+        }
+    )
+
+
+def dark(path):
+    with Image.open(path) as image:
+        return float((np.asarray(image.convert("L")) < 160).mean())
+
+
+def test_what_failed_stands_in_the_table(table):
+    heading, rows = render(table, TERMINAL)
+    cells = dict(zip(heading, rows[2], strict=True))
+    assert cells["converged"] == "12 of 1,000"
+    assert cells["certified"] == "111 of 112"
+    assert cells["worst gap"] == "3e-05"
+    assert dict(zip(heading, rows[1], strict=True))["sparsity %"] == "-50.0"
+    assert dict(zip(heading, rows[0], strict=True))["certified"] == "all"
+
+
+def test_the_papers_values_stand_only_at_its_own_kappas(table):
+    heading, rows = render(table, FULL, paper=True)
+    paper = [row[heading.index("paper CIFAR-100")] for row in rows]
+    assert paper == ["87.1 / 93.8", "91.0 / 90.1", ""]
+    assert len(PAPER_TABLE_1) == 6
+
+
+def test_columns_that_are_empty_everywhere_are_left_out(table):
+    heading, _ = render(table.assign(accuracy=np.nan, accuracy_with_inputs=None), FULL)
+    assert "accuracy %" not in heading
+    assert "with inputs %" not in heading
+    assert "output error" in heading
+
+
+def test_markdown_and_latex_are_well_formed(table):
+    heading, rows = render(table, FULL, paper=True)
+    lines = markdown(heading, rows).splitlines()
+    assert {line.count("|") for line in lines} == {len(heading) + 1}
+    body = [line for line in latex(heading, rows).splitlines() if line.endswith(r"\\")]
+    assert {line.replace(r"\&", "").count("&") for line in body} == {len(heading) - 1}
+    assert r"accuracy \%" in body[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"accuracy": 1.0, "dense_accuracy": 1.0},
+        {"accuracy": 0.0},
+        {"accuracy": np.nan},
+        {"nonzero_weights": 0},
+        {"sparsity_network_weights": -99.0},
+    ],
+)
+def test_a_figure_for_every_table(table, tmp_path, change):
+    for part in (table[:2], table[:1]):
+        plot_sweep(part.assign(**change), tmp_path / "a.png", "title")
+        assert 0.002 < dark(tmp_path / "a.png") < 0.5
+
+
+def test_the_figure_shows_the_models(table, tmp_path):
+    plot_sweep(table[:2], tmp_path / "with.png", "title")
+    plot_sweep(table[:2].assign(nonzero_weights=0), tmp_path / "without.png", "title")
+    assert dark(tmp_path / "with.png") > dark(tmp_path / "without.png")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "label"),
+    [(0.9, "test accuracy (%), logarithmic in the error"), (np.nan, "relative output error")],
+)
+def test_the_axes_say_what_they_are(table, tmp_path, monkeypatch, accuracy, label):
+    labels = []
+    save = Figure.savefig
+
+    def spy(figure, *args, **kwargs):
+        labels.extend((figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()))
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    plot_sweep(table[:2].assign(accuracy=accuracy), tmp_path / "a.png", "title")
+    assert "logarithmic in the weights kept" in labels[0]
+    assert labels[1] == label
+
+
+def test_close_kappas_are_told_apart(table):
+    heading, rows = render(table[:2].assign(kappa=[0.1234567, 0.12345671]), TERMINAL)
+    assert [row[heading.index("kappa")] for row in rows] == ["0.1234567", "0.12345671"]
+    assert [shortest(value) for value in (1.0, 1e-5, np.float64(0.5))] == ["1", "1e-05", "0.5"]
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    assert markdown(["variant", "a"], [["1/|w|", "2"]]).splitlines()[2] == r"| 1/\|w\| | 2 |"
