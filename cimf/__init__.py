@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cimf.errors import CimfError as CimfError
+    from cimf.evaluate.main_job import prune as prune
     from cimf.judge import Certificate as Certificate
     from cimf.judge import Solution as Solution
     from cimf.judge import certify as certify
+    from cimf.methods.catalogue import METHODS as METHODS
     from cimf.methods.stacked.sparsify import sparsify as sparsify
     from cimf.methods.stacked.sparsify import sparsify_path as sparsify_path
     from cimf.model import ImplicitModel as ImplicitModel
@@ -39,10 +41,12 @@ _HOMES = {
     "CimfError": "cimf.errors",
     "Gram": "cimf.statistics",
     "ImplicitModel": "cimf.model",
+    "METHODS": "cimf.methods.catalogue",
     "Solution": "cimf.judge",
     "States": "cimf.network",
     "capture_states": "cimf.network",
     "certify": "cimf.judge",
+    "prune": "cimf.evaluate.main_job",
     "solve_cvxpy": "cimf.solve",
     "solve_path": "cimf.solve",
     "solve_rows": "cimf.solve",

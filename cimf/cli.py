@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import inspect
@@ -28,6 +29,14 @@ app = typer.Typer(
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")]
 Jobs = Annotated[int | None, typer.Option(help="Processes or threads for the rows.")]
+Network = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:FUNCTION",
+        help="A function without arguments that returns (net, calibration batches) or "
+        "(net, calibration batches, test batches); modules of the current folder are found.",
+    ),
+]
 Method = Annotated[str, typer.Option(help="Row solver: auto, exact, bisection, torch or cvxpy.")]
 Backend = Annotated[str, typer.Option(help="With --method cvxpy: auto, mosek or clarabel.")]
 
@@ -65,33 +74,14 @@ def demo(
 
 @app.command()
 def sparsify(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:FUNCTION",
-            help="A function without arguments that returns (net, calibration batches) or "
-            "(net, calibration batches, test batches); modules of the current folder are found.",
-        ),
-    ],
+    target: Network,
     kappa: Annotated[
         list[float] | None, typer.Option(help="Radius of the ball; repeat it. Default: 0.5.")
     ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="All kappas of the paper's Table 1.")
     ] = False,
-    design: Annotated[
-        str, typer.Option(help="full, no-self-loop or causal; layered: the network, sparse.")
-    ] = "full",
-    target_sparsity: Annotated[
-        float | None, typer.Option(help="With --design layered: share of weights that is zero.")
-    ] = None,
-    support: Annotated[
-        str,
-        typer.Option(
-            help="With --design layered, how the kept weights are chosen: obs, magnitude, ball, "
-            "ball-ones or ball-saliency."
-        ),
-    ] = "obs",
+    design: Annotated[str, typer.Option(help="full, no-self-loop or causal.")] = "full",
     rescale: Annotated[
         bool, typer.Option(help="Rescale the states so that the network itself is feasible.")
     ] = True,
@@ -113,49 +103,16 @@ def sparsify(
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn your trained network into certified sparse implicit models, or a sparse network."""
+    """Turn your trained network into certified sparse implicit models."""
     with one_line_errors():
         if kappa and sweep:
             raise InputError("give --kappa or --sweep, not both")
-        layered = design == "layered"
-        misplaced = (
-            {
-                "--kappa": kappa,
-                "--sweep": sweep,
-                "--no-rescale": not rescale,
-                "--output-inputs": output_inputs,
-                "--method": method != "auto",
-                "--backend": backend != "auto",
-                "--keep-going": keep_going,
-                "--allow-ill-posed": allow_ill_posed,
-            }
-            if layered
-            else {
-                "--target-sparsity": target_sparsity is not None,
-                "--support": support != "obs",
-            }
-        )
-        for option, given in misplaced.items():
-            if given:
-                words = "is not used by" if layered else "needs"
-                raise InputError(f"{option} {words} --design layered")
         function = load_function(target)
         folder = out or Path("results") / target.rpartition(":")[2]
         settings = {"target": target, "source": source_digest(function), "seed": seed}
         with loading():
             from cimf.methods.stacked.captured import Reference
-            from cimf.studies.kappa_sweep import KAPPAS, run_layered, run_sweep
-        if layered:
-            run_layered(
-                folder,
-                settings,
-                lambda: call_seeded(function, seed),
-                target_sparsity,
-                support,
-                overwrite=overwrite,
-                n_jobs=n_jobs,
-            )
-            return
+            from cimf.studies.kappa_sweep import KAPPAS, run_sweep
         run_sweep(
             target,
             folder,
@@ -172,6 +129,61 @@ def sparsify(
             keep_going=keep_going,
             allow_ill_posed=allow_ill_posed,
         )
+
+
+@app.command()
+def prune(
+    target: Network,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the weights that is zero, in [0, 1).")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="layered, obs, obs-error, fista, wanda, magnitude-global, ...")
+    ] = "layered",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Option of the method, e.g. swaps=False; repeat."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder. Default: results/FUNCTION.")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the weights of your trained network sparse: the same network, with exact zeros."""
+    with one_line_errors():
+        function = load_function(target)
+        folder = out or Path("results") / target.rpartition(":")[2]
+        settings = {"target": target, "source": source_digest(function), "seed": seed}
+        options = dict(named_value(text) for text in option or ())
+        with loading():
+            from cimf.studies.prune_run import run_prune
+        run_prune(
+            folder,
+            settings,
+            lambda: call_seeded(function, seed),
+            sparsity,
+            method,
+            options=options,
+            overwrite=overwrite,
+        )
+
+
+def named_value(text: str) -> tuple[str, Any]:
+    """Return name and value of "name=value"; the value is a Python literal, else text.
+
+    Raises
+    ------
+    InputError
+        Another form.
+    """
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise InputError(f"--option {text!r}: NAME=VALUE needed, for example swaps=False")
+    try:
+        return name.strip(), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name.strip(), value
 
 
 @app.command()

@@ -1,6 +1,9 @@
-"""Every exception that cimf raises on purpose; all derive from `CimfError`."""
+"""Every exception that cimf raises on purpose, all derived from `CimfError`; and how it warns."""
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 from formulations.errors import CimfError, FormulationError, InputError, UnknownNameError
 
@@ -14,7 +17,11 @@ __all__ = [
     "InputError",
     "RunError",
     "UnknownNameError",
+    "warn_outside",
 ]
+
+# Packages whose lines a warning never points at: ours, and torch, which calls our modules.
+_INSIDE = {"cimf", "formulations", "torch"}
 
 
 class BackendError(CimfError, RuntimeError):
@@ -35,3 +42,11 @@ class DataError(CimfError, RuntimeError):
 
 class RunError(CimfError, RuntimeError):
     """A folder cannot be written or holds another run, or a saved file is corrupt."""
+
+
+def warn_outside(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the caller's own line: the innermost one that is outside of this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -23,15 +23,15 @@ BALLS = {
     "ball, weights 1/saliency": ("saliency", 0),
     "ball, weights 1/saliency, 3 rounds of reweighting": ("saliency", 3),
 }
-# Changes of one option of the default: (options of `Calibration`, options of `sparsify`).
-CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "rows by error over variance": ({}, {"allocation": "error"}),
-    "rows uniform, head dense": ({}, {"allocation": "uniform", "keep": ("linear",)}),
-    "no error correction": ({}, {"correct": False}),
-    "no polish": ({}, {"polish": False}),
-    "rows by effect on the softmax": ({"metric": "softmax"}, {}),
-    "damping 1e-2": ({"damping": 1e-2}, {}),
-    "32 positions": ({"positions": 32}, {}),
+# Changes of one option of the default.
+CHANGES: dict[str, dict[str, Any]] = {
+    "rows by error over variance": {"allocation": "error"},
+    "rows uniform, head dense": {"allocation": "uniform", "keep": ("linear",)},
+    "no error correction": {"correct": False},
+    "no polish": {"polish": False},
+    "rows by effect on the softmax": {"metric": "softmax"},
+    "damping 1e-2": {"damping": 1e-2},
+    "32 positions": {"positions": 32},
 }
 
 
@@ -48,8 +48,8 @@ def main(
         from cimf.methods.layered.supports import ball, magnitude, obs
         from cimf.runs.folder import RunFolder
         from cimf.runs.terminal import print_table
+        from cimf.studies.compare import FAST, OURS, Point, finish, measure, percent
         from cimf.studies.sweep_tables import markdown
-        from experiments.pruning import Point, finish, layered, measure, percent
 
         name = f"ResNet-20, CIFAR-10, {images:,} calibration images"
         targets = listed_levels(levels)
@@ -61,8 +61,8 @@ def main(
                 for key, (weighting, rounds) in BALLS.items()
             },
         }
-        variants: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-            f"{key}{', swaps' if swaps else ''}": ({}, {"support": rule, "swaps": swaps})
+        variants: dict[str, dict[str, Any]] = {
+            f"{key}{', swaps' if swaps else ''}": {"support": rule, "swaps": swaps}
             for key, rule in supports.items()
             for swaps in (False, True)
         }
@@ -74,8 +74,8 @@ def main(
         run = RunFolder.claim(out, settings, overwrite)
         work = task(corpora.cifar10, networks.resnet20_cifar10, images, tests)
         rows = measure(run, work, [
-            Point({"variant": variant, "target": level}, layered(level, **own), options=shared)
-            for variant, (shared, own) in variants.items()
+            Point({"variant": variant, "target": level}, OURS, level, {**FAST, **options})
+            for variant, options in variants.items()
             for level in targets
         ])  # fmt: skip
         title = ["variant", *(f"{level:.0%}" for level in targets), "certified"]

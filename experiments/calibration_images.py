@@ -28,9 +28,9 @@ def main(
         from cimf.data import corpora, networks
         from cimf.runs.folder import RunFolder
         from cimf.runs.terminal import print_table
+        from cimf.studies.compare import FAST, OURS, Point, finish, measure, percent
+        from cimf.studies.line_figure import plot_lines
         from cimf.studies.sweep_tables import markdown
-        from experiments.figures import plot_lines
-        from experiments.pruning import Point, baseline, finish, layered, measure, percent
 
         name = "ResNet-20, CIFAR-10"
         sizes = sorted({int(size) for size in images.split(",")})
@@ -39,14 +39,20 @@ def main(
         run = RunFolder.claim(out, settings, overwrite)
         work = task(corpora.cifar10, networks.resnet20_cifar10, sizes[-1], tests)
         methods = {
-            "layered": layered,
-            "obs": lambda level: baseline("obs", level, dense_head=("linear",)),
+            OURS: FAST,
+            "obs": {**FAST, "keep": ("linear",)},
         }
         rows = measure(run, work, [
-            Point({"method": method, "target": level, "images": size}, make(level), samples=size)
+            Point(
+                {"method": method, "target": level, "images": size},
+                method,
+                level,
+                options,
+                samples=size,
+            )
             for size in sizes
             for level in targets
-            for method, make in methods.items()
+            for method, options in methods.items()
         ])  # fmt: skip
         series = [(method, level) for level in targets for method in methods]
         title = ["method", "sparsity", *(f"{size:,}" for size in sizes)]

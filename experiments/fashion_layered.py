@@ -32,16 +32,16 @@ def main(
         import torch
 
         from cimf.data import datasets
+        from cimf.studies.compare import Case, compare
         from cimf.train.supervised import Schedule, trained_mlp
-        from experiments.pruning import Task, compare
 
         schedule = Schedule(epochs=20, learning_rate=5e-3, batch_size=256)
 
-        def load() -> Task:
+        def load() -> Case:
             data = datasets.fashion_mnist()
             cache = datasets.cache_folder() / "networks"
             net = trained_mlp(SIZES, data, seed=seed, schedule=schedule, cache=cache)
-            return Task(
+            return Case(
                 net,
                 torch.from_numpy(data.train_inputs[:images]),
                 torch.from_numpy(data.test_inputs),

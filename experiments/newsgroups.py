@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cimf.data.corpora import Texts
     from cimf.data.datasets import Dataset
     from cimf.data.text import TokenClassifier
-    from experiments.pruning import Task
+    from cimf.studies.compare import Case
 
 VOCABULARY = 8000
 LENGTH = 64
@@ -46,7 +46,7 @@ def main(
     """DistilBERT on 20 Newsgroups, all methods at the same non-zeros."""
     with one_line_errors():
         from cimf.data import corpora
-        from experiments.pruning import compare
+        from cimf.studies.compare import compare
 
         compare(
             f"20 Newsgroups, {checkpoint or 'DistilBERT'}, {texts:,} calibration texts",
@@ -59,7 +59,7 @@ def main(
         )
 
 
-def task(corpus: Texts, texts: int, checkpoint: str | None, seed: int) -> Task:
+def task(corpus: Texts, texts: int, checkpoint: str | None, seed: int) -> Case:
     """Return a trained classifier with the first calibration texts of a permutation.
 
     Raises
@@ -72,7 +72,7 @@ def task(corpus: Texts, texts: int, checkpoint: str | None, seed: int) -> Task:
 
     from cimf.data import datasets, text
     from cimf.errors import InputError
-    from experiments.pruning import Task
+    from cimf.studies.compare import Case
 
     train, test = (
         [text.subject_and_body(message) for message in messages]
@@ -102,7 +102,7 @@ def task(corpus: Texts, texts: int, checkpoint: str | None, seed: int) -> Task:
         net = _trained(data, seed)
     # The messages come sorted by group: a permutation mixes the first so many.
     order = np.random.default_rng(seed).permutation(len(inputs))[:texts]
-    return Task(
+    return Case(
         net,
         torch.from_numpy(inputs[order]),
         torch.from_numpy(test_inputs),

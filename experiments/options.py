@@ -39,12 +39,10 @@ def listed_methods(text: str | None) -> tuple[str, ...]:
     ------
     UnknownNameError
     """
-    from cimf.methods.baselines import BASELINES
-    from experiments.pruning import OURS
+    from cimf.studies.compare import ONE_SHOT
 
-    known = (OURS, *BASELINES)
-    names = known if text is None else tuple(text.split(","))
+    names = ONE_SHOT if text is None else tuple(text.split(","))
     for name in names:
-        if name not in known:
-            raise UnknownNameError("method", name, known)
+        if name not in ONE_SHOT:
+            raise UnknownNameError("method", name, ONE_SHOT)
     return names

@@ -22,7 +22,7 @@ from experiments.options import (
 if TYPE_CHECKING:
     from cimf.data.datasets import Dataset
     from cimf.data.networks import Pretrained
-    from experiments.pruning import Task
+    from cimf.studies.compare import Case
 
 
 def cifar10(
@@ -38,7 +38,7 @@ def cifar10(
         from cimf.data import corpora, networks
 
         _compare("ResNet-20, CIFAR-10", out, corpora.cifar10, networks.resnet20_cifar10,
-                 images, tests, methods, levels, overwrite, dense_head=("linear",))  # fmt: skip
+                 images, tests, methods, levels, overwrite, keep=("linear",))  # fmt: skip
 
 
 def cifar100(
@@ -62,14 +62,14 @@ def task(
     network: Callable[[], Pretrained],
     images: int,
     tests: int | None,
-) -> Task:
+) -> Case:
     """Return a trained network with its first calibration and test images."""
     import torch
 
-    from experiments.pruning import Task
+    from cimf.studies.compare import Case
 
     data, trained = images_of(images, tests), network()
-    return Task(
+    return Case(
         trained.network,
         trained.prepare(data.train_inputs),
         trained.prepare(data.test_inputs),
@@ -88,9 +88,9 @@ def _compare(
     methods: str | None,
     levels: str,
     overwrite: bool,
-    dense_head: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> None:
-    from experiments.pruning import compare
+    from cimf.studies.compare import compare
 
     compare(
         f"{name}, {images:,} calibration images",
@@ -99,6 +99,6 @@ def _compare(
         lambda: task(images_of, network, images, tests),
         levels=listed_levels(levels),
         methods=listed_methods(methods),
-        dense_head=dense_head,
+        keep=keep,
         overwrite=overwrite,
     )

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cimf.errors import InputError
-from cimf.methods.layered.calibration import SparseNetwork
-from cimf.methods.layered.layer_report import Evaluation
+from cimf.methods.base import Pruned
+from cimf.methods.pruning_report import Evaluation
 from cimf.methods.stacked.captured import as_list, class_labels, share_correct
 from cimf.network.batches import as_batches, run
 from cimf.network.layers import working_dtype
@@ -53,7 +53,7 @@ class HeldOut:
             else (f"only {labelled} of {len(given)} test batches have labels: no accuracy",)
         )
 
-    def evaluated(self, result: SparseNetwork) -> SparseNetwork:
+    def evaluated(self, result: Pruned) -> Pruned:
         """Return the result with an `Evaluation` in its report."""
         outputs = _outputs(result.network, self.inputs)
         error = np.linalg.norm(outputs - self.outputs) / (np.linalg.norm(self.outputs) or 1.0)

@@ -1,28 +1,22 @@
-"""Runs that end in a results folder: a sweep over kappa, the paper's Table 1; a sparse network."""
+"""A sweep over kappa that ends in a results folder: the paper's Table 1."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from cimf.data.datasets import Dataset
-from cimf.errors import InputError, UnknownNameError
 from cimf.judge import DENOMINATORS
-from cimf.methods.stacked.captured import Reference, as_list
-from cimf.methods.stacked.sparsify import Sparsified, check_path, sparsify, sparsify_path
+from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.sparsify import Sparsified, check_path, sparsify_path
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import out, print_table, progress_bar
-from cimf.solve.rows import check_limits
 from cimf.studies.sweep_figure import plot_sweep
 from cimf.studies.sweep_tables import FULL, TERMINAL, latex, markdown, render, tidy
-
-if TYPE_CHECKING:
-    from cimf.methods.layered.calibration import SparseNetwork
 
 # The kappas of the paper's Table 1.
 KAPPAS = (0.005, 0.01, 0.05, 0.1, 0.5, 0.99)
@@ -102,85 +96,6 @@ def run_sweep(
         seconds[f"solve and evaluate: {title}"] = time.perf_counter() - start
     _write(name, run, reference, results, seconds, models, paper)
     return results
-
-
-def run_layered(
-    folder: str | Path,
-    settings: Mapping[str, Any],
-    network: Callable[[], tuple[Any, ...]],
-    target_sparsity: float | None,
-    support: str = "obs",
-    *,
-    overwrite: bool = False,
-    n_jobs: int | None = None,
-) -> SparseNetwork:
-    """Make a network's weights sparse by the layered design, and write a results folder.
-
-    Parameters
-    ----------
-    folder : path
-        Receives network.safetensors (the state dict), report.txt and manifest.json; refused before
-        any work is done if it holds another run.
-    settings : mapping
-        What decides the result besides the target sparsity and the support.
-    network : () -> (net, calibration batches) or (net, calibration batches, test batches)
-        Called once the folder is known to be free. Labelled test batches give accuracies.
-    target_sparsity, support, n_jobs
-        As `cimf.methods.layered.calibration.sparsify_layers`.
-    overwrite : bool
-        Replace another run.
-
-    Raises
-    ------
-    InputError
-        A target sparsity outside [0, 1), or none; an unknown support.
-    """
-    if target_sparsity is None or not 0.0 <= target_sparsity < 1.0:
-        raise InputError(
-            "design 'layered' needs a target sparsity in [0, 1): --target-sparsity 0.8"
-        )
-    check_limits(1.0, n_jobs)
-    from cimf.methods.layered.supports import SUPPORTS
-    from cimf.model.operators import implicit_summary
-    from cimf.network.batches import as_batches
-    from cimf.network.export import save_state
-    from cimf.network.layers import working_dtype
-
-    if support not in SUPPORTS:
-        raise UnknownNameError("support", support, SUPPORTS)
-    run = RunFolder.claim(
-        folder,
-        {**settings, "design": "layered", "target_sparsity": target_sparsity, "support": support},
-        overwrite,
-    )
-    net, *given = network()
-    batches, *test = (as_list("batches", part) for part in given)
-    result = cast(
-        "SparseNetwork",
-        sparsify(
-            net,
-            batches,
-            design="layered",
-            target_sparsity=target_sparsity,
-            support=support,
-            test=test[0] if test else None,
-            n_jobs=n_jobs,
-        ),
-    )
-    report = result.report
-    samples, *_ = as_batches((test[0] if test else batches)[:1], working_dtype(net))
-    text = f"{report}\n\n{implicit_summary(result.network, samples)}\n"
-    out.print(text, soft_wrap=True, markup=False)
-    save_state(result.network, run.path / "network.safetensors")
-    run.finish(
-        {"report.txt": text},
-        ("network.safetensors",),
-        sparsity=report.sparsity,
-        evaluation=asdict(report.evaluation) if report.evaluation else None,
-        seconds=report.seconds,
-    )
-    out.print(f"written to {run.path}/: network.safetensors, report.txt, manifest.json")
-    return result
 
 
 def _write(

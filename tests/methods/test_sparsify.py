@@ -194,7 +194,7 @@ def test_kappa_zero_empties_every_row(reference):
 def test_a_failed_certificate_raises_or_is_reported_never_averaged(reference, monkeypatch):
     import importlib
 
-    module = importlib.import_module("cimf.sparsify")
+    module = importlib.import_module("cimf.methods.stacked.sparsify")
     honest = module.solve_path
 
     def corrupted(gram, kappas, **keywords):

@@ -167,7 +167,7 @@ def test_models_of_the_transformers_library(name, ids):
     config = getattr(transformers, f"{name}Config")(**SMALL, **CONFIGS[name])
     model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
     with pytest.raises(
-        CaptureError, match=r"SequenceClassifierOutput.*cimf\.text\.TokenClassifier"
+        CaptureError, match=r"SequenceClassifierOutput.*cimf\.data\.text\.TokenClassifier"
     ):
         Calibration(model, ids)
     net = TokenClassifier(model, PADDING)

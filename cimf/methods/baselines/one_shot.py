@@ -6,27 +6,41 @@ order, same count of non-zeros. None uses labels or gradient steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from cimf.errors import InputError
+from cimf.methods.base import Method, Outcome, Task
 from cimf.methods.baselines.fista import fista
-from cimf.methods.layered import elimination as rows
+from cimf.methods.layered import elimination
 from cimf.methods.layered.allocation import Counts
-from cimf.methods.layered.calibration import Calibration, SparseNetwork
-from cimf.methods.layered.checks import check_target
+from cimf.methods.layered.calibration import Calibration, Statistics
 from cimf.methods.layered.elimination import Matrix
+from cimf.methods.layered.prune_layers import LayeredOptions, solve_layers
 from cimf.methods.layered.supports import Choice, Rule, magnitude, obs
-from cimf.network.layers import LayerGraph
 from cimf.statistics import Gram
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """A pruning method.
+@dataclass(frozen=True, kw_only=True)
+class OneShotOptions(Statistics):
+    """Options of a one-shot baseline.
 
     Attributes
+    ----------
+    keep : sequence of str
+        Paths of layers that stay dense (they count in the sparsity).
+    """
+
+    keep: Sequence[str] = ()
+
+
+def one_shot(source: str, support: Rule, counts: str, polish: bool) -> Method:
+    """Return a pruning method that is a rule for supports.
+
+    Parameters
     ----------
     source : str
         Where it comes from.
@@ -39,42 +53,32 @@ class Baseline:
     polish : bool
         Least squares on the support. False: the rule's or the network's own coefficients.
     """
+    run = partial(_run, support=support, counts=counts, polish=polish)
+    return Method(source, run, OneShotOptions)
 
-    source: str
-    support: Rule
-    counts: str
-    polish: bool
 
-    def run(
-        self, calibration: Calibration, target_sparsity: float, *, keep: tuple[str, ...] = ()
-    ) -> SparseNetwork:
-        """Return the pruned network; `keep` names layers that stay dense, as in the paper cited.
-
-        Raises
-        ------
-        InputError, UnknownNameError
-            A target that cannot be met; an unknown layer in `keep`.
-        """
-        check_target(target_sparsity)
-        calibration.named(keep)
-        if self.counts in ("global", "layer"):
-            counts = magnitude_counts(
-                calibration.graph, target_sparsity, keep, self.counts == "global"
-            )
-        else:
-            counts = calibration.counts(target_sparsity, self.counts, keep)
-        return calibration.sparsify(
-            target_sparsity,
-            support=self.support,
-            allocation=counts,
-            swaps=False,
-            polish=self.polish,
-            correct=True,
-        )
+def _run(
+    task: Task,
+    sparsity: float | None,
+    options: OneShotOptions,
+    *,
+    support: Rule,
+    counts: str,
+    polish: bool,
+) -> Outcome:
+    assert sparsity is not None  # `Method.checked` refuses it
+    calibration = Calibration.of(task, options.statistics)
+    if counts in ("global", "layer"):
+        found = magnitude_counts(calibration, sparsity, options.keep, counts == "global")
+    else:
+        found = calibration.counts(sparsity, counts, options.keep)
+    shared: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(Statistics)}
+    chosen = LayeredOptions(**shared, support=support, swaps=False, polish=polish)
+    return solve_layers(calibration, found, chosen)
 
 
 def magnitude_counts(
-    graph: LayerGraph, target_sparsity: float, keep: tuple[str, ...], one_threshold: bool
+    calibration: Calibration, sparsity: float, keep: Sequence[str], one_threshold: bool
 ) -> Counts:
     """Return how many weights each row keeps if the largest ones of the network are kept.
 
@@ -88,6 +92,7 @@ def magnitude_counts(
     InputError
         The layers in `keep` have more weights than the target leaves.
     """
+    graph = calibration.graph
     sizes = [
         graph.original.get_parameter(f"{layer.path}.weight")
         .detach()
@@ -99,13 +104,8 @@ def magnitude_counts(
         for layer in graph.layers
     ]
     open_ = [k for k, layer in enumerate(graph.layers) if layer.path not in keep]
-    total = sum(size.size for size in sizes)
-    left = round((1.0 - target_sparsity) * total)
+    left = calibration.left(sparsity, keep)
     left -= sum(size.size for k, size in enumerate(sizes) if k not in open_)
-    if left < 0:
-        raise InputError(
-            f"the layers kept dense have more weights than {target_sparsity:.1%} leaves"
-        )
     counts = [np.full(len(size), size.shape[1]) for size in sizes]
     pool = [open_] if one_threshold else [[k] for k in open_]
     free = sum(sizes[k].size for k in open_)
@@ -129,35 +129,35 @@ def wanda(
     """Keep the largest |w_j| ||x_j|| of every row."""
     width = dense.shape[1] - n_free
     norm = np.sqrt(np.diagonal(gram.gram)[:width])
-    return Choice(rows.largest(np.abs(dense[:, :width]) * norm, counts, n_free))
+    return Choice(elimination.largest(np.abs(dense[:, :width]) * norm, counts, n_free))
 
 
-BASELINES: dict[str, Baseline] = {
-    "magnitude-global": Baseline(
+BASELINES: dict[str, Method] = {
+    "magnitude-global": one_shot(
         "Han et al. 2015, Learning both weights and connections for efficient neural networks",
         magnitude, "global", False,
     ),
-    "magnitude-layer": Baseline(
+    "magnitude-layer": one_shot(
         "Han et al. 2015, Learning both weights and connections for efficient neural networks",
         magnitude, "layer", False,
     ),
-    "magnitude-polish": Baseline(
+    "magnitude-polish": one_shot(
         "supports as magnitude per layer, least squares on the student's states",
         magnitude, "layer", True,
     ),
-    "wanda": Baseline(
+    "wanda": one_shot(
         "Sun et al. 2023, A simple and effective pruning approach for large language models",
         wanda, "uniform", False,
     ),
-    "fista": Baseline(
+    "fista": one_shot(
         "Zhao et al. 2024, A convex-optimization based layer-wise post-training pruner",
         fista, "uniform", False,
     ),
-    "obs": Baseline(
+    "obs": one_shot(
         "Frantar and Alistarh 2022, Optimal Brain Compression (exact row-wise elimination)",
         obs, "uniform", True,
     ),
-    "obs-error": Baseline(
+    "obs-error": one_shot(
         "Optimal Brain Compression, section 5: loss curves of all rows in one greedy allocation; "
         "errors divided by the layer's variance",
         obs, "error", True,

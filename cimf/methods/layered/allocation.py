@@ -12,6 +12,9 @@ from cimf.errors import InputError
 
 Counts = list[NDArray[np.int64]]
 
+# How a target sparsity is spread over layers and rows, see `Survey.allocate`.
+ALLOCATIONS = ("output", "error", "uniform")
+
 
 def uniform(sizes: Sequence[tuple[int, int]], keep: int) -> Counts:
     """Return the same share for every row: `keep` weights in all; sizes (rows, columns) per layer.

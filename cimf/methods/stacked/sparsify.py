@@ -14,7 +14,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -33,12 +33,9 @@ from cimf.solve.rows import METHODS, check_limits
 from cimf.statistics import Gram
 from formulations.columns import as_float64
 
-if TYPE_CHECKING:
-    from cimf.methods.layered.calibration import SparseNetwork
-
 _UNSHARED = (
     "the model has more weights than the network, because (A, B) repeats the shared weights of its "
-    "convolutions: design='layered' keeps the sharing"
+    "convolutions: cimf.prune keeps the sharing"
 )
 
 
@@ -57,14 +54,10 @@ def sparsify(
     design: str = "full",
     rescale: bool | None = None,
     *,
-    target_sparsity: float | None = None,
     test: Iterable[Any] | None = None,
     **options: Any,
-) -> Sparsified | SparseNetwork:
+) -> Sparsified:
     """Return the certified sparse implicit model of a trained network at one kappa.
-
-    With design "layered" it returns the same network with sparse weights instead, its layers
-    matched one by one with the network's own weight sharing: convolutions, residuals, tokens.
 
     Parameters
     ----------
@@ -76,11 +69,7 @@ def sparsify(
         Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units.
         Default: 0.5.
     design : str
-        A key of `cimf.methods.stacked.designs.DESIGNS`: "full", "no-self-loop" or "causal"; or
-        "layered".
-    target_sparsity : float, optional
-        Design "layered" only: share of the network's weights that is zero. `kappa` and `rescale`
-        are refused there; further options as `cimf.methods.layered.calibration.sparsify_layers`.
+        A key of `cimf.methods.stacked.designs.DESIGNS`: "full", "no-self-loop" or "causal".
     rescale : bool
         Measure every state in units in which the network itself is feasible at 0.99 (Theorem 8),
         so that the ball does not forbid the network. The model comes back in the network's units.
@@ -93,7 +82,7 @@ def sparsify(
     Returns
     -------
     Sparsified
-        ``.model`` and ``.report``; or a `SparseNetwork` with ``.network`` and ``.report``.
+        ``.model`` and ``.report``.
 
     Raises
     ------
@@ -102,23 +91,6 @@ def sparsify(
     CimfError
         As `Reference.capture` and `sparsify_path`.
     """
-    if design == "layered":
-        from cimf.evaluate.held_out import HeldOut
-        from cimf.methods.layered.calibration import Calibration, sparsify_layers
-
-        for name, value in (("kappa", kappa), ("rescale", rescale)):
-            if value is not None:
-                raise InputError(f"{name} is not used by design 'layered'")
-        own = {"target_sparsity", "test"}
-        _check_keywords(options, own, sparsify_layers, Calibration.sparsify)
-        held_out = None if test is None else HeldOut(net, test)
-        result = sparsify_layers(net, batches, target_sparsity, **options)
-        return result if held_out is None else held_out.evaluated(result)
-    if target_sparsity is not None:
-        raise InputError(
-            f"target_sparsity needs design 'layered'; the sparsity of design {design!r} follows "
-            "from kappa"
-        )
     _check_keywords(options, {"kappa", "rescale", "test"}, sparsify_path)
     kappa, rescale = 0.5 if kappa is None else kappa, rescale is None or rescale
     check_path([kappa], design, **options)
@@ -278,11 +250,10 @@ def check_path(
     """
     if design == "layered":
         raise InputError(
-            'design "layered" needs target_sparsity; from Python: cimf.sparsify(net, batches, '
-            'design="layered", target_sparsity=0.8)'
+            'design "layered" is a method of cimf.prune: cimf.prune(net, batches, sparsity=0.8)'
         )
     if design not in DESIGNS:
-        raise UnknownNameError("design", design, [*DESIGNS, "layered"])
+        raise UnknownNameError("design", design, DESIGNS)
     _check_solver(method, backend)
     check_limits(tol, n_jobs)
     return _check_kappas(kappas, design, allow_ill_posed)

@@ -1,4 +1,4 @@
-"""Sparse networks measured point by point: the layered design and every baseline in one table."""
+"""Methods side by side: sparse networks measured point by point on the same samples."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cimf.methods.baselines import BASELINES
-from cimf.methods.layered.calibration import Calibration, SparseNetwork
+from cimf.methods.base import Pruned, Task, run_method
+from cimf.methods.catalogue import METHODS
+from cimf.methods.layered.calibration import Calibration, Statistics
 from cimf.runs.folder import UNFINISHED, RunFolder
 from cimf.runs.terminal import out, print_table
+from cimf.studies.line_figure import plot_lines
 from cimf.studies.sweep_tables import markdown
-from experiments.figures import plot_lines
 
 LEVELS = (0.6, 0.75, 0.8, 0.9)
 OURS = "layered"
-# Options of `Calibration` in all experiments.
+# Methods that need no labels, in the order of a table.
+ONE_SHOT = tuple(name for name, method in METHODS.items() if not method.needs)
+# Statistics of the one-shot methods in all experiments.
 FAST: dict[str, Any] = {"positions": 128, "precision": torch.float32}
 
 
 @dataclass(frozen=True)
-class Task:
+class Case:
     """A trained network, the samples that a method may see, and those that it is judged on.
 
     Attributes
@@ -70,17 +73,20 @@ class Point:
     ----------
     labels : Mapping
         Its columns in the table: what tells it from the other points.
-    sparsify : Calibration -> SparseNetwork
+    method : str
+        A key of `cimf.METHODS`.
+    sparsity : float
+    options : Mapping
+        Of the method.
     samples : int, optional
         The first so many calibration samples. Default: all.
-    options : Mapping
-        Of `cimf.methods.layered.calibration.Calibration`, beside `FAST`.
     """
 
     labels: Mapping[str, Any]
-    sparsify: Callable[[Calibration], SparseNetwork]
-    samples: int | None = None
+    method: str
+    sparsity: float
     options: Mapping[str, Any] = field(default_factory=dict)
+    samples: int | None = None
 
     @property
     def name(self) -> str:
@@ -88,19 +94,7 @@ class Point:
         return ", ".join(f"{key} {value}" for key, value in self.labels.items())
 
 
-def layered(level: float, **options: Any) -> Callable[[Calibration], SparseNetwork]:
-    """Return our method at a target sparsity, with options of `Calibration.sparsify`."""
-    return lambda captured: captured.sparsify(level, **options)
-
-
-def baseline(
-    name: str, level: float, dense_head: Sequence[str] = ()
-) -> Callable[[Calibration], SparseNetwork]:
-    """Return a method of `BASELINES` at a target sparsity."""
-    return lambda captured: BASELINES[name].run(captured, level, keep=tuple(dense_head))
-
-
-def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[str, Any]]:
+def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[str, Any]]:
     """Return one row per point: its labels, accuracy, accounting and seconds.
 
     `agreement` is the share of test samples that get the class that the trained network gives them.
@@ -108,27 +102,29 @@ def measure(run: RunFolder, task: Task, points: Sequence[Point]) -> list[dict[st
     Every point is kept on the disk as soon as it is measured. Points that see the same samples with
     the same options share their statistics if they follow each other; these are not in the seconds.
     """
-    out.print(f"dense {task.dense:.2%} on {len(task.labels):,} test samples")
+    out.print(f"dense {case.dense:.2%} on {len(case.labels):,} test samples")
     if run.points:
         path = run.path / UNFINISHED
         out.print(f"{len(run.points)} points are there from an interrupted run ({path})")
-    shared: tuple[Any, Calibration] | None = None
+    shared: tuple[Any, Task] | None = None
 
     def work(point: Point) -> dict[str, Any]:
         nonlocal shared
-        key = (point.samples, dict(point.options))
+        method, options = METHODS[point.method], dict(point.options)
+        record = method.checked(point.method, point.sparsity, None, options)
+        key = point.samples, record.statistics if isinstance(record, Statistics) else None
         if shared is None or shared[0] != key:
             shared = None  # frees the statistics before the next ones are taken
-            samples = task.calibration[: point.samples]
-            shared = key, Calibration(task.network, samples, **{**FAST, **point.options})
-            shared[1].survey  # noqa: B018 - what the points share
+            shared = key, Task(case.network, case.calibration[: point.samples])
+            if key[1] is not None:
+                Calibration.of(shared[1], key[1]).survey  # noqa: B018 - what the points share
         start = time.perf_counter()
-        result = point.sparsify(shared[1])
+        result = run_method(shared[1], point.method, method, point.sparsity, options)
         seconds = time.perf_counter() - start
-        classes = task.classes(result.network)
+        classes = case.classes(result.network)
         judged = {
-            "accuracy": share(classes == task.labels),
-            "agreement": share(classes == task.dense_classes),
+            "accuracy": share(classes == case.labels),
+            "agreement": share(classes == case.dense_classes),
         }
         return {**judged, **_row(result), "seconds": seconds}
 
@@ -146,7 +142,7 @@ def share(true: Tensor) -> float:
     return float(true.double().mean())
 
 
-def _row(result: SparseNetwork) -> dict[str, Any]:
+def _row(result: Pruned) -> dict[str, Any]:
     report = result.report
     gaps = [layer.worst_gap for layer in report.layers if layer.solved]
     return {
@@ -174,7 +170,7 @@ def percent(rows: Sequence[Mapping[str, Any]], **labels: Any) -> str:
 
 def finish(
     run: RunFolder,
-    task: Task,
+    case: Case,
     rows: Sequence[Mapping[str, Any]],
     text: str,
     figures: Sequence[str] = (),
@@ -191,9 +187,9 @@ def finish(
             "layers.txt": "\n\n".join(row["report"] for row in rows) + "\n",
         },
         tuple(figures),
-        data=task.data,
-        dense_accuracy=task.dense,
-        samples={"calibration": len(task.calibration), "test": len(task.labels)},
+        data=case.data,
+        dense_accuracy=case.dense,
+        samples={"calibration": len(case.calibration), "test": len(case.labels)},
     )
 
 
@@ -201,31 +197,33 @@ def compare(
     name: str,
     folder: Path,
     settings: dict[str, Any],
-    load: Callable[[], Task],
+    load: Callable[[], Case],
     *,
     levels: Sequence[float] = LEVELS,
-    methods: Sequence[str] = (OURS, *BASELINES),
-    dense_head: Sequence[str] = (),
+    methods: Sequence[str] = ONE_SHOT,
+    keep: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
     """Run methods at sparsity levels on the same calibration samples and write a results folder.
 
     Parameters
     ----------
-    dense_head : sequence of str
+    keep : sequence of str
         Layers that the baselines keep dense, where that is better for them: the head of 640
         weights on CIFAR-10 (0.2 % of all), not the one of 25,600 on CIFAR-100 (8 %).
     """
     settings = {
-        **settings, "levels": levels, "methods": methods, "dense_head": dense_head,
+        **settings, "levels": levels, "methods": methods, "keep": keep,
         "options": {key: str(value) for key, value in FAST.items()},
     }  # fmt: skip
     run = RunFolder.claim(folder, settings, overwrite)
-    task = load()
-    rows = measure(run, task, [
+    case = load()
+    rows = measure(run, case, [
         Point(
             {"method": method, "target": level},
-            layered(level) if method == OURS else baseline(method, level, dense_head),
+            method,
+            level,
+            FAST if method == OURS else {**FAST, "keep": tuple(keep)},
         )
         for level in levels
         for method in methods
@@ -248,7 +246,7 @@ def compare(
         },
         across="sparsity of all convolution and linear weights (%)",
         up="test accuracy (%), logarithmic in the error",
-        dense=100 * task.dense,
+        dense=100 * case.dense,
         bold=[OURS],
     )
     figures = ["accuracy.png"]
@@ -268,13 +266,13 @@ def compare(
             across="",
             up="sparsity of the layer (%)",
         )
-    head = f" The baselines keep {', '.join(dense_head)} dense." if dense_head else ""
-    sources = "".join(f"- {key}: {BASELINES[key].source}\n" for key in methods if key in BASELINES)
+    head = f" The baselines keep {', '.join(keep)} dense." if keep else ""
+    sources = "".join(f"- {key}: {METHODS[key].source}\n" for key in methods)
     finish(
         run,
-        task,
+        case,
         rows,
         f"# {name}\n\nTest accuracy in percent at equal sparsity of all convolution and linear "
-        f"weights; dense {task.dense:.2%}.{head}\n\n{markdown(title, table)}\n{sources}",
+        f"weights; dense {case.dense:.2%}.{head}\n\n{markdown(title, table)}\n{sources}",
         figures,
     )

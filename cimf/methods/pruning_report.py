@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from cimf.judge import DENOMINATORS
-from cimf.methods.layered.elimination import Matrix
-from cimf.methods.layered.supports import Choice
-from cimf.network.layers import Layer, LayerGraph
+from cimf.network.layers import LayerGraph
 from cimf.network.state_blocks import some_rows
+from cimf.network.trace import MATCHED
 
 
+@dataclass(frozen=True)
 class LayerRecord:
-    """One layer of the result.
+    """One layer of the result, as the method that solved its rows knows it.
 
     Attributes
     ----------
@@ -44,32 +42,20 @@ class LayerRecord:
         Mean squared error of the student's pre-activation over the teacher's variance.
     """
 
-    def __init__(self, layer: Layer, samples: int) -> None:
-        self.path, self.kind = layer.path, type(layer.module).__name__
-        self.rows, self.columns, self.samples = layer.n_rows, layer.n_columns, samples
-        self.kept = self.unread = self.exchanges = self.certified = self.solved = 0
-        self.emptied: tuple[int, ...] = ()
-        self.worst_gap = self.polish_gap = math.nan
-        self.mismatch = math.nan
-        self._kernel = layer.n_columns // (layer.module.weight.shape[1] or 1)
-        self._seen = 0
-
-    def add(self, coef: Matrix, choice: Choice, exchanges: np.ndarray, gap: np.ndarray) -> None:
-        """Add the rows of one group."""
-        weight = coef[:, : self.columns]
-        self.kept += int(np.count_nonzero(weight))
-        empty = np.flatnonzero(~weight.any(axis=1)) + self._seen
-        self.emptied += tuple(int(i) for i in empty)
-        self._seen += len(weight)
-        used = weight.any(axis=0).reshape(-1, self._kernel).any(axis=1)
-        self.unread += int((~used).sum())
-        self.exchanges += int(exchanges.sum())
-        if choice.solution is not None:
-            certificate = choice.solution.certificate
-            self.solved += certificate.passed.size
-            self.certified += int(certificate.passed.sum())
-            self.worst_gap = float(np.fmax(self.worst_gap, certificate.worst_gap))
-        self.polish_gap = float(np.fmax(self.polish_gap, gap.max(initial=0.0)))
+    path: str
+    kind: str
+    rows: int
+    columns: int
+    samples: int
+    kept: int
+    emptied: tuple[int, ...]
+    unread: int
+    exchanges: int
+    certified: int
+    solved: int
+    worst_gap: float
+    polish_gap: float
+    mismatch: float = math.nan
 
     @property
     def sparsity(self) -> float:
@@ -106,30 +92,37 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class LayeredReport:
+class PruningReport:
     """Everything about one sparse network.
 
     Attributes
     ----------
-    layers : tuple of LayerRecord
-        In the order in which they were solved.
+    method : str
     target : float or None
-        The sparsity that was asked for.
+        The sparsity of the matched weights that was asked for.
+    matched : (int, int)
+        Non-zeros and total of the weights that a method may prune: those of convolutions and
+        linear layers that the network calls in eval mode.
     nonzeros : dict of str to (int, int)
-        For each key of `cimf.judge.DENOMINATORS`: non-zeros and total. Of the parameters, all that
-        are no matched weights (embeddings, norms, biases) count as non-zero. "admissible" and
-        "dense" count the matched part of (A, B, C, D), every weight as often as the weight sharing
-        repeats it; the states are the outputs of all layers but the last.
+        For each key of `cimf.judge.DENOMINATORS`: non-zeros and total. "network_weights" are the
+        weights of all convolutions and linear layers, called or not. Of the parameters, all that
+        are none of these (embeddings, norms, biases) count as non-zero. "admissible" and "dense"
+        count the matched part of (A, B, C, D), every weight as often as the weight sharing repeats
+        it; the states are the outputs of all layers but the last.
     seconds : float
+    layers : tuple of LayerRecord
+        In the order in which they were solved; empty where the method solves no row problems.
     notes : tuple of str
     evaluation : Evaluation or None
         On test samples, where there were any.
     """
 
-    layers: tuple[LayerRecord, ...]
+    method: str
     target: float | None
+    matched: tuple[int, int]
     nonzeros: dict[str, tuple[int, int]]
     seconds: float
+    layers: tuple[LayerRecord, ...] = ()
     notes: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
 
@@ -138,42 +131,49 @@ class LayeredReport:
         cls,
         graph: LayerGraph,
         network: nn.Module,
-        records: Sequence[LayerRecord],
+        method: str,
         target: float | None,
         seconds: float,
-        notes: Sequence[str],
-    ) -> LayeredReport:
+    ) -> PruningReport:
         """Count the non-zeros of the network that is returned, not those of the row problems."""
-        weights = total = 0
+        entries = admissible = weights = total = 0
         for layer in graph.layers:
-            weight = network.get_parameter(f"{layer.path}.weight")
-            weights += int(weight.count_nonzero())
-            total += weight.numel()
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        entries = admissible = 0
-        for layer in graph.layers:
-            rows = network.get_parameter(f"{layer.path}.weight").flatten(1)
+            rows = network.get_parameter(f"{layer.path}.weight").detach().flatten(1)
             kept = (rows != 0).cpu().numpy()
             places = math.prod(layer.output_shape) if layer.has_bias else 0
             entries += int(kept.sum(axis=0) @ layer.repeats) + places
             admissible += layer.n_rows * int(layer.repeats.sum()) + places
+            weights, total = weights + int(kept.sum()), total + kept.size
+        matrices = _matrices(network)
+        called = {layer.path for layer in graph.layers}
+        uncalled = {path: weight for path, weight in matrices.items() if path not in called}
+        every = sum(weight.numel() for weight in matrices.values())
+        nonzero = weights + sum(int(weight.count_nonzero()) for weight in uncalled.values())
+        parameters = sum(parameter.numel() for parameter in network.parameters())
         outputs = [math.prod(layer.output_shape) for layer in graph.layers]
         states = sum(outputs)
         inputs = math.prod(graph.layers[0].input_shape) + 1
         nonzeros = {
-            "network_weights": (weights, total),
-            "network_parameters": (parameters - total + weights, parameters),
+            "network_weights": (nonzero, every),
+            "network_parameters": (parameters - every + nonzero, parameters),
             "admissible": (entries, admissible),
             "dense": (entries, states * (states - outputs[-1] + inputs)),
         }
-        return cls(tuple(records), target, nonzeros, seconds, tuple(notes))
+        notes: tuple[str, ...] = ()
+        if uncalled:
+            notes = (
+                f"not called in eval mode, and left as they are: {', '.join(uncalled)} "
+                f"({every - total:,} of {every:,} weights); the target is met by the other "
+                f"{total:,}, {1.0 - weights / total:.2%} of which are zero",
+            )
+        return cls(method, target, (weights, total), nonzeros, seconds, notes=notes)
 
     @property
     def sparsity(self) -> dict[str, float]:
         """1 - non-zeros / total for each denominator."""
         return {name: 1.0 - count / total for name, (count, total) in self.nonzeros.items()}
 
-    def __str__(self) -> str:
+    def _table(self) -> list[str]:
         width = max(len("layer"), *(len(r.path) for r in self.layers)) + 2
         lines = [
             f"{'layer':<{width}}{'rows':>6}{'columns':>9}{'kept':>10}{'sparsity':>10}{'swaps':>7}"
@@ -187,6 +187,10 @@ class LayeredReport:
                 f"{r.exchanges:>7}{certified:>11}{gap:>11}{r.mismatch:>10.4f}{len(r.emptied):>7}"
                 f"{r.unread:>8}"
             )
+        return lines
+
+    def __str__(self) -> str:
+        lines = self._table() if self.layers else [f"method {self.method}"]
         digits = max(len(f"{total:,}") for _, total in self.nonzeros.values())
         lines += [
             f"sparsity {1 - count / total:>6.2%}: {count:>{digits},} of {total:>{digits},} "
@@ -205,3 +209,12 @@ class LayeredReport:
             lines.append(f"input channels that no row reads: {', '.join(unread)}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _matrices(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of all convolutions and linear layers by the path of their module."""
+    return {
+        path: module.weight.detach()
+        for path, module in network.named_modules()
+        if isinstance(module, MATCHED)
+    }

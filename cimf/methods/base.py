@@ -1,0 +1,270 @@
+"""One shape for every method: a task in, a network with exact zeros and its report out.
+
+A one-shot method is one function and one line in `cimf.METHODS`; so is a method that trains. What
+all of them share stands here: the options are checked before any work, the network that comes back
+is counted and checked, and nobody but the judge (`cimf.evaluate`) sees test data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cimf.errors import CimfError, InputError, UnknownNameError, warn_outside
+from cimf.methods.pruning_report import LayerRecord, PruningReport
+from cimf.network.batches import as_batches
+from cimf.network.layers import LayerGraph, working_dtype
+
+T = TypeVar("T")
+
+# A sparsity that differs by more than this from the target is reported.
+_MISSED = 0.001
+
+
+class Task:
+    """What is to be made sparse, and on which data.
+
+    Several methods and targets may share a task: what they compute alike is computed once.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Any dtype, device and mode; no method modifies it.
+    batches : iterable, or one tensor
+        Calibration inputs (b, ...), or (input, label) pairs whose labels no method sees.
+    train : iterable of (input, label) pairs, optional
+        Labelled training data, for the methods that need them.
+
+    Attributes
+    ----------
+    inputs : list of Tensor (b, ...)
+        The calibration inputs on the CPU.
+
+    Raises
+    ------
+    InputError
+        As `cimf.network.batches.as_batches`.
+    """
+
+    def __init__(self, net: nn.Module, batches: Any, train: Any = None) -> None:
+        self.net, self.train = net, train
+        self.inputs: list[Tensor] = as_batches(batches, working_dtype(net))
+        self._kept: dict[Any, Any] = {}
+
+    @cached_property
+    def graph(self) -> LayerGraph:
+        """The traced network with its matched layers.
+
+        Raises
+        ------
+        CaptureError
+            The network cannot be traced; the message names the module.
+        """
+        sample = self.inputs[0][:8]
+        if not sample.is_floating_point():  # token ids: also the extreme ones
+            low = min(self.inputs, key=lambda u: int(u.min()))
+            high = max(self.inputs, key=lambda u: int(u.max()))
+            extreme = [low[[int(low.flatten(1).amin(1).argmin())]]]
+            extreme += [high[[int(high.flatten(1).amax(1).argmax())]]]
+            sample = torch.cat([sample, *extreme])
+        return LayerGraph(self.net, sample)
+
+    @property
+    def n_samples(self) -> int:
+        """Calibration samples."""
+        return sum(len(batch) for batch in self.inputs)
+
+    def once(self, key: Any, work: Callable[[], T]) -> T:
+        """Return what `work` returned for this key, from now on for every method."""
+        if key not in self._kept:
+            self._kept[key] = work()
+        return self._kept[key]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method hands back.
+
+    Attributes
+    ----------
+    network : nn.Module
+        Of the class of the task's network, with exact zeros.
+    layers : tuple of LayerRecord
+        What is known layer by layer, where the method solved row problems.
+    notes : tuple of str
+        What a reader must know before using a number of the report.
+    warnings : tuple of str
+        Notes that are also warned about: what makes the result worse than it could be.
+    """
+
+    network: nn.Module
+    layers: tuple[LayerRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make a network sparse.
+
+    Attributes
+    ----------
+    source : str
+        Where it comes from: the paper, or the page of these docs.
+    run : (task, sparsity, options) -> Outcome
+        The target is a share of all matched weights, None where a budget in the options decides.
+    options : type
+        A frozen dataclass of what may be chosen; its defaults are those of the method.
+    needs : tuple of str
+        Beyond unlabelled inputs: "labels" (labelled training data), "gradients".
+    controlled : tuple of str
+        By what the sparsity is set: "sparsity" (a target that is met), "budget", "penalty".
+    """
+
+    source: str
+    run: Callable[[Task, float | None, Any], Outcome]
+    options: type
+    needs: tuple[str, ...] = ()
+    controlled: tuple[str, ...] = ("sparsity",)
+
+    def checked(self, name: str, sparsity: Any, train: Any, given: Mapping[str, Any]) -> Any:
+        """Return the options as the method's record; refuse before any work what cannot be right.
+
+        Raises
+        ------
+        InputError, UnknownNameError
+            An unknown option, a value that the record refuses, a target that is no number in
+            [0, 1), none where the method needs one; labelled data missing.
+        """
+        record: Any = as_record(self.options, given, f"option of method {name!r}")
+        if sparsity is None and "sparsity" in self.controlled and len(self.controlled) == 1:
+            raise InputError(f"method {name!r} needs a target: sparsity=0.8, say")
+        if sparsity is not None:
+            if "sparsity" not in self.controlled:
+                raise InputError(
+                    f"method {name!r} meets no target sparsity: it is controlled by "
+                    f"{', '.join(self.controlled)}"
+                )
+            check_sparsity(sparsity)
+        if "labels" in self.needs and train is None:
+            raise InputError(f"method {name!r} trains on labels: train= needs (input, label) pairs")
+        return record
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network with sparse weights, drop-in for the one it was made from.
+
+    Attributes
+    ----------
+    network : nn.Module
+        Of the same class; exact zeros in the weights of convolutions and linear layers.
+    report : PruningReport
+    """
+
+    network: nn.Module
+    report: PruningReport = field(repr=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the network's state dict, zeros included, as safetensors, atomically."""
+        from cimf.network.export import save_state
+
+        save_state(self.network, path)
+
+
+def run_method(
+    task: Task, name: str, method: Method, sparsity: float | None, given: Mapping[str, Any]
+) -> Pruned:
+    """Run a method on a task and count what comes back.
+
+    Parameters
+    ----------
+    name : str
+        What errors and the report call the method.
+    given : mapping
+        Its options.
+
+    Raises
+    ------
+    InputError, UnknownNameError
+        As `Method.checked`.
+    CimfError
+        The method returned another class of network, or one with NaN or infinite parameters.
+
+    Warns
+    -----
+    UserWarning
+        What the method warns about, and a target that was missed by more than 0.001.
+    """
+    options = method.checked(name, sparsity, task.train, given)
+    start = time.perf_counter()
+    outcome = method.run(task, sparsity, options)
+    seconds = time.perf_counter() - start
+    if type(outcome.network) is not type(task.net):
+        raise CimfError(
+            f"method {name!r} returned a {type(outcome.network).__name__}, not the class of the "
+            f"network that it was given, {type(task.net).__name__}"
+        )
+    for path, value in outcome.network.named_parameters():
+        if not torch.isfinite(value).all():
+            raise CimfError(f"method {name!r} left NaN or infinite values in {path!r}")
+    report = PruningReport.build(task.graph, outcome.network, name, sparsity, seconds)
+    warned = (*outcome.warnings, *_missed_target(report))
+    for sentence in warned:
+        warn_outside(sentence)
+    notes = (*outcome.notes, *report.notes, *warned)
+    return Pruned(outcome.network, replace(report, layers=outcome.layers, notes=notes))
+
+
+def as_record(kind: type[T], given: Mapping[str, Any], what: str) -> T:
+    """Return the options as their record.
+
+    Raises
+    ------
+    UnknownNameError
+        A name that is no field of the record.
+    InputError
+        What the record itself refuses.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(what, name, known)
+    return kind(**given)
+
+
+def check_sparsity(value: Any) -> None:
+    """Refuse a target sparsity that is no number in [0, 1).
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(value, Real) or not 0.0 <= float(value) < 1.0:
+        raise InputError(f"sparsity must be a number in [0, 1), got {value!r}")
+
+
+def _missed_target(report: PruningReport) -> list[str]:
+    """Say that the target was missed, by more than the rounding to whole weights."""
+    weights, total = report.matched
+    if report.target is None:
+        return []
+    if abs(weights - round((1.0 - report.target) * total)) <= _MISSED * total:
+        return []
+    return [
+        f"the sparsity is {1.0 - weights / total:.2%}, the target {report.target:.2%}: "
+        + (
+            "columns that were kept got the coefficient 0 (an input that is always zero, or "
+            "weights that were zero before)"
+            if weights < (1.0 - report.target) * total
+            else "more weights are kept"
+        )
+    ]

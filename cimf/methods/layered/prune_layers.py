@@ -1,0 +1,204 @@
+"""Sparse networks by structured state matching: the layered method.
+
+For every row i of every layer, in topological order, with the student's patches M and the
+teacher's pre-activations z_i (minus what else is added to the student's),
+
+    choose a support S_i of k_i columns, then minimise ||M a - z_i||^2 + d ||a - w_i||^2 over S_i,
+
+w_i the network's own row. The counts k_i come from a target sparsity of the whole network. The
+one-shot baselines differ in how they choose S_i and k_i, and in whether they refit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cimf.errors import InputError, UnknownNameError
+from cimf.methods.base import Outcome, Task
+from cimf.methods.layered import elimination
+from cimf.methods.layered.allocation import ALLOCATIONS, Counts, given_counts
+from cimf.methods.layered.calibration import Calibration, Statistics
+from cimf.methods.layered.elimination import Matrix
+from cimf.methods.layered.propagate import propagate
+from cimf.methods.layered.supports import SUPPORTS, Choice, Convex, Rule
+from cimf.methods.layered.survey import as_rows, damped_groups, dense_rows
+from cimf.methods.pruning_report import LayerRecord
+from cimf.network.layers import Layer
+from cimf.network.patches import PatchGram
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayeredOptions(Statistics):
+    """Options of the layered method; the defaults are the most accurate that were measured.
+
+    Attributes
+    ----------
+    support : str or Rule
+        A key of `SUPPORTS`, or a rule such as ``Convex("relative", 0.5)``, whose budget decides
+        every row in place of a target sparsity.
+    allocation : str, or counts per layer
+        "output", "error" or "uniform", see `Survey.allocate`; or integer arrays (r,), one per layer
+        in the order of the report, which say what every row keeps.
+    swaps : bool
+        Improve the supports by exact exchanges.
+    polish : bool
+        Least squares on the support. False: the rule's own coefficients, else the network's.
+    correct : bool
+        Error correction: the student's states as regressors. False: the teacher's.
+    keep : sequence of str
+        Paths of layers that stay dense (they count in the sparsity). Refused, as is `allocation`,
+        with a `Convex` budget, which decides every row.
+    progress : callable, optional
+        Called as progress(done, total) after every layer.
+    """
+
+    support: str | Rule = "obs"
+    allocation: str | Counts = "output"
+    swaps: bool = True
+    polish: bool = True
+    correct: bool = True
+    keep: Sequence[str] = ()
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.support, str) and self.support not in SUPPORTS:
+            raise UnknownNameError("support", self.support, SUPPORTS)
+        if isinstance(self.allocation, str) and self.allocation not in ALLOCATIONS:
+            raise UnknownNameError("allocation", self.allocation, ALLOCATIONS)
+        if isinstance(self.support, Convex):
+            if self.keep:
+                raise InputError("keep is not used by a convex budget: it decides every row")
+            if not isinstance(self.allocation, str) or self.allocation != "output":
+                raise InputError("allocation is not used by a convex budget: it decides every row")
+        if not isinstance(self.allocation, str) and self.keep:
+            raise InputError("keep is not used by an allocation by counts: it decides every row")
+
+    @property
+    def rule(self) -> Rule:
+        """How the columns of a row are chosen."""
+        return SUPPORTS[self.support] if isinstance(self.support, str) else self.support
+
+
+def prune_layers(task: Task, sparsity: float | None, options: LayeredOptions) -> Outcome:
+    """Return the network with sparse rows, layer by layer.
+
+    Raises
+    ------
+    InputError, UnknownNameError
+        A target together with a convex budget, or neither; a target that cannot be met.
+    CaptureError
+        The network cannot be matched; the message names the module.
+    """
+    if isinstance(options.support, Convex) == (sparsity is not None):
+        raise InputError(
+            "give either a target, sparsity=0.8, or a budget of the convex problem "
+            "(support=Convex('kappa' | 'relative' | 'lam', value))"
+        )
+    calibration = Calibration.of(task, options.statistics)
+    sizes = [(layer.n_rows, layer.n_columns) for layer in calibration.graph.layers]
+    if sparsity is None:
+        counts = [np.full(r, n) for r, n in sizes]
+    elif isinstance(options.allocation, str):
+        counts = calibration.counts(sparsity, options.allocation, options.keep)
+    else:
+        counts = given_counts(options.allocation, sizes)
+    return solve_layers(calibration, counts, options)
+
+
+def solve_layers(calibration: Calibration, counts: Counts, options: LayeredOptions) -> Outcome:
+    """Return the network whose rows keep so many weights.
+
+    Parameters
+    ----------
+    counts : list of (r,) int64
+        One array per layer of the graph.
+    """
+    graph = calibration.graph
+    budget = {layer.path: count for layer, count in zip(graph.layers, counts, strict=True)}
+    teacher = [dense_rows(layer) for layer in graph.layers]
+    records: list[LayerRecord] = []
+
+    def solve(layer: Layer, statistics: PatchGram) -> tuple[Tensor, Tensor | None]:
+        coef, record = _solve_layer(layer, statistics, budget[layer.path], options)
+        records.append(record)
+        if options.progress is not None:
+            options.progress(len(records), len(graph.layers))
+        return as_rows(coef, int(layer.has_bias))
+
+    try:
+        mismatch = propagate(
+            graph,
+            calibration.inputs,
+            solve,
+            correct=options.correct,
+            positions=options.positions,
+            precision=options.precision,
+            counting=calibration.counting,
+        )
+        network = graph.export()
+        calibration.check_export(network)
+    finally:
+        for layer, dense in zip(graph.layers, teacher, strict=True):
+            layer.set_rows(*as_rows(dense, int(layer.has_bias)))
+    layers = tuple(replace(record, mismatch=mismatch[record.path]) for record in records)
+    return Outcome(network, layers, calibration.notes, tuple(_few_samples(layers)))
+
+
+def _few_samples(records: Sequence[LayerRecord]) -> list[str]:
+    """Name the layers that have more columns than samples."""
+    few = [record.path for record in records if record.samples < record.columns]
+    if not few:
+        return []
+    return [
+        f"fewer calibration samples (times positions) than columns in {', '.join(few)}: these rows "
+        "can fit the samples by chance; give more samples, or more damping"
+    ]
+
+
+def _solve_layer(
+    layer: Layer, statistics: PatchGram, counts: Any, options: LayeredOptions
+) -> tuple[Matrix, LayerRecord]:
+    """Solve the rows of one layer, group by group; return them with the bias, and the record."""
+    free, n_jobs = int(layer.has_bias), options.n_jobs
+    dense = dense_rows(layer)
+    size = layer.n_rows // layer.groups
+    coef = np.empty_like(dense)
+    choices: list[Choice] = []
+    exchanges, gaps = np.zeros(layer.n_rows, np.int64), np.full(layer.n_rows, np.nan)
+    for g, problem in enumerate(damped_groups(layer, statistics, options.damping)):
+        part = slice(g * size, (g + 1) * size)
+        choice = options.rule(problem, dense[part], counts[part], free, n_jobs)
+        choices.append(choice)
+        mask = choice.mask
+        if options.swaps:
+            mask, exchanges[part] = elimination.swapped(problem, mask, free, n_jobs=n_jobs)
+        if options.polish:
+            coef[part], gaps[part] = elimination.polished(problem, mask, n_jobs)
+        else:
+            own = dense[part] if choice.coef is None else choice.coef
+            coef[part] = np.where(mask, own, 0.0)
+    weight = coef[:, : layer.n_columns]
+    certificates = [choice.solution.certificate for choice in choices if choice.solution]
+    kernel = layer.n_columns // (layer.module.weight.shape[1] or 1)
+    read = (weight != 0).reshape(layer.groups, size, -1, kernel).any(axis=(1, 3))
+    return coef, LayerRecord(
+        path=layer.path,
+        kind=type(layer.module).__name__,
+        rows=layer.n_rows,
+        columns=layer.n_columns,
+        samples=statistics.n_samples,
+        kept=int(np.count_nonzero(weight)),
+        emptied=tuple(int(i) for i in np.flatnonzero(~weight.any(axis=1))),
+        unread=int((~read).sum()),
+        exchanges=int(exchanges.sum()),
+        certified=sum(int(certificate.passed.sum()) for certificate in certificates),
+        solved=sum(certificate.passed.size for certificate in certificates),
+        worst_gap=float(np.fmax.reduce([c.worst_gap for c in certificates], initial=np.nan)),
+        polish_gap=float(np.fmax.reduce(gaps, initial=np.nan)),
+    )

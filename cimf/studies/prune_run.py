@@ -1,0 +1,91 @@
+"""One sparse network that ends in a results folder: weights, report, manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cimf.errors import CimfError
+from cimf.evaluate.main_job import prune
+from cimf.files import write_text
+from cimf.methods.base import Pruned
+from cimf.methods.catalogue import METHODS
+from cimf.methods.stacked.captured import as_list
+from cimf.model.operators import implicit_summary
+from cimf.network.batches import as_batches
+from cimf.network.layers import working_dtype
+from cimf.runs.folder import RunFolder
+from cimf.runs.terminal import out
+
+WEIGHTS, REPORT = "network.safetensors", "report.txt"
+
+
+def run_prune(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    network: Callable[[], tuple[Any, ...]],
+    sparsity: float | None,
+    method: str = "layered",
+    *,
+    options: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Pruned:
+    """Prune a network and write a results folder.
+
+    Parameters
+    ----------
+    folder : path
+        Receives network.safetensors (the state dict), report.txt and manifest.json; refused before
+        any work is done if it holds another run. The weights are written as soon as they are there.
+    settings : mapping
+        What decides the result besides the arguments below.
+    network : () -> (net, calibration batches) or (net, calibration batches, test batches)
+        Called once the folder is known to be free. Labelled test batches give accuracies.
+    sparsity, method, options
+        As `cimf.prune`.
+    overwrite : bool
+        Replace another run.
+
+    Raises
+    ------
+    CimfError
+        As `cimf.prune`.
+    """
+    found = METHODS[method]
+    found.checked(method, sparsity, (), options)  # labels are seen once the network is loaded
+    decisive = {key: str(value) for key, value in options.items() if key != "n_jobs"}
+    run = RunFolder.claim(
+        folder,
+        {**settings, "sparsity": sparsity, "method": method, "options": decisive},
+        overwrite,
+    )
+    net, *given = network()
+    batches, *test = (as_list("batches", part) for part in given)
+    result = prune(net, batches, sparsity, method, test=test[0] if test else None, **options)
+    result.save(run.path / WEIGHTS)
+    report = result.report
+    write_text(run.path / REPORT, f"{report}\n")  # what follows may fail; the result is there
+    out.print(str(report), soft_wrap=True, markup=False)
+    implicit = _implicit(result, test[0] if test else batches)
+    out.print(f"\n{implicit}", soft_wrap=True, markup=False)
+    run.finish(
+        {REPORT: f"{report}\n\n{implicit}\n"},
+        (WEIGHTS,),
+        source=found.source,
+        sparsity=report.sparsity,
+        evaluation=asdict(report.evaluation) if report.evaluation else None,
+        seconds=report.seconds,
+    )
+    out.print(f"written to {run.path}/: {WEIGHTS}, {REPORT}, manifest.json")
+    return result
+
+
+def _implicit(result: Pruned, batches: list[Any]) -> str:
+    """Say what the network is as an implicit model, or why it is none."""
+    try:
+        samples, *_ = as_batches(batches[:1], working_dtype(result.network))
+        return implicit_summary(result.network, samples)
+    except CimfError as error:
+        return f"no implicit model: {error}"
