@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cimf.judge import Certificate as Certificate
     from cimf.judge import Solution as Solution
     from cimf.judge import certify as certify
-    from cimf.methods.catalogue import METHODS as METHODS
+    from cimf.methods.by_name import METHODS as METHODS
     from cimf.methods.stacked.sparsify import sparsify as sparsify
     from cimf.methods.stacked.sparsify import sparsify_path as sparsify_path
     from cimf.model import ImplicitModel as ImplicitModel
@@ -41,7 +41,7 @@ _HOMES = {
     "CimfError": "cimf.errors",
     "Gram": "cimf.statistics",
     "ImplicitModel": "cimf.model",
-    "METHODS": "cimf.methods.catalogue",
+    "METHODS": "cimf.methods.by_name",
     "Solution": "cimf.judge",
     "States": "cimf.network",
     "capture_states": "cimf.network",

@@ -44,7 +44,7 @@ _MODULES = {
     "RelaxedRecord": "problem",
     "RowProblem": "constrained",
     "RowRecord": "problem",
-    "Rows": "rows",
+    "Rows": "matrix_rows",
     "StateRow": "relaxed",
 }
 

@@ -230,9 +230,9 @@ def test_close_kappas_have_files_of_their_own_and_equal_ones_are_refused(run):
     )
 
 
-def test_the_layered_design_saves_the_sparse_network(run):
-    arguments = ("sparsify", "usernet:unlabelled", "--design", "layered", "--out", "o")
-    result = run(*arguments, "--target-sparsity", "0.5")
+def test_prune_saves_the_sparse_network(run):
+    arguments = ("prune", "usernet:unlabelled", "--out", "o")
+    result = run(*arguments, "--sparsity", "0.5")
     assert result.exit_code == 0, result.output
     assert "sparsity 50.00%" in Path("o/report.txt").read_text()
     record = manifest("o")
@@ -244,12 +244,12 @@ def test_the_layered_design_saves_the_sparse_network(run):
     zeros = sum(int((value == 0).sum()) for value in state.values() if value.ndim == 2)
     assert zeros == 24
     assert record["evaluation"] is None
-    one_line(run(*arguments, "--target-sparsity", "0.6"), "other target_sparsity")
+    one_line(run(*arguments, "--sparsity", "0.6"), "other sparsity")
 
 
-def test_the_layered_design_tests_dense_and_sparse_network(run):
-    arguments = ("--design", "layered", "--target-sparsity", "0.4", "--support", "ball")
-    result = run("sparsify", "usernet:load", *arguments)
+def test_prune_tests_dense_and_sparse_network(run):
+    arguments = ("--sparsity", "0.4", "--option", "support=ball", "--option", "swaps=False")
+    result = run("prune", "usernet:load", *arguments)
     assert result.exit_code == 0, result.output
     record = manifest("results/load")
     net, _, ((inputs, labels),) = cli.call_seeded(load_function("usernet:load"), 0)
@@ -262,7 +262,7 @@ def test_the_layered_design_tests_dense_and_sparse_network(run):
     text = f"accuracy {accuracy:.2%}, the network itself 100.00%"
     assert text in result.output
     assert text in Path("results/load/report.txt").read_text()
-    assert record["settings"]["support"] == "ball"
+    assert record["settings"]["options"] == {"support": "ball", "swaps": "False"}
     assert "6/6" in result.output, "rows of the convex problem that are certified"
     for words in ("implicit model: 6 states; its equilibrium gives", "well-posed for any weights"):
         assert words in Path("results/load/report.txt").read_text()
@@ -271,13 +271,6 @@ def test_the_layered_design_tests_dense_and_sparse_network(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--design", "layered"), "--target-sparsity 0.8"),
-        (("--design", "layered", "--target-sparsity", "2"), "in [0, 1)"),
-        (("--design", "layered", "--target-sparsity", "nan"), "in [0, 1)"),
-        (("--design", "layered", "--kappa", "1", "--target-sparsity", "0"), "--kappa is not used"),
-        (("--design", "layered", "--no-rescale"), "--no-rescale is not used"),
-        (("--target-sparsity", "0.5"), "--target-sparsity needs --design layered"),
-        (("--support", "ball"), "--support needs --design layered"),
         (("--backend", "gurobi"), "known: auto, clarabel, mosek"),
         (("--backend", "clarabel"), "add --method cvxpy"),
         (("--method", "foo"), "known: auto, bisection, cvxpy, exact, torch"),
@@ -287,6 +280,25 @@ def test_the_layered_design_tests_dense_and_sparse_network(run):
 )
 def test_what_a_design_does_not_use_is_refused(run, arguments, message):
     one_line(run("sparsify", "usernet:unlabelled", *arguments), message)
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "needs a target: sparsity=0.8"),
+        (("--sparsity", "2"), "in [0, 1)"),
+        (("--sparsity", "nan"), "in [0, 1)"),
+        (("--sparsity", "0.5", "--method", "foo"), "unknown method 'foo'; known: fista, layered"),
+        (("--sparsity", "0.5", "--option", "kapa=1"), "option of method 'layered' 'kapa'; known:"),
+        (("--sparsity", "0.5", "--option", "swaps"), "NAME=VALUE needed"),
+        (("--sparsity", "0.5", "--option", "support=foo"), "magnitude, obs"),
+        (("--sparsity", "0.5", "--option", "n_jobs=0"), "n_jobs must not be 0"),
+        (("--sparsity", "0.5", "--option", "damping=-1"), "damping must be a positive number"),
+    ],
+)
+def test_wrong_options_of_prune_are_refused_before_the_network_is_made(run, arguments, message):
+    one_line(run("prune", "usernet:broken", *arguments), message)
     assert not Path("results").exists()
 
 
@@ -313,11 +325,8 @@ def test_a_function_without_a_source_file(run):
         (("--method", "foo"), "known: auto, bisection, cvxpy, exact, torch"),
         (("--method", "cvxpy", "--backend", "foo"), "known: auto, clarabel, mosek"),
         (("--backend", "clarabel"), "add --method cvxpy"),
-        (("--design", "foo"), "known: causal, full, layered, no-self-loop"),
+        (("--design", "foo"), "known: causal, full, no-self-loop"),
         (("--kappa", "1.5"), "--allow-ill-posed"),
-        (("--design", "layered", "--target-sparsity", "0.5", "--support", "foo"), "magnitude, obs"),
-        (("--design", "layered", "--target-sparsity", "1"), "in [0, 1)"),
-        (("--design", "layered", "--target-sparsity", "0.5", "--n-jobs", "0"), "n_jobs must not"),
     ],
 )
 def test_wrong_options_are_refused_before_the_network_is_made(run, arguments, message):

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from cimf.evaluate.held_out import HeldOut
-from cimf.methods.base import Pruned, Task, run_method
-from cimf.methods.catalogue import METHODS
+from cimf.methods.base import Pruned, Task
+from cimf.methods.by_name import METHODS, prune_task
 from cimf.methods.stacked.captured import as_list
 
 
@@ -68,5 +68,5 @@ def prune(
     found.checked(method, sparsity, train, options)
     task = Task(net, batches, train)
     held_out = None if test is None else HeldOut(net, test)
-    result = run_method(task, method, found, sparsity, options)
+    result = prune_task(task, sparsity, method, **options)
     return result if held_out is None else held_out.evaluated(result)

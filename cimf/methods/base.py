@@ -126,7 +126,8 @@ class Method:
     needs : tuple of str
         Beyond unlabelled inputs: "labels" (labelled training data), "gradients".
     controlled : tuple of str
-        By what the sparsity is set: "sparsity" (a target that is met), "budget", "penalty".
+        By what the sparsity is set: "sparsity" (a target that is met); "budget" (the property
+        `budget` of the options says whether one of them sets it).
     """
 
     source: str
@@ -145,17 +146,17 @@ class Method:
             [0, 1), none where the method needs one; labelled data missing.
         """
         record: Any = as_record(self.options, given, f"option of method {name!r}")
-        if sparsity is None and "sparsity" in self.controlled and len(self.controlled) == 1:
-            raise InputError(f"method {name!r} needs a target: sparsity=0.8, say")
+        budget = "budget" in self.controlled and record.budget
+        if budget and sparsity is not None:
+            raise InputError("give either a target, sparsity=0.8 say, or a budget, not both")
         if sparsity is not None:
-            if "sparsity" not in self.controlled:
-                raise InputError(
-                    f"method {name!r} meets no target sparsity: it is controlled by "
-                    f"{', '.join(self.controlled)}"
-                )
             check_sparsity(sparsity)
+        elif "sparsity" in self.controlled and not budget:
+            raise InputError(f"method {name!r} needs a target: sparsity=0.8, say")
         if "labels" in self.needs and train is None:
-            raise InputError(f"method {name!r} trains on labels: train= needs (input, label) pairs")
+            raise InputError(
+                f"method {name!r} trains on labels: give (input, label) pairs, as batches or train"
+            )
         return record
 
 

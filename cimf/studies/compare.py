@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cimf.methods.base import Pruned, Task, run_method
-from cimf.methods.catalogue import METHODS
+from cimf.methods.base import Pruned, Task
+from cimf.methods.by_name import METHODS, prune_task
 from cimf.methods.layered.calibration import Calibration, Statistics
 from cimf.runs.folder import UNFINISHED, RunFolder
 from cimf.runs.terminal import out, print_table
@@ -110,8 +110,8 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
 
     def work(point: Point) -> dict[str, Any]:
         nonlocal shared
-        method, options = METHODS[point.method], dict(point.options)
-        record = method.checked(point.method, point.sparsity, None, options)
+        options = dict(point.options)
+        record = METHODS[point.method].checked(point.method, point.sparsity, None, options)
         key = point.samples, record.statistics if isinstance(record, Statistics) else None
         if shared is None or shared[0] != key:
             shared = None  # frees the statistics before the next ones are taken
@@ -119,7 +119,7 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
             if key[1] is not None:
                 Calibration.of(shared[1], key[1]).survey  # noqa: B018 - what the points share
         start = time.perf_counter()
-        result = run_method(shared[1], point.method, method, point.sparsity, options)
+        result = prune_task(shared[1], point.sparsity, point.method, **options)
         seconds = time.perf_counter() - start
         classes = case.classes(result.network)
         judged = {

@@ -11,7 +11,7 @@ from cimf.errors import CimfError
 from cimf.evaluate.main_job import prune
 from cimf.files import write_text
 from cimf.methods.base import Pruned
-from cimf.methods.catalogue import METHODS
+from cimf.methods.by_name import METHODS
 from cimf.methods.stacked.captured import as_list
 from cimf.model.operators import implicit_summary
 from cimf.network.batches import as_batches

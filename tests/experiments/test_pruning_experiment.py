@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from cimf.data import corpora
 from cimf.data.datasets import Dataset
 from cimf.data.networks import Pretrained
-from cimf.methods.layered.calibration import Calibration
+from cimf.studies import compare
 from experiments.__main__ import app
 
 
@@ -68,14 +68,14 @@ def test_a_target_below_the_dense_head_is_one_line(small):
 def test_an_interrupted_table_is_continued(small, monkeypatch):
     calls = []
 
-    def interrupted(self, *arguments, **options):
+    def interrupted(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(self, *arguments, **options)
+        return original(*arguments, **options)
 
-    original = Calibration.sparsify
-    monkeypatch.setattr(Calibration, "sparsify", interrupted)
+    original = compare.prune_task
+    monkeypatch.setattr(compare, "prune_task", interrupted)
     result = CliRunner().invoke(app, [*ARGUMENTS, "--levels", "0.1,0.4"])
     assert result.exit_code == 130
     result = CliRunner().invoke(app, [*ARGUMENTS, "--levels", "0.1,0.4"])

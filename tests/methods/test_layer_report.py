@@ -13,7 +13,6 @@ from cimf.data.networks import BasicBlock
 from cimf.errors import InputError
 from cimf.evaluate.held_out import HeldOut
 from cimf.judge import DENOMINATORS
-from cimf.methods.layered.calibration import sparsify_layers
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +32,8 @@ def trained():
 def result(trained):
     net, u = trained
     labels = net(u).argmax(1)
-    return cimf.sparsify(
-        net, [u], design="layered", target_sparsity=0.95, support="ball", n_jobs=1,
+    return cimf.prune(
+        net, [u], 0.95, support="ball", n_jobs=1,
         test=[(u[:40], labels[:40]), (u[40:], labels[40:])],
     )  # fmt: skip
 
@@ -80,7 +79,7 @@ def test_the_text_is_a_table_and_says_everything(result):
 
 def test_rules_without_a_certificate_show_none(trained):
     net, u = trained
-    text = str(sparsify_layers(net, u, 0.5, n_jobs=1).report)
+    text = str(cimf.prune(net, u, 0.5, n_jobs=1).report)
     assert text.splitlines()[1].split()[6:8] == ["-", "-"]
     assert "test samples" not in text
 
@@ -101,7 +100,7 @@ def test_test_samples_are_judged_by_both_networks(trained, result):
 
 def test_test_samples_without_labels(trained):
     net, u = trained
-    same = sparsify_layers(net, u, 0.0, n_jobs=1)
+    same = cimf.prune(net, u, 0.0, n_jobs=1)
     found = HeldOut(copy.deepcopy(net).half(), u).evaluated(same).report.evaluation
     assert found.accuracy is None
     assert found.output_error < 1e-2

@@ -5,34 +5,37 @@ from torch import nn
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import certify
-from cimf.methods.baselines import BASELINES
+from cimf.methods.base import Task
 from cimf.methods.baselines.fista import _descend, fista
-from cimf.methods.baselines.one_shot import magnitude_counts, wanda
-from cimf.methods.layered.calibration import Calibration
+from cimf.methods.baselines.one_shot import BASELINES, magnitude_counts, wanda
+from cimf.methods.by_name import prune_task
+from cimf.methods.layered.calibration import Calibration, Statistics
 from cimf.statistics import Gram
 
 
 @pytest.fixture(scope="module")
-def calibration():
+def task():
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.AvgPool2d(2),
         nn.Flatten(), nn.Linear(32, 5),
     )  # fmt: skip
-    return Calibration(net, torch.randn(100, 2, 8, 8), n_jobs=1)
+    return Task(net, torch.randn(100, 2, 8, 8))
 
 
 @pytest.fixture(scope="module")
-def errors(calibration):
-    u = torch.cat(calibration.batches)
-    net = calibration.graph.original
+def errors(task):
+    u = torch.cat(task.inputs)
+    net = task.net
     out = {}
     with torch.no_grad():
-        for name, method in BASELINES.items():
-            result = method.run(calibration, 0.7)
+        for name in BASELINES:
+            result = prune_task(task, 0.7, name, n_jobs=1)
             assert result.report.sparsity["network_weights"] == pytest.approx(0.7, abs=1e-3), name
             out[name] = float((result.network(u) - net(u)).square().mean())
-        out["layered"] = float((calibration.sparsify(0.7).network(u) - net(u)).square().mean())
+        out["layered"] = float(
+            (prune_task(task, 0.7, n_jobs=1).network(u) - net(u)).square().mean()
+        )
     return out
 
 
@@ -44,24 +47,24 @@ def test_refitting_beats_masking_and_elimination_beats_magnitude(errors):
     assert errors["layered"] < errors["obs"]
 
 
-def test_masked_baselines_change_no_weight(calibration):
+def test_masked_baselines_change_no_weight(task):
     for name in ("magnitude-global", "magnitude-layer", "wanda"):
-        result = BASELINES[name].run(calibration, 0.5)
-        for old, new in zip(calibration.graph.original, result.network, strict=True):
+        result = prune_task(task, 0.5, name, n_jobs=1)
+        for old, new in zip(task.net, result.network, strict=True):
             if hasattr(old, "weight"):
                 kept = new.weight != 0
                 torch.testing.assert_close(new.weight[kept], old.weight[kept])
 
 
-def test_magnitude_counts_are_those_of_a_threshold(calibration):
-    graph = calibration.graph
-    one = magnitude_counts(graph, 0.6, (), True)
+def test_magnitude_counts_are_those_of_a_threshold(task):
+    calibration, graph = Calibration.of(task, Statistics(n_jobs=1)), task.graph
+    one = magnitude_counts(calibration, 0.6, (), True)
     weights = [graph.original.get_parameter(f"{layer.path}.weight") for layer in graph.layers]
     flat = torch.cat([w.abs().flatten() for w in weights])
     threshold = flat.sort(descending=True).values[round(0.4 * flat.numel()) - 1]
     for weight, count in zip(weights, one, strict=True):
         assert ((weight.abs() >= threshold).flatten(1).sum(1).numpy() == count).all()
-    each = magnitude_counts(graph, 0.6, ("6",), False)
+    each = magnitude_counts(calibration, 0.6, ("6",), False)
     assert (each[2] == 32).all()
     assert sum(int(c.sum()) for c in each) == round(0.4 * flat.numel())
 
@@ -102,8 +105,8 @@ def test_fista_rounds_to_the_counts():
     assert (choice.coef[~choice.mask] == 0).all()
 
 
-def test_unknown_layers_and_targets_are_refused(calibration):
+def test_unknown_layers_and_targets_are_refused(task):
     with pytest.raises(UnknownNameError, match="known: 0, 2, 6"):
-        BASELINES["magnitude-global"].run(calibration, 0.5, keep=("fc",))
-    with pytest.raises(InputError, match="target_sparsity"):
-        BASELINES["magnitude-layer"].run(calibration, 1.5)
+        prune_task(task, 0.5, "magnitude-global", keep=("fc",))
+    with pytest.raises(InputError, match="sparsity"):
+        prune_task(task, 1.5, "magnitude-layer")

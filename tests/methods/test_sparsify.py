@@ -340,15 +340,7 @@ X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
         (None, {}, "batches must be an iterable of tensors, got NoneType"),
         ([X], {"test": 3}, "test must be an iterable of tensors, got int"),
         ([X], {"kapa": 0.5}, "unknown cimf.sparsify keyword 'kapa'; known: .*kappa.*method.*tol"),
-        ([X], {"design": "layered", "kapa": 1}, "'kapa'; known: .*damping.*support.*target_sp"),
-        ([X], {"design": "layered", "kappa": 0.5}, "kappa is not used by design 'layered'"),
-        ([X], {"design": "layered", "rescale": False}, "rescale is not used"),
-        ([X], {"design": "layered", "target_sparsity": 0.5, "test": 3}, "test must be an iterable"),
-        (
-            [X],
-            {"design": "layered", "target_sparsity": 0.5, "test": [(X[:2], torch.tensor([0, 3]))]},
-            "classes 0 to 2",
-        ),
+        ([X], {"design": "layered"}, r"cimf.prune\(net, batches, sparsity=0.8\)"),
         ([X], {"backend": "clarabel"}, "backend is used by method='cvxpy'"),
         ([X], {"backend": "gurobi"}, "unknown backend 'gurobi'; known: auto, clarabel"),
         ([X], {"method": "foo"}, "known: auto, bisection, cvxpy, exact, torch"),
@@ -374,8 +366,8 @@ def test_wrong_options_are_refused_before_anything_is_captured(option):
         cimf.sparsify(mlp((4, 5, 3), seed=0), samples(), **option)
 
 
-def test_the_layered_design_asks_for_its_target(reference):
-    with pytest.raises(InputError, match=r"target_sparsity=0.8"):
+def test_the_layered_design_names_prune(reference):
+    with pytest.raises(InputError, match=r"cimf.prune\(net, batches, sparsity=0.8\)"):
         cimf.sparsify_path(reference, [0.5], "layered")
 
 
@@ -409,10 +401,10 @@ def test_a_16_bit_network_is_named_in_the_report(dtype):
     assert f"weights were {name}: captured in float64 from the rounded weights" in report.notes
 
 
-def test_a_large_model_of_a_convolution_points_to_the_layered_design():
+def test_a_large_model_of_a_convolution_points_to_prune():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     images = torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     large, small = (cimf.sparsify(net, [images], kappa=kappa).report for kappa in (0.9, 0.0))
     assert large.row()["sparsity_network_weights"] < -1
-    assert any("design='layered'" in note for note in large.notes)
-    assert not any("design='layered'" in note for note in small.notes)
+    assert any("cimf.prune" in note for note in large.notes)
+    assert not any("cimf.prune" in note for note in small.notes)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,8 @@ from torch import nn
 import cimf
 from cimf.data.networks import BasicBlock
 from cimf.errors import CaptureError, InputError, UnknownNameError
-from cimf.methods.layered.calibration import Calibration, sparsify_layers
+from cimf.methods.base import Task
+from cimf.methods.by_name import prune_task
 from cimf.methods.layered.supports import Convex
 
 SIZES = {"n_jobs": 1}
@@ -33,7 +36,7 @@ def error(net, reference, u):
 @pytest.mark.parametrize("allocation", ["uniform", "error", "output"])
 def test_the_target_is_met_by_the_network_that_comes_back(target, allocation):
     net, u = small_net()
-    result = sparsify_layers(net, u, target, allocation=allocation, **SIZES)
+    result = cimf.prune(net, u, target, allocation=allocation, **SIZES)
     weights = [m.weight for m in result.network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     total = sum(w.numel() for w in weights)
     zeros = sum(int((w == 0).sum()) for w in weights)
@@ -44,17 +47,17 @@ def test_the_target_is_met_by_the_network_that_comes_back(target, allocation):
 
 def test_no_sparsity_is_the_network_itself():
     net, u = small_net()
-    result = sparsify_layers(net.double(), u.double(), 0.0, **SIZES)
+    result = cimf.prune(net.double(), u.double(), 0.0, **SIZES)
     torch.testing.assert_close(result.network(u.double()), net(u.double()))
     assert max(layer.mismatch for layer in result.report.layers) < 1e-20
 
 
 def test_error_correction_and_polish_and_swaps_each_help():
     net, u = small_net()
-    calibration = Calibration(net, u, positions=None, **SIZES)
+    calibration = partial(prune_task, Task(net, u), positions=None, **SIZES)
 
     def run(**options):
-        return error(calibration.sparsify(0.6, **options).network, net, u)
+        return error(calibration(0.6, **options).network, net, u)
 
     ours = run()
     assert ours < run(correct=False)
@@ -64,20 +67,20 @@ def test_error_correction_and_polish_and_swaps_each_help():
 
 def test_output_allocation_beats_uniform_rows():
     net, u = small_net()
-    calibration = Calibration(net, u, **SIZES)
-    by_output = calibration.sparsify(0.7)
+    calibration = partial(prune_task, Task(net, u), **SIZES)
+    by_output = calibration(0.7)
     assert error(by_output.network, net, u) < error(
-        calibration.sparsify(0.7, allocation="uniform").network, net, u
+        calibration(0.7, allocation="uniform").network, net, u
     )
 
 
 def test_runs_do_not_influence_each_other_and_repeat():
     net, u = small_net()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    calibration = Calibration(net, u, **SIZES)
-    first = calibration.sparsify(0.7)
-    calibration.sparsify(0.9, support="magnitude")
-    again = Calibration(net, u, n_jobs=2).sparsify(0.7)
+    calibration = partial(prune_task, Task(net, u), **SIZES)
+    first = calibration(0.7)
+    calibration(0.9, support="magnitude")
+    again = prune_task(Task(net, u), 0.7, n_jobs=2)
     for (name, a), (_, b) in zip(
         first.network.state_dict().items(), again.network.state_dict().items(), strict=True
     ):
@@ -87,7 +90,7 @@ def test_runs_do_not_influence_each_other_and_repeat():
 
 def test_mismatch_is_that_of_the_returned_network():
     net, u = small_net()
-    result = sparsify_layers(net, u, 0.7, **SIZES)
+    result = cimf.prune(net, u, 0.7, **SIZES)
     with torch.no_grad():
         z, s = net(u), result.network(u)
     spread = (z - z.mean(0)).square().sum()
@@ -99,7 +102,7 @@ def test_mismatch_is_that_of_the_returned_network():
 
 def test_certificates_of_the_convex_problem_and_of_the_polish():
     net, u = small_net()
-    result = sparsify_layers(net, u, 0.5, support="ball", **SIZES)
+    result = cimf.prune(net, u, 0.5, support="ball", **SIZES)
     for layer in result.report.layers:
         assert layer.certified == layer.solved == layer.rows
         assert layer.worst_gap <= 1e-9
@@ -108,33 +111,33 @@ def test_certificates_of_the_convex_problem_and_of_the_polish():
 
 def test_convex_budgets_decide_the_sparsity():
     net, u = small_net()
-    calibration = Calibration(net, u, **SIZES)
+    calibration = partial(prune_task, Task(net, u), **SIZES)
     kept = [
-        calibration.sparsify(support=Convex("relative", value), swaps=False)
+        calibration(support=Convex("relative", value), swaps=False)
         .report.nonzeros["network_weights"][0]
         for value in (0.2, 0.6, 1.0)
     ]  # fmt: skip
     assert kept[0] < kept[1] < kept[2]
-    with pytest.raises(InputError, match="either target_sparsity"):
-        calibration.sparsify(0.5, support=Convex("relative", 0.5))
-    with pytest.raises(InputError, match="either target_sparsity"):
-        calibration.sparsify()
+    with pytest.raises(InputError, match="either a target"):
+        calibration(0.5, support=Convex("relative", 0.5))
+    with pytest.raises(InputError, match="needs a target"):
+        calibration()
 
 
 def test_layers_kept_dense_count_in_the_target():
     net, u = small_net()
-    result = sparsify_layers(net, u, 0.5, keep=["6"], **SIZES)
+    result = cimf.prune(net, u, 0.5, keep=["6"], **SIZES)
     assert result.report.layers[-1].sparsity == 0.0
     assert result.report.sparsity["network_weights"] == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(InputError, match="at most"):
-        sparsify_layers(net, u, 0.95, keep=["6"], **SIZES)
+        cimf.prune(net, u, 0.95, keep=["6"], **SIZES)
     with pytest.raises(UnknownNameError, match=r"3\.conv1"):
-        sparsify_layers(net, u, 0.5, keep=["head"], **SIZES)
+        cimf.prune(net, u, 0.5, keep=["head"], **SIZES)
 
 
 def test_emptied_rows_and_unread_channels_are_flagged():
     net, u = small_net()
-    report = sparsify_layers(net, u, 0.97, **SIZES).report
+    report = cimf.prune(net, u, 0.97, **SIZES).report
     assert any(layer.emptied for layer in report.layers)
     assert any(layer.unread for layer in report.layers)
 
@@ -143,7 +146,7 @@ def test_emptied_rows_and_unread_channels_are_flagged():
 def test_mode_and_dtype_come_back(dtype):
     net, u = small_net()
     net = net.to(dtype).train()
-    result = sparsify_layers(net, u, 0.5, **SIZES)
+    result = cimf.prune(net, u, 0.5, **SIZES)
     assert result.network.training
     assert all(p.dtype == dtype for p in result.network.parameters())
     assert net.training
@@ -170,7 +173,7 @@ def test_token_sequences_are_matched_per_position():
 
     net = Tokens()
     tokens = torch.randint(0, 11, (80, 7))
-    result = sparsify_layers(net, [tokens[:30], tokens[30:]], 0.5, **SIZES)
+    result = cimf.prune(net, [tokens[:30], tokens[30:]], 0.5, **SIZES)
     assert {layer.path for layer in result.report.layers} == {"q", "k", "v", "head"}
     assert {layer.samples for layer in result.report.layers} == {560, 80}
     assert error(result.network, net, tokens) < error(lambda t: 0 * net(t), net, tokens)
@@ -179,7 +182,7 @@ def test_token_sequences_are_matched_per_position():
 def test_few_samples_warn_and_name_the_layers():
     net, u = small_net()
     with pytest.warns(UserWarning, match=r"3\.conv2"):
-        result = sparsify_layers(net, u[:2], 0.5, positions=8, **SIZES)
+        result = cimf.prune(net, u[:2], 0.5, positions=8, **SIZES)
     assert "3.conv2" in result.report.notes[0]
 
 
@@ -198,7 +201,7 @@ def test_few_samples_warn_and_name_the_layers():
 )
 def test_bad_batches_are_refused(batches, words):
     with pytest.raises(InputError, match=words):
-        sparsify_layers(small_net()[0], batches, 0.5)
+        cimf.prune(small_net()[0], batches, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_bad_batches_are_refused(batches, words):
 def test_bad_test_batches_are_refused(test, words):
     net, u = small_net()
     with pytest.raises(InputError, match=words):
-        cimf.sparsify(net, u, design="layered", target_sparsity=0.5, test=test)
+        cimf.prune(net, u, 0.5, test=test)
 
 
 def test_token_ids_outside_the_vocabulary_are_refused():
@@ -220,9 +223,9 @@ def test_token_ids_outside_the_vocabulary_are_refused():
     ids = torch.randint(0, 11, (40, 3))
     ids[30, 2] = 11
     with pytest.raises(InputError, match="from 0 to 11"):
-        sparsify_layers(net, [ids[:20], ids[20:]], 0.5)
+        cimf.prune(net, [ids[:20], ids[20:]], 0.5)
     with pytest.raises(InputError, match="float32"):
-        sparsify_layers(net, ids.float(), 0.5)
+        cimf.prune(net, ids.float(), 0.5)
 
 
 def test_a_norm_over_tokens_stays_as_it_is():
@@ -230,7 +233,7 @@ def test_a_norm_over_tokens_stays_as_it_is():
     net = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5))
     u = torch.randn(50, 6, 8)
     net(u)
-    result = sparsify_layers(net.eval(), u, 0.0, **SIZES)
+    result = cimf.prune(net.eval(), u, 0.0, **SIZES)
     torch.testing.assert_close(result.network(u), net(u), rtol=1e-4, atol=1e-5)
 
 
@@ -244,31 +247,31 @@ def test_a_norm_over_tokens_stays_as_it_is():
 def test_bad_options_are_refused(options):
     net, u = small_net()
     with pytest.raises(InputError, match=next(iter(options))):
-        sparsify_layers(net, u, 0.5, **options)
+        cimf.prune(net, u, 0.5, **options)
 
 
 def test_partly_labelled_test_batches_are_said():
     net, u = small_net()
     test = [(u, torch.zeros(64, dtype=torch.long)), u]
-    result = cimf.sparsify(net, u, design="layered", target_sparsity=0.5, test=test, n_jobs=1)
+    result = cimf.prune(net, u, 0.5, test=test, n_jobs=1)
     assert "only 1 of 2 test batches have labels" in str(result.report)
 
 
 @pytest.mark.parametrize("target", [-0.1, 1.0, float("nan"), "0.8"])
 def test_bad_targets_are_refused(target):
     net, u = small_net()
-    with pytest.raises(InputError, match="target_sparsity"):
-        sparsify_layers(net, u, target)
+    with pytest.raises(InputError, match="sparsity"):
+        cimf.prune(net, u, target)
 
 
 def test_unknown_names_are_refused():
     net, u = small_net()
     with pytest.raises(UnknownNameError, match="obs"):
-        sparsify_layers(net, u, 0.5, support="obd")
+        cimf.prune(net, u, 0.5, support="obd")
     with pytest.raises(UnknownNameError, match="uniform"):
-        sparsify_layers(net, u, 0.5, allocation="even")
+        cimf.prune(net, u, 0.5, allocation="even")
     with pytest.raises(InputError, match="damping"):
-        sparsify_layers(net, u, 0.5, damping=0.0)
+        cimf.prune(net, u, 0.5, damping=0.0)
 
 
 def test_activations_in_place_change_nothing():
@@ -295,7 +298,7 @@ def test_activations_in_place_change_nothing():
     u = torch.randn(60, 6)
     kept = u.clone()
     states = [
-        sparsify_layers(InPlace(inplace), u, 0.5, **SIZES).network.state_dict()
+        cimf.prune(InPlace(inplace), u, 0.5, **SIZES).network.state_dict()
         for inplace in (True, False)
     ]
     assert torch.equal(u, kept)
@@ -305,54 +308,55 @@ def test_activations_in_place_change_nothing():
 @pytest.mark.parametrize("metric", ["output", "softmax"])
 def test_metrics_of_the_allocation(metric):
     net, u = small_net()
-    result = sparsify_layers(net, u, 0.7, metric=metric, **SIZES)
+    result = cimf.prune(net, u, 0.7, metric=metric, **SIZES)
     assert result.report.sparsity["network_weights"] == pytest.approx(0.7, abs=1e-3)
     with pytest.raises(UnknownNameError, match="softmax"):
-        sparsify_layers(net, u, 0.7, metric="accuracy")
+        cimf.prune(net, u, 0.7, metric="accuracy")
 
 
 def test_broken_networks_are_refused():
     net, u = small_net()
     nn.init.constant_(net[6].bias, float("inf"))
     with pytest.raises(CaptureError, match="infinite"):
-        sparsify_layers(net, u, 0.5)
+        cimf.prune(net, u, 0.5)
 
 
 def test_a_network_that_comes_back_wrong_is_refused(monkeypatch):
     net, u = small_net()
-    calibration = Calibration(net, u, **SIZES)
-    monkeypatch.setattr(calibration.graph, "export", lambda: net)
+    task = Task(net, u)
+    calibration = partial(prune_task, task, **SIZES)
+    monkeypatch.setattr(task.graph, "export", lambda: net)
     with pytest.raises(CaptureError, match="its own rows"):
-        calibration.sparsify(0.8)
+        calibration(0.8)
     monkeypatch.undo()
-    assert calibration.sparsify(0.0).report.layers[0].mismatch < 1e-6  # the rows were restored
+    assert calibration(0.0).report.layers[0].mismatch < 1e-6  # the rows were restored
 
 
 @pytest.mark.parametrize("options", [{"keep": ["6"]}, {"allocation": "uniform"}])
 def test_what_a_convex_budget_does_not_use_is_refused(options):
     net, u = small_net()
     with pytest.raises(InputError, match="not used"):
-        sparsify_layers(net, u, support=Convex("relative", 0.5), **options, **SIZES)
+        cimf.prune(net, u, support=Convex("relative", 0.5), **options, **SIZES)
 
 
 def test_allocations_by_counts():
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    calibration = Calibration(net, torch.randn(50, 4), **SIZES)
+    calibration = partial(prune_task, Task(net, torch.randn(50, 4)), **SIZES)
     counts = [np.full(3, 2), np.array([1, 2])]
-    assert calibration.sparsify(0.5, allocation=counts).report.layers[1].kept == 3
+    assert calibration(0.5, allocation=counts).report.layers[1].kept == 3
     for wrong in (
         counts[:1], np.full(2, 2), [np.full(2, 2), counts[1]], [np.full(3, 9), counts[1]],
         [np.full(3, -1), counts[1]], [np.full(3, 2.0), counts[1]], 3,
     ):  # fmt: skip
         with pytest.raises(InputError, match="allocation"):
-            calibration.sparsify(0.5, allocation=wrong)
+            calibration(0.5, allocation=wrong)
     with pytest.raises(InputError, match="keep"):
-        calibration.sparsify(0.5, allocation=counts, keep=["2"])
+        calibration(0.5, allocation=counts, keep=["2"])
     for keep in ("2", None):
         with pytest.raises(InputError, match="keep"):
-            calibration.sparsify(0.2, keep=keep)
-    with pytest.warns(UserWarning, match="keeps more weights") as caught:
-        calibration.sparsify(0.9, allocation=counts)
+            calibration(0.2, keep=keep)
+    with pytest.warns(UserWarning, match="more weights are kept") as caught:
+        calibration(0.9, allocation=counts)
     assert caught[0].filename == __file__
 
 
@@ -362,14 +366,14 @@ def test_a_missed_target_is_said():
     with torch.no_grad():
         net[0].weight.zero_()
     with pytest.warns(UserWarning, match=r"the target 20.00%.*coefficient 0"):
-        report = sparsify_layers(net, torch.randn(50, 4), 0.2, **SIZES).report
+        report = cimf.prune(net, torch.randn(50, 4), 0.2, **SIZES).report
     assert "the target 20.00%" in str(report)
 
 
 def test_batches_of_different_sizes_are_the_same_samples():
     net, u = small_net()
-    one = sparsify_layers(net, u, 0.6, positions=None, **SIZES)
-    several = sparsify_layers(net, [(u[:7], None), (u[7:9], None), (u[9:], None)], 0.6,
+    one = cimf.prune(net, u, 0.6, positions=None, **SIZES)
+    several = cimf.prune(net, [(u[:7], None), (u[7:9], None), (u[9:], None)], 0.6,
                               positions=None, **SIZES)  # fmt: skip
     np.testing.assert_allclose(
         one.network[6].weight.detach(), several.network[6].weight.detach(), atol=1e-4
@@ -378,7 +382,7 @@ def test_batches_of_different_sizes_are_the_same_samples():
 
 def test_front_door():
     net, u = small_net()
-    result = cimf.sparsify(net, [u], design="layered", target_sparsity=0.6, n_jobs=1)
+    result = cimf.prune(net, [u], 0.6, n_jobs=1)
     assert result.report.sparsity["network_weights"] == pytest.approx(0.6, abs=1e-3)
-    with pytest.raises(InputError, match="layered"):
-        cimf.sparsify(net, [u], target_sparsity=0.6)
+    with pytest.raises(InputError, match=r"cimf\.prune"):
+        cimf.sparsify(net, [u], design="layered")

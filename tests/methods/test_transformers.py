@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from cimf.data.text import TokenClassifier
 from cimf.errors import CaptureError
-from cimf.methods.layered.calibration import Calibration
+from cimf.methods.base import Task
+from cimf.methods.by_name import prune_task
 from cimf.methods.layered.sensitivity import positions_that_count
 from cimf.network.layers import LayerGraph
 
@@ -117,7 +118,7 @@ def test_what_stands_behind_padding_changes_nothing(net, ids):
     with torch.no_grad():
         other.words.weight[PADDING] += 3.0
     first, second = (
-        Calibration(one, ids, n_jobs=1).sparsify(0.5).network.state_dict() for one in (net, other)
+        prune_task(Task(one, ids), 0.5, n_jobs=1).network.state_dict() for one in (net, other)
     )
     for name, value in first.items():
         if name != "words.weight":
@@ -126,7 +127,7 @@ def test_what_stands_behind_padding_changes_nothing(net, ids):
 
 @pytest.mark.parametrize("target", [0.0, 0.6])
 def test_student_and_report_agree(net, ids, target):
-    result = Calibration(net.float(), ids.split(15), n_jobs=1).sparsify(target)
+    result = prune_task(Task(net.float(), ids.split(15)), target, n_jobs=1)
     with torch.no_grad():
         found, expected = result.network.eval()(ids), net.eval()(ids)
     zeros = sum(int((m.weight == 0).sum()) for m in result.network.modules()
@@ -169,14 +170,14 @@ def test_models_of_the_transformers_library(name, ids):
     with pytest.raises(
         CaptureError, match=r"SequenceClassifierOutput.*cimf\.data\.text\.TokenClassifier"
     ):
-        Calibration(model, ids)
+        Task(model, ids).graph  # noqa: B018 - traced on first use
     net = TokenClassifier(model, PADDING)
     with torch.no_grad():
         expected = net(ids)
-        dense = Calibration(net, ids, n_jobs=1)
+        dense = Task(net, ids)
         for found in (dense.graph.module(ids), dense.graph.export()(ids)):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    result = dense.sparsify(0.5).network
+    result = prune_task(dense, 0.5, n_jobs=1).network
     assert type(result.model) is type(model)
     linear = [m.weight for m in result.modules() if isinstance(m, nn.Linear)]
     zeros = sum(int((weight == 0).sum()) for weight in linear)

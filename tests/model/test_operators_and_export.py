@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import cimf
 from cimf.data.networks import BasicBlock
 from cimf.errors import CaptureError, InputError, RunError
-from cimf.methods.layered.calibration import sparsify_layers
 from cimf.model import ImplicitModel, explicit
 from cimf.model.operators import OperatorModel, implicit_summary
 from cimf.network.export import (
@@ -35,7 +35,7 @@ def sparse():
     )  # fmt: skip
     u = torch.randn(40, 2, 6, 6)
     net(u)
-    return sparsify_layers(net.eval(), u, 0.5, n_jobs=1).network, u
+    return cimf.prune(net.eval(), u, 0.5, n_jobs=1).network, u
 
 
 def test_equilibrium_is_the_network(sparse):

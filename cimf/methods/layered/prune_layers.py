@@ -71,13 +71,18 @@ class LayeredOptions(Statistics):
             raise UnknownNameError("support", self.support, SUPPORTS)
         if isinstance(self.allocation, str) and self.allocation not in ALLOCATIONS:
             raise UnknownNameError("allocation", self.allocation, ALLOCATIONS)
-        if isinstance(self.support, Convex):
+        if self.budget:
             if self.keep:
                 raise InputError("keep is not used by a convex budget: it decides every row")
             if not isinstance(self.allocation, str) or self.allocation != "output":
                 raise InputError("allocation is not used by a convex budget: it decides every row")
         if not isinstance(self.allocation, str) and self.keep:
             raise InputError("keep is not used by an allocation by counts: it decides every row")
+
+    @property
+    def budget(self) -> bool:
+        """Whether a convex budget decides every row, in place of a target sparsity."""
+        return isinstance(self.support, Convex)
 
     @property
     def rule(self) -> Rule:
@@ -91,15 +96,10 @@ def prune_layers(task: Task, sparsity: float | None, options: LayeredOptions) ->
     Raises
     ------
     InputError, UnknownNameError
-        A target together with a convex budget, or neither; a target that cannot be met.
+        A target that cannot be met.
     CaptureError
         The network cannot be matched; the message names the module.
     """
-    if isinstance(options.support, Convex) == (sparsity is not None):
-        raise InputError(
-            "give either a target, sparsity=0.8, or a budget of the convex problem "
-            "(support=Convex('kappa' | 'relative' | 'lam', value))"
-        )
     calibration = Calibration.of(task, options.statistics)
     sizes = [(layer.n_rows, layer.n_columns) for layer in calibration.graph.layers]
     if sparsity is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cimf.methods.base import Method
+from typing import Any
+
+from cimf.methods.base import Method, Pruned, Task, run_method
 from cimf.methods.baselines.one_shot import BASELINES
 from cimf.methods.layered.prune_layers import LayeredOptions, prune_layers
 from formulations.registry import Registry
@@ -20,3 +22,13 @@ METHODS: Registry[Method] = Registry(
         **BASELINES,
     },
 )
+
+
+def prune_task(
+    task: Task, sparsity: float | None = None, method: str = "layered", **options: Any
+) -> Pruned:
+    """Return a task's network pruned by a method; as `cimf.prune`, without test data.
+
+    Methods and targets on one task share what they compute alike.
+    """
+    return run_method(task, method, METHODS[method], sparsity, options)
