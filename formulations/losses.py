@@ -7,9 +7,8 @@ W. `docs/add_a_loss.md` goes through an example.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import cvxpy as cp
 import numpy as np
@@ -17,54 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64
 from formulations.errors import InputError
+from formulations.loss import FunctionLoss, Loss
 from formulations.matrix_rows import Rows
 from formulations.registry import Registry
-from formulations.terms import (
-    RowFunction,
-    Term,
-    as_term,
-    convexity_problems,
-    disagree,
-    number,
-    one_row,
-    own_variables,
-)
-
-
-class Loss(Term):
-    """A convex function of (some rows of) W."""
-
-    kind: ClassVar[str] = "loss"
-
-    def expression(self, rows: Rows) -> cp.Expression:
-        """Return the loss as a convex scalar; `rows.values` is a CVXPY expression (r, N)."""
-        raise NotImplementedError
-
-    def value(self, rows: Rows) -> float:
-        """Return the loss in float64; `rows.values` is an array (r, N)."""
-        raise NotImplementedError
-
-    def _problem(self, rows: Rows) -> cp.Problem:
-        return cp.Problem(cp.Minimize(self.expression(rows) + cp.sum(rows.values)))
-
-    def _problems(self, rows: Rows, point: Rows) -> list[str]:
-        found = convexity_problems(self.expression(rows), "the expression")
-        if found:
-            return found
-        value = self.value(point)
-        constant = Rows(cp.Constant(point.values), point.index, point.n_states)
-        written = self.expression(constant)
-        if not written.variables() and disagree(value, number(written)):
-            said = f"expression() gives {number(written):.10g}"
-            found.append(f"value() gives {value:.10g} where {said}")
-        if self.separable:
-            total = sum(self.value(one_row(point, i)) for i in range(len(point.index)))
-            if disagree(value, total):
-                found.append(
-                    f"it is declared separable, but the loss of all rows is {value:.10g} and the "
-                    f"sum over the rows {total:.10g}: set separable = False"
-                )
-        return found
+from formulations.terms import as_term
 
 
 @dataclass(frozen=True)
@@ -275,38 +230,6 @@ class Robust(Loss):
     def value(self, rows: Rows) -> float:
         """Return radius * sum_i ||W_i||_2."""
         return self.radius * float(np.linalg.norm(rows.values, axis=1).sum())
-
-
-class FunctionLoss(Loss):
-    """A loss given as a plain function of CVXPY expressions.
-
-    l(a, b), with a (n,) and b (p,) of one row, is summed over the rows; l(A, B, C, D) is taken to
-    couple them.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._call = RowFunction(function)
-        self.separable = self._call.by_rows
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return f"loss {self._call.name}"
-
-    def expression(self, rows: Rows) -> cp.Expression:
-        """Return the function's value, summed over the rows where it takes one row."""
-        return cp.sum(cp.hstack([cp.Constant(0.0), *self._call(rows)]))
-
-    def value(self, rows: Rows) -> float:
-        """Return the expression's value."""
-        return number(self.expression(rows))
-
-    def _problems(self, rows: Rows, point: Rows) -> list[str]:
-        for part in self._call(rows):
-            found = convexity_problems(part, "the expression") or own_variables([part], rows)
-            if found:
-                return found
-        return super()._problems(rows, point)
 
 
 LOSSES: Registry[type[Loss]] = Registry(

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.columns import Columns, per_row, shrink
 from formulations.errors import InputError
 from formulations.least_squares import LeastSquares
-from formulations.losses import Loss
+from formulations.loss import Loss
 from formulations.matrix_rows import Rows
 from formulations.sets import ConstraintSet
 
@@ -31,6 +31,9 @@ Array = NDArray[np.float64]
 
 # Columns below this fraction of the largest norm are rounding noise and keep their small scale.
 _NEGLIGIBLE = 1e-14
+
+# A loss below this part of that of columns of typical size is rounding.
+_ROUNDING = 1e-12
 
 
 def paper_weight(lam: Array) -> Array:
@@ -211,13 +214,15 @@ class ModelRecord:
         """Return the violation of every constraint at values (r, N), relative to its own size.
 
         "ball": excess of sum_j |A_ij| by kappa_i (by 1 where kappa_i = 0); a set: its violation by
-        the largest |W_ij|, or by 1 where that is smaller.
+        the largest |W_ij|, or by 1 where that is smaller; the same for a loss with constraints.
         """
         rows = self.rows(values)
         size = max(float(np.abs(values).max(initial=0.0)), 1.0)
         excess = np.abs(rows.states).sum(axis=1) - self.kappa
         ball = np.maximum(excess, 0.0) / np.where(self.kappa > 0, self.kappa, 1.0)
         found = {s.name: s.violation(rows) / size for s in self.sets}
+        if (unmet := self.loss.violation(rows)) > 0:
+            found[self.loss.name] = unmet / size
         return {"ball": float(ball.max(initial=0.0)), **found}
 
     def nearest(self, values: Array) -> Array:
@@ -285,9 +290,19 @@ class ExactRecord(ModelRecord):
 
     @property
     def scale(self) -> float:
-        """The absolute loss at the least-squares solution of least norm (1 where that is 0)."""
+        """The absolute loss at the least-squares solution of least norm.
+
+        Where that is rounding (a loss of the states, of a row that uses none: 1e-15 as a unit made
+        Clarabel call the row unbounded) or infinite, the loss at columns of typical size; else 1.
+        """
         least = np.linalg.lstsq(self.fit.design, self.fit.target, rcond=None)[0].T
-        return abs(self.objective(least)) or 1.0
+        value = abs(self.objective(least))
+        typical = abs(self.objective(np.tile(self.unit, (self.index.size, 1))))
+        if not np.isfinite(typical):
+            typical = 0.0
+        if np.isfinite(value) and value > _ROUNDING * typical:
+            return value
+        return typical or 1.0
 
     def objective(self, values: Array) -> float:
         """Return l(W)."""

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.columns import as_float64, per_row
 from formulations.errors import InputError
 from formulations.least_squares import LeastSquares
-from formulations.losses import Loss, as_loss
+from formulations.loss import Loss, minimum
+from formulations.losses import as_loss
 from formulations.problem import ModelRecord, RelaxedRecord
 from formulations.sets import ConstraintSet, as_set
 
@@ -30,6 +31,8 @@ class ModelProblem(cp.Problem):
 
     record: ModelRecord
     _values: cp.Expression
+    _blocks: dict[str, cp.Variable]
+    _loss: tuple[Any, list[cp.Constraint]]
 
     @classmethod
     def from_record(cls, record: ModelRecord, *, normalised: bool = False) -> Self:
@@ -55,28 +58,40 @@ class ModelProblem(cp.Problem):
         """W as the variables have it now, shape (r, N); None before a solve."""
         return None if self._values.value is None else np.asarray(self._values.value)
 
+    @coefficients.setter
+    def coefficients(self, values: Array) -> None:
+        """Set W, and the loss's own variables to their best for it; not if `normalised`."""
+        blocks = self.record.split(values)
+        if set(self.variables()) - set(self._blocks.values()):
+            fixed = [self._blocks[name] == block for name, block in blocks.items()]
+            minimum(self._loss[0], [*self._loss[1], *fixed])
+        for name, block in blocks.items():
+            self._blocks[name].value = block
+
     def _build(self, record: ModelRecord, unit: Array | None = None, scale: float = 1.0) -> None:
         """Write the record in CVXPY, with the variables that have rows among "A", "B", "C", "D"."""
         self.record = record
         n = record.n_states
         k = record.rows(np.empty((record.index.size, 0))).n_state_rows
         blocks = []
+        self._blocks = {}
         for left, right, size in (("A", "B", k), ("C", "D", record.index.size - k)):
             if size:
                 pair = [cp.Variable((size, n), name=left)]
                 if record.fit.n_features > n:
                     pair.append(cp.Variable((size, record.fit.n_features - n), name=right))
+                self._blocks |= {variable.name(): variable for variable in pair}
                 blocks.append(cp.hstack(pair))
         values = cp.vstack(blocks)
         if unit is not None:
             values = values @ scipy.sparse.diags_array(unit)
         self._values = values
         rows = record.rows(values)
-        constraints = [c for s in record.sets for c in s.constraints(rows)]
+        self._loss = loss, own = record.loss.lifted(rows)
+        constraints = own + [c for s in record.sets for c in s.constraints(rows)]
         constraints += _ball(rows.states, record.kappa)
         matching, more = self._matching(values, scale)
-        objective = record.loss.expression(rows) / scale + matching
-        super().__init__(cp.Minimize(objective), constraints + more)
+        super().__init__(cp.Minimize(loss / scale + matching), constraints + more)
 
     def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
         """Return the matching terms of the objective, over scale, and the matching constraints."""

@@ -24,8 +24,10 @@ from formulations.terms import (
     Term,
     as_term,
     constraint_problems,
+    largest_violation,
     one_row,
     own_variables,
+    trial_values,
 )
 
 Array = NDArray[np.float64]
@@ -58,12 +60,18 @@ class ConstraintSet(Term):
         found = [p for c in self.constraints(rows) for p in constraint_problems(c, "the set")]
         if found:
             return found
+        with trial_values(self.constraints(rows)):
+            return self._disagreements(point)
+
+    def _disagreements(self, point: Rows) -> list[str]:
+        """Say where violation(), constraints() and `separable` differ at `point` and near it."""
+        found = []
         moved = Rows(self.nearest(point), point.index, point.n_states)
         for here in (point, moved):
             constant = Rows(cp.Constant(here.values), here.index, here.n_states)
             written = self.constraints(constant)
             own = any(c.variables() for c in written)
-            outside = 0.0 if own else max((_largest(c) for c in written), default=0.0)
+            outside = 0.0 if own else max((largest_violation(c) for c in written), default=0.0)
             value = self.violation(here)
             if not own and (value > 1e-9) != (outside > 1e-9):
                 found.append(
@@ -283,7 +291,7 @@ class FunctionSet(ConstraintSet):
 
     def violation(self, rows: Rows) -> float:
         """Return the largest violation of a constraint, as CVXPY measures it."""
-        return max((_largest(c) for c in self.constraints(rows)), default=0.0)
+        return max((largest_violation(c) for c in self.constraints(rows)), default=0.0)
 
     def _problems(self, rows: Rows, point: Rows) -> list[str]:
         return own_variables(self.constraints(rows), rows) or super()._problems(rows, point)
@@ -305,7 +313,3 @@ SETS: Registry[type[ConstraintSet]] = Registry(
 def as_set(given: Any) -> ConstraintSet:
     """Return a set from an instance, a name in `SETS`, or a function of CVXPY expressions."""
     return as_term(given, ConstraintSet, SETS, FunctionSet)
-
-
-def _largest(constraint: cp.Constraint) -> float:
-    return float(np.max(constraint.violation(), initial=0.0))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -12,10 +13,6 @@ import numpy as np
 
 from formulations.errors import FormulationError, InputError, UnknownNameError
 from formulations.matrix_rows import Rows
-
-# Relative disagreement of a numpy value with its CVXPY expression, or of a loss with the sum of its
-# rows, that is a mistake and not rounding: both are computed from O(1) numbers, rounding is 1e-13.
-_MISMATCH = 1e-8
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,27 @@ class Term:
         shape = (index.size, n_states + n_inputs)
         rows = Rows(cp.Variable(shape, name="W"), index, n_states)
         point = Rows(np.random.default_rng(0).uniform(-1.0, 1.0, shape), index, n_states)
-        problems = self._problems(rows, point)
         needed: tuple[str, ...] = ()
         missing: dict[str, str] = {}
+        problems = self._problems(rows, point)
         if cones and not problems:
-            needed, missing = _cones(self._problem(rows))
+            problem = self._problem(rows)
+            with trial_values([problem]):
+                needed, missing = _cones(problem)
         return Check(self.name, self.separable, needed, missing, tuple(problems))
+
+
+@contextmanager
+def trial_values(parts: Iterable[Any]) -> Iterator[None]:
+    """Give the parameters in `parts` that have no value yet one of their kind (ones), for now."""
+    empty = {p.id: p for part in parts for p in part.parameters() if p.value is None}
+    for parameter in empty.values():
+        parameter.value = parameter.project(np.ones(parameter.shape))
+    try:
+        yield
+    finally:
+        for parameter in empty.values():
+            parameter.value = None
 
 
 def one_row(rows: Rows, i: int) -> Rows:
@@ -117,9 +129,14 @@ def number(expression: cp.Expression) -> float:
     return float(np.asarray(expression.value).item())
 
 
-def disagree(x: float, y: float) -> bool:
+def disagree(x: float, y: float, tolerance: float) -> bool:
     """Whether two values differ by more than rounding."""
-    return not abs(x - y) <= _MISMATCH * max(1.0, abs(x), abs(y))
+    return x != y and not abs(x - y) <= tolerance * max(1.0, abs(x), abs(y))
+
+
+def largest_violation(constraint: cp.Constraint) -> float:
+    """Return the largest violation of a constraint whose variables have values."""
+    return float(np.max(constraint.violation(), initial=0.0))
 
 
 def convexity_problems(expression: Any, what: str) -> list[str]:
@@ -157,14 +174,15 @@ def constraint_problems(constraint: Any, what: str) -> list[str]:
 
 
 def own_variables(parts: list[Any], rows: Rows) -> list[str]:
-    """Say which variables a plain function brought with it: its numpy value is then undefined."""
+    """Say which variables a function of a set brought with it: its violation is then undefined."""
     known = {v.id for v in rows.values.variables()}
     own = sorted({v.name() for part in parts for v in part.variables() if v.id not in known})
     if not own:
         return []
     return [
-        f"it has variables of its own ({', '.join(own)}), so that its value is a problem in "
-        "itself: write a class with expression() or constraints(), and value() or violation()"
+        f"it has variables of its own ({', '.join(own)}), so that its violation is a problem in "
+        "itself: give it as a loss that returns (cvxpy.Constant(0), constraints), or write a class "
+        "with constraints() and violation()"
     ]
 
 

@@ -8,6 +8,7 @@ one line in `MISTAKES`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -16,11 +17,19 @@ from numpy.typing import ArrayLike, NDArray
 from cimf.judge import certify
 from cimf.statistics import Gram
 from cimf.verification.graded_problem import Problem
+from cimf.verification.interface import RAISES
 
 Array = NDArray[np.float64]
 
 # The same mistake must leave at most this part of the error that it explains.
 _EXPLAINED = 1e-2
+
+# And must be this many times better met by the answer than by the solution: where both meet it,
+# as tiny columns make them, the mistake makes no difference and the answer is no evidence of it.
+_EVIDENCE = 10.0
+
+# Part of kappa within which an answer is on the sphere: interior-point solvers stay 1e-7 inside.
+_ON_SPHERE = 1e-6
 
 
 def error_of(
@@ -169,12 +178,14 @@ def normalises_columns(problem: Problem, coef: Array) -> float:
 
 
 def transposed_design(problem: Problem, coef: Array) -> float:
-    """Optimal for the transposed design, where that has the same shape."""
+    """Optimal for the transposed design, where that has the same shape.
+
+    A solver whose answer to a design that is not square is right does not transpose: see
+    `cimf.verification.verdict.settled`.
+    """
     if problem.design.shape[0] != problem.design.shape[1]:
         return np.inf
-    flipped = Gram.from_arrays(problem.design.T, problem.target)
-    mixed = _moments(problem, flipped.gram, problem.gram.corr[0], float(flipped.target_sq[0]))
-    return min(error_of(problem, coef, gram=flipped), error_of(problem, coef, gram=mixed))
+    return error_of(problem, coef, gram=Gram.from_arrays(problem.design.T, problem.target))
 
 
 def loses_ties(problem: Problem, coef: Array) -> float:
@@ -188,6 +199,57 @@ def loses_ties(problem: Problem, coef: Array) -> float:
     if not lost.any() or not tied.all():
         return np.inf
     return error_of(problem, coef, weights=np.where(lost, np.inf, problem.weights))
+
+
+def rounds_small_entries(problem: Problem, coef: Array) -> float:
+    """Be the solution without its smallest entries, the others as they are."""
+    truth = problem.truth.coef
+    lost, kept = (coef == 0) & (truth != 0), coef != 0
+    if not (lost.any() and kept.any()):
+        return np.inf
+    size = np.abs(truth)
+    if size[lost].max() >= size[kept].min():
+        return np.inf
+    return float((np.abs(coef - truth)[~lost] / size[kept].max()).max())
+
+
+def sphere_not_ball(problem: Problem, coef: Array) -> float:
+    """On the sphere although a smaller multiple is better: sum_j w_j |a_j| = kappa was asked for.
+
+    Either a multiple of the solution, or optimal on its own face of the sphere.
+    """
+    if not abs(_norm(problem, coef) / (problem.kappa or np.inf) - 1.0) <= _ON_SPHERE:
+        return np.inf
+    gram, corr = problem.gram.gram, problem.gram.corr[0]
+    square = float(coef @ gram @ coef)
+    multiple = float(corr @ coef) / square if square > 0 else 0.0
+    if not multiple < 1.0 - _ON_SPHERE:
+        return np.inf
+    used = (coef != 0) & np.isfinite(problem.weights) & (problem.weights > 0)
+    slope = (gram @ coef - corr)[used] * np.sign(coef[used]) / problem.weights[used]
+    weight = problem.weights[used] * np.abs(coef[used])
+    mean = float(slope @ weight) / float(weight.sum())
+    off_face = float(weight @ np.abs(slope - mean)) / problem.scale
+    return min(off_face, error_of(problem, multiple * coef))
+
+
+def _ignores(problem: Problem, coef: Array, column: int) -> float:
+    """Optimal without one of the columns."""
+    if coef[column] != 0 or np.isinf(problem.weights[column]):
+        return np.inf
+    weights = problem.weights.copy()
+    weights[column] = np.inf
+    return error_of(problem, coef, weights=weights)
+
+
+def ignores_the_first(problem: Problem, coef: Array) -> float:
+    """Optimal without the first column."""
+    return _ignores(problem, coef, 0)
+
+
+def ignores_the_last(problem: Problem, coef: Array) -> float:
+    """Optimal without the last column."""
+    return _ignores(problem, coef, -1)
 
 
 def misses_the_radius(problem: Problem, coef: Array) -> float:
@@ -207,6 +269,10 @@ MISTAKES: dict[str, Callable[[Problem, Array], float]] = {
     "ignores the signs": ignores_signs,
     "ignores the ball": ignores_the_ball,
     "wrong scaling": wrong_scaling,
+    "ignores the first column": ignores_the_first,
+    "ignores the last column": ignores_the_last,
+    "rounds small entries to zero": rounds_small_entries,
+    "sphere instead of the ball": sphere_not_ball,
     "loses ties": loses_ties,
     "non-negative only": nonnegative_only,
     "centres the data": centres_the_data,
@@ -216,8 +282,11 @@ MISTAKES: dict[str, Callable[[Problem, Array], float]] = {
     "misses the radius": misses_the_radius,
 }
 
+# What is left where no mistake gives the answer, and where the problem may be to blame.
+NOT_OPTIMAL = "not optimal"
+LIMIT = "limit of float64"
+
 ADVICE = {
-    "raises an exception": "see the message of each problem",
     "wrong shape": "return one coefficient per column, shape (N,)",
     "not finite": "guard divisions by zero: zero columns, zero targets, equal correlations",
     "changes its inputs": "copy the arrays before writing into them",
@@ -231,6 +300,12 @@ ADVICE = {
     "ignores the signs": "signs +1: a_j >= 0, -1: a_j <= 0",
     "ignores the ball": "the answer is the least-squares solution",
     "wrong scaling": "the objective is 1/2 ||M a - z||^2: a factor 1/2, no factor 1/m",
+    "ignores the first column": "an index that starts one column late",
+    "ignores the last column": "an index that ends one column early",
+    "rounds small entries to zero": "round to the certified support, not by size: the entries that "
+    "are dropped are needed",
+    "sphere instead of the ball": "the ball is sum |a_j| <= kappa: where the least-squares "
+    "solution is inside, it is the answer",
     "loses ties": "columns whose correlations are exactly equal must join together",
     "non-negative only": "coefficients may be negative",
     "centres the data": "there is no intercept: means are not subtracted",
@@ -241,7 +316,10 @@ ADVICE = {
     "no exact zeros": "round to the certified support; a zero must be 0.0",
     "violates the ball": "project on the ball, or scale the answer into it",
     "violates the signs": "a coefficient has a forbidden sign, or its column is excluded",
-    "stops early": "feasible but not optimal: stop on the duality gap, not on progress",
+    NOT_OPTIMAL: "inside the ball, and no known mistake gives this answer; where the excess falls "
+    "with more iterations, stop on the duality gap, not on progress",
+    LIMIT: "not counted as wrong: the data span more orders of magnitude than common algorithms "
+    "take in float64 (column `orders`); scale the columns, avoid the Gram and absolute tolerances",
 }
 
 
@@ -254,7 +332,22 @@ def explanations(problem: Problem, coef: Array, failure: float) -> list[str]:
         Error of the answer for the problem itself.
     """
     limit = min(_EXPLAINED * failure, 1e-3)
-    return [name for name, test in MISTAKES.items() if test(problem, coef) <= limit]
+    found = []
+    for name, test in MISTAKES.items():
+        error = test(problem, coef)
+        # The solution is optimal for its own radius: there the radius itself is the evidence.
+        if error <= limit and (
+            name == "misses the radius" or test(problem, problem.truth.coef) > _EVIDENCE * error
+        ):
+            found.append(name)
+    return found
+
+
+def advice(failure: str) -> str:
+    """Return what to look at for a class of failure."""
+    if failure.startswith(RAISES):
+        return "see the message of each problem"
+    return ADVICE[failure]
 
 
 def settle(found: Iterable[list[str]]) -> list[str]:
@@ -263,7 +356,11 @@ def settle(found: Iterable[list[str]]) -> list[str]:
     The general class gives way to a special one that explains half as many.
     """
     lists = list(found)
-    votes = {name: float(sum(name in names for names in lists)) for name in ADVICE}
-    votes["misses the radius"] *= 0.5
+    votes = Counter(name for names in lists for name in names)
     order = {name: k for k, name in enumerate(ADVICE)}
-    return [min(names, key=lambda n: (-votes[n], order[n])) for names in lists]
+
+    def rank(name: str) -> tuple[float, int]:
+        weight = 0.5 if name == "misses the radius" else 1.0
+        return -weight * votes[name], order[name]
+
+    return [min(names, key=rank) for names in lists]

@@ -23,6 +23,8 @@ _NAMES = {
     DESIGN: ("design", "M", "m", "X", "x", "A", "data", "features", "matrix"),
     GRAM: ("gram", "G", "g", "K", "Q", "xtx", "XtX", "gram_matrix", "hessian"),
 }
+# How the class of a failure starts that is an exception; its name follows.
+RAISES = "raises "
 _STRUCTURE = ("bounded", "weights", "signs")
 
 
@@ -35,7 +37,7 @@ class Answer:
     coef : (N,) or None
         None where there is no vector to judge.
     failure : str
-        The class of failure that needs no judging ("raises an exception", ...), or "".
+        The class of failure that needs no judging ("raises ValueError", ...), or "".
     detail : str
     seconds : float
         Wall clock of the call.
@@ -122,20 +124,33 @@ class Interface:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 value = self.solver(*given, problem.kappa, **structure)
-        except Exception as error:  # whatever a user's function raises is a finding
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            return Answer(None, "raises an exception", text, time.perf_counter() - start)
+        except (Exception, SystemExit) as error:  # whatever a user's function raises is a finding
+            kind = type(error).__name__
+            text = f"{kind}: {error}".splitlines()[0]
+            return Answer(None, f"{RAISES}{kind}", text, time.perf_counter() - start)
         seconds = time.perf_counter() - start
-        if not (np.array_equal(given[0], first) and np.array_equal(given[1], second)):
+        kept = [np.array_equal(given[0], first), np.array_equal(given[1], second)]
+        kept += [np.array_equal(structure[name], getattr(problem, name)) for name in structure]
+        if not all(kept):
             return Answer(None, "changes its inputs", "the arrays passed in were written", seconds)
         return _read(value, problem, seconds)
 
 
 def _read(value: Any, problem: Problem, seconds: float) -> Answer:
-    """Turn what was returned into coefficients (N,), or say why that is not possible."""
+    """Turn what was returned into coefficients (N,), or say why that is not possible.
+
+    Of (coefficients, anything else) the first part is taken.
+    """
     try:
-        coef = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        if value is None:
+            raise TypeError("nothing")
+        if isinstance(value, tuple) and value and np.ndim(_plain(value[0])) > 0:
+            value = value[0]
+        coef = np.asarray(_plain(value))
+        if coef.dtype.kind == "c":
+            raise TypeError("complex numbers")
+        coef = coef.astype(np.float64)
+    except Exception as error:  # conversions are the user's code too: __array__, .detach()
         detail = f"returned {type(value).__name__}, no array of numbers: {error}"
         return Answer(None, "wrong shape", detail, seconds)
     m, n = problem.design.shape
@@ -148,3 +163,10 @@ def _read(value: Any, problem: Problem, seconds: float) -> Answer:
         detail = f"{int((~np.isfinite(coef)).sum())} of {n} coefficients are NaN or infinite"
         return Answer(None, "not finite", detail, seconds)
     return Answer(coef.reshape(n), "", "", seconds)
+
+
+def _plain(value: Any) -> Any:
+    """Return a tensor without its gradient and a sparse array dense; anything else as it is."""
+    if hasattr(value, "detach"):
+        return value.detach().cpu().double().numpy()
+    return value.toarray() if hasattr(value, "toarray") else value

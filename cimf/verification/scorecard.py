@@ -12,7 +12,7 @@ import numpy as np
 
 from cimf.files import write_text
 from cimf.runs.provenance import to_json, versions
-from cimf.verification.diagnosis import ADVICE
+from cimf.verification.diagnosis import LIMIT, advice
 from cimf.verification.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether at least one problem was judged and none failed."""
+        """Whether at least one problem was passed and none failed.
+
+        Inaccurate answers at the limit of float64 (status "limit") are reported, not counted.
+        """
         statuses = {verdict.status for verdict in self.verdicts}
         return "passed" in statuses and "failed" not in statuses
 
@@ -79,15 +82,19 @@ class Report:
         counts = Counter(verdict.status for verdict in self.verdicts)
         ratios = [v.seconds / v.ours_seconds for v in self.verdicts if v.status != "skipped"]
         time = f"; {np.median(ratios):.3g} times our time in the median" if ratios else ""
+        limit = f", {counts['limit']} at the limit of float64" if counts["limit"] else ""
         skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
         return (
             f"{self.solver} on suite '{self.suite}' at tolerance {self.tol:g}: "
-            f"{counts['passed']} passed, {counts['failed']} failed{skipped}{time}"
+            f"{counts['passed']} passed, {counts['failed']} failed{limit}{skipped}{time}"
         )
 
     def findings(self) -> list[str]:
         """Return one line per class of failure: name, count, what to look at."""
-        return [f"{name} ({n} problems): {ADVICE[name]}" for name, n in self.diagnosis.items()]
+        counts = dict(self.diagnosis)
+        if limited := sum(verdict.status == "limit" for verdict in self.verdicts):
+            counts[LIMIT] = limited
+        return [f"{name} ({n} problems): {advice(name)}" for name, n in counts.items()]
 
     def lines(self) -> tuple[list[str], list[list[str]]]:
         """Return the table as heading and text cells."""
@@ -111,6 +118,7 @@ class Report:
                 "family",
                 "passed",
                 "failed",
+                "at limit",
                 "skipped",
                 "worst excess",
                 "worst violation",
@@ -121,7 +129,7 @@ class Report:
                     str(name),
                     *(
                         str(int((part["status"] == s).sum()))
-                        for s in ("passed", "failed", "skipped")
+                        for s in ("passed", "failed", "limit", "skipped")
                     ),
                     _small(part["excess"].max()),
                     _small(part["violation"].max()),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.judge import certify
-from cimf.verification.diagnosis import error_of, explanations, settle
+from cimf.verification.diagnosis import NOT_OPTIMAL, error_of, explanations, settle
 from cimf.verification.graded_problem import Problem
 from cimf.verification.interface import Answer
 
@@ -24,14 +24,15 @@ class Verdict:
     ----------
     problem : Problem
     status : str
-        "passed", "failed" or "skipped" (the solver does not take what the problem needs).
+        "passed", "failed", "limit" (not right, but the problem is at the limit of float64 and the
+        solver is not known to be wrong) or "skipped" (it does not take what the problem needs).
     failure, detail : str
         Class of failure (a key of `cimf.verification.diagnosis.ADVICE`) and what was seen.
     excess : float
         (h(a) - h*) / (1/2 ||z||^2); negative only outside the ball.
     violation : float
-        max(0, sum_j w_j |a_j| - kappa) / kappa, or the largest forbidden coefficient by the
-        largest coefficient.
+        max(0, sum_j w_j |a_j| - kappa) / kappa (for kappa = 0 by ||z|| / max_j ||M_j||, the size
+        of a coefficient), or the largest forbidden coefficient by the largest coefficient.
     gap : float
         Certified relative gap of the answer itself; NaN outside the ball, where it bounds nothing.
     precision, recall : float
@@ -62,6 +63,7 @@ class Verdict:
             "samples": m,
             "columns": n,
             "kappa": self.problem.kappa,
+            "orders": self.problem.orders,
             "status": self.status,
             "failure": self.failure,
             "detail": self.detail,
@@ -90,10 +92,7 @@ def judge(
         ours_seconds=truth.seconds,
     )
     if answer.coef is None:
-        # A transposed design is an error of shapes, unless the design is square.
-        square = problem.design.shape[0] == problem.design.shape[1]
-        raised = answer.failure == "raises an exception"
-        return verdict, [answer.failure, "transposed design"] if raised and not square else []
+        return verdict, []
     coef = answer.coef
     with np.errstate(all="ignore"):
         judged = certify(
@@ -103,8 +102,7 @@ def judge(
     gap = float(judged.gap[0]) if problem.gram.target_sq[0] > 0 else max(excess, 0.0)
     off_pattern = _off_pattern(problem, coef)
     over = max(float(judged.norm[0]) - problem.kappa, 0.0)
-    relative = over / problem.kappa if problem.kappa else (np.inf if over else 0.0)
-    violation = max(relative, off_pattern)
+    violation = max(over / _radius(problem), off_pattern)
     precision, recall = _support(truth.support, coef)
     verdict = replace(
         verdict,
@@ -131,17 +129,42 @@ def judge(
 
 def settled(verdicts: list[tuple[Verdict, list[str]]]) -> tuple[Verdict, ...]:
     """Name the class of every failure, by what explains most failures of this solver."""
-    open_ = [k for k, (_, fitting) in enumerate(verdicts) if fitting]
-    names = settle(verdicts[k][1] for k in open_)
     out = [verdict for verdict, _ in verdicts]
-    for k, name in zip(open_, names, strict=True):
+    refuted = {"transposed design"} if any(map(_right_and_not_square, out)) else set()
+    fitting = {
+        k: [name for name in names if name not in refuted] or [NOT_OPTIMAL]
+        for k, (_, names) in enumerate(verdicts)
+        if names
+    }
+    for k, name in zip(fitting, settle(fitting.values()), strict=True):
         out[k] = replace(out[k], failure=name)
+    # At the limit of float64 a failure says that a solver is wrong only where it fails in the same
+    # way, by a class that means something, at a problem that is not.
+    ordinary = {v.failure for v in out if v.status == "failed" and not v.problem.at_limit}
+    wrong = ordinary - {NOT_OPTIMAL}
+    for k, verdict in enumerate(out):
+        at_limit = verdict.problem.at_limit
+        if verdict.status == "failed" and at_limit and verdict.failure not in wrong:
+            out[k] = replace(verdict, status="limit")
     return tuple(out)
+
+
+def _right_and_not_square(verdict: Verdict) -> bool:
+    m, n = verdict.problem.design.shape
+    return verdict.status == "passed" and m != n
+
+
+def _radius(problem: Problem) -> float:
+    """Return kappa, or where that is 0 the size of a coefficient: ||z|| / max_j ||M_j||."""
+    if problem.kappa:
+        return problem.kappa
+    norm = float(np.linalg.norm(problem.design, axis=0).max(initial=0.0))
+    return (float(np.linalg.norm(problem.target)) / norm if norm else 0.0) or 1.0
 
 
 def _plain(violation: float, off_pattern: float, tol: float) -> str:
     if violation <= tol:
-        return "stops early"
+        return NOT_OPTIMAL
     return "violates the signs" if off_pattern >= violation else "violates the ball"
 
 

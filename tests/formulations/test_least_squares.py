@@ -41,6 +41,29 @@ def test_every_form_has_the_same_objective(m, form):
         np.testing.assert_allclose(fit.value(coef * 1.001), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("form", ["given", "reduced", "moments", "sparse"])
+def test_scaled_data_of_targets_outside_the_span(form):
+    """h of M_j / d_j and z_i / t_i at d_j a_j / t_i is h / t_i^2, the remainder included."""
+    design, target, coef = data(40)
+    fit = LeastSquares.from_arrays(
+        scipy.sparse.csr_array(design) if form == "sparse" else design, target
+    )
+    if form == "moments":
+        fit = LeastSquares.from_moments(
+            design.T @ design, target.T @ design, np.square(target).sum(axis=0)
+        )
+    if form == "reduced":
+        fit = fit.reduced()
+    assert (fit.remainder > 1.0).all() == (form in ("reduced", "moments"))
+    column, size = np.geomspace(0.1, 10.0, 7), np.array([2.0, 5.0, 0.1])
+    small = fit.scaled(column, size)
+    np.testing.assert_allclose(
+        small.value(coef * column / size[:, None]), fit.value(coef) / size**2, rtol=1e-12
+    )
+    np.testing.assert_allclose(small.target_sq, fit.target_sq / size**2, rtol=1e-12)
+    np.testing.assert_allclose(small.column_norms, fit.column_norms / column, rtol=1e-12)
+
+
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 12))
 def test_moments_of_any_rank(seed, m, n):

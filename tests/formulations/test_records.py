@@ -1,5 +1,6 @@
 """Records: objective, violation and scaling agree with the CVXPY problems and with the formulas."""
 
+import cvxpy as cp
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ from formulations import FORMULATIONS, Constrained, Exact, Lasso, OutputRow, Rel
 from formulations.columns import shrink
 from formulations.errors import FormulationError, InputError, UnknownNameError
 from formulations.problem import RowRecord, paper_weight
+from formulations.sets import Box
 
 
 def model_data(n=5, p=3, q=2, m=30, seed=0):
@@ -93,6 +95,89 @@ def test_violations_are_seen():
     np.testing.assert_allclose(rows.violation(a), [0.25, 0, 2, 0.5, 0, 0, 0])
     assert (rows.violation(rows.feasible(a)) == 0).all()
     assert rows.feasible(a)[1, 1] == 9.0
+
+
+def test_violations_are_relative_to_their_own_size():
+    X, U, Z, Y = model_data()
+    sets = [Box(-50.0, 75.0), lambda a, b: cp.norm1(b) <= 10.0]
+    record = Relaxed(X, U, Z, Y, kappa=[0.0, 40.0, 1.0, 2.0, 3.0], sets=sets).record
+    w = np.zeros((7, 8))
+    w[6, 7] = 100.0
+    found = record.violations(w)
+    assert found == pytest.approx({"ball": 0.0, "set Box": 0.25, "set <lambda>": 0.9})
+    w[1, 0] = -60.0
+    assert record.violations(w)["ball"] == pytest.approx(0.5)
+    w[0, 2] = 0.75  # kappa = 0: relative to 1
+    assert record.violations(w)["ball"] == pytest.approx(0.75)
+    # Entries below 1 count as such.
+    small = np.zeros((7, 8))
+    small[0, 1] = 1e-3
+    assert record.violations(small)["ball"] == pytest.approx(1e-3)
+    inside = record.nearest(w)
+    assert record.violations(inside)["ball"] == 0.0
+    assert record.violations(inside)["set Box"] == 0.0
+
+
+def test_matching_is_relative_to_each_target_and_to_the_tolerance():
+    X, U, Z, Y = matched_data()
+    record = Exact(X, U, Z * np.array([1, 10, 100, 0, 1])[:, None], Y, tolerance=0.25).record
+    w = np.vstack([np.linalg.lstsq(np.vstack([X, U]).T, t, rcond=None)[0]
+                   for t in record.fit.target.T])  # fmt: skip
+    assert record.violations(w)["matching"] == 0.0
+    w[2] *= 0.6
+    assert record.violations(w)["matching"] == pytest.approx(0.4 - 0.25)
+    w[3] = np.linalg.lstsq(np.vstack([X, U]).T, Y[0], rcond=None)[0] / np.linalg.norm(Y[0])
+    assert record.violations(w)["matching"] == pytest.approx(1.0 - 0.25)  # a zero target
+
+
+def test_scales_of_records():
+    X, U, Z, Y = matched_data()
+    record = Relaxed(X, U, Z, Y, lam1=2.0, lam2=3.0).record
+    assert record.scale == pytest.approx(2 * np.square(Z).sum() + 3 * np.square(Y).sum())
+    assert Relaxed(X, U, 0 * Z, 0 * Y).record.scale == 1.0
+    norms = np.linalg.norm(np.vstack([X, U]), axis=1)
+    longest = np.linalg.norm(np.vstack([Z, Y]), axis=1).max()
+    np.testing.assert_allclose(record.unit, longest / norms, rtol=1e-12)
+    X0 = X.copy()
+    X0[1] = 0.0
+    np.testing.assert_allclose(
+        Relaxed(X0, U, Z, Y).record.unit[1], longest / np.delete(norms, 1).max(), rtol=1e-12
+    )
+    exact = Exact(X, U, Z, Y).record
+    w = np.linalg.lstsq(np.vstack([X, U]).T, np.vstack([Z, Y]).T, rcond=None)[0]
+    assert exact.scale == pytest.approx(np.abs(w).sum())
+    assert Exact(X, U, Z, Y, loss="zero").record.scale == 1.0
+    # A loss that is rounding at least squares: that of columns of typical size instead.
+    only_c = Exact(X, U, Z, 0 * Y, loss=lambda A, B, C, D: cp.norm1(C)).record
+    assert only_c.scale == pytest.approx(2 * exact.unit[:5].sum(), rel=0.9)
+    assert only_c.scale == pytest.approx(2 * only_c.unit[:5].sum())
+
+
+def test_rows_and_parts_of_records():
+    X, U, Z, Y = matched_data()
+    record = Relaxed(X, U, Z, Y, kappa=[1, 2, 3, 4, 5], lam1=2.0, lam2=3.0, loss="l1").record
+    part = record.take([1, 6])
+    assert part.index.tolist() == [1, 6]
+    assert part.lam.tolist() == [2.0, 3.0]
+    assert part.kappa.tolist() == [2.0, np.inf]
+    np.testing.assert_array_equal(part.fit.target, np.stack([Z[1], Y[1]], axis=1))
+    w = np.arange(16.0).reshape(2, 8)
+    assert {k: v.shape for k, v in part.split(w).items()} == {
+        "A": (1, 5), "B": (1, 3), "C": (1, 5), "D": (1, 3),
+    }  # fmt: skip
+    np.testing.assert_array_equal(part.split(w)["D"], [[13.0, 14.0, 15.0]])
+    assert set(record.take([0]).split(w[:1])) == {"A", "B"}
+    assert record.coupling == ()
+    coupled = Relaxed(X, U, Z, Y, loss="column-group", sets=lambda A, B, C, D: A == A.T).record
+    assert coupled.coupling == ("loss ColumnGroup", "set <lambda>")
+    assert not coupled.separable
+    rows = Lasso(np.vstack([X, U]).T, Z.T, [1, 2, 3, 4, 5], weights=[0, 1, 2, 3, 4, 5, 6, 7]).record
+    one = rows.row(2)
+    coef = np.random.default_rng(0).normal(size=(5, 8))
+    assert one.objective(coef[[2]]) == pytest.approx(rows.objective(coef)[[2]])
+    ball = Constrained(np.vstack([X, U]).T, Z.T, [1, 2, 3, 4, 5]).record
+    assert ball.row(3).kappa.tolist() == [4.0]
+    assert ball.row(3).lam is None
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])

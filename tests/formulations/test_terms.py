@@ -276,17 +276,150 @@ def test_what_a_backend_lacks_is_said():
     assert "clarabel" in check.missing
 
 
-def test_functions_with_variables_of_their_own_are_refused():
+def test_sets_with_variables_of_their_own_are_refused():
     def epigraph(a, b):
         t = cp.Variable(name="slack")
         return [cp.norm1(a) <= t, t <= 1]
 
-    def partial(a, b):
-        return cp.norm1(a - cp.Variable(4, name="slack"))
+    with pytest.raises(FormulationError, match=r"variables of its own \(slack\)"):
+        as_set(epigraph).check(*SIZES).raise_if_failed()
 
-    for term in (as_set(epigraph), as_loss(partial)):
-        with pytest.raises(FormulationError, match=r"variables of its own \(slack\)"):
-            term.check(*SIZES).raise_if_failed()
+
+def largest(a, b):
+    t = cp.Variable()
+    return 2.0 * t, [cp.abs(a) <= t]
+
+
+def parts(a, b):
+    u, v = cp.Variable(N_STATES, nonneg=True), cp.Variable(N_STATES, nonneg=True)
+    return cp.sum(u + 3.0 * v), a == u - v
+
+
+def distance(a, b):
+    return cp.norm1(a - cp.Variable(N_STATES)) + cp.norm1(b)
+
+
+def norms(A, B, C, D):
+    t = cp.Variable()
+    return t, [cp.norm(A, "fro") <= t, cp.norm1(C) <= t]
+
+
+class Epigraph(Loss):
+    """The largest entry of each row, with no numpy value."""
+
+    def expression(self, rows):
+        t = cp.Variable(rows.values.shape[0])
+        return cp.sum(t), [cp.max(cp.abs(rows.values), axis=1) <= t]
+
+
+@pytest.mark.parametrize(
+    ("given", "by_hand"),
+    [
+        (largest, lambda w: 2.0 * np.abs(w[:, :4]).max(axis=1).sum()),
+        (parts, lambda w: (np.maximum(w, 0) + 3.0 * np.maximum(-w, 0))[:, :4].sum()),
+        (distance, lambda w: np.abs(w[:, 4:]).sum()),
+        (norms, lambda w: max(np.linalg.norm(w[:4, :4]), np.abs(w[4:, :4]).sum())),
+        (Epigraph(), lambda w: np.abs(w).max(axis=1).sum()),
+    ],
+)
+def test_a_loss_may_be_a_minimum_over_variables_of_its_own(given, by_hand):
+    loss, point = as_loss(given), rows(3)
+    loss.check(*SIZES).raise_if_failed()
+    assert loss.separable == (given is not norms)
+    assert loss.value(point) == pytest.approx(by_hand(point.values), rel=1e-8)
+    assert 0 <= loss.violation(point) <= 1e-8
+    zero = Rows(np.zeros((6, 7)), INDEX, N_STATES)
+    assert loss.value(zero) == pytest.approx(0.0, abs=1e-8)
+
+
+def test_a_loss_is_infinite_where_its_constraints_cannot_be_met():
+    def bounded(a, b):
+        t = cp.Variable()
+        return t, [cp.norm1(a) <= t, t <= 1]
+
+    loss = as_loss(bounded)
+    loss.check(*SIZES).raise_if_failed()
+    small = rows(0, 0.05)
+    assert loss.value(small) == pytest.approx(np.abs(small.values[:, :4]).sum(), rel=1e-8)
+    assert loss.value(rows(0, 3.0)) == np.inf
+    # Without variables of its own: what is violated is said, by how much.
+    plain = as_loss(lambda a, b: (cp.norm1(b), [cp.norm1(a) <= 1]))
+    point = Rows(np.array([[2.0, -3.0, 5.0]]), np.array([0]), 2)
+    assert (plain.value(point), plain.violation(point)) == (5.0, 4.0)
+
+
+def test_wrong_losses_with_own_variables_are_found():
+    shared = cp.Variable()
+
+    class WrongEpigraph(Epigraph):
+        def value(self, rows):
+            return 0.999 * float(np.abs(rows.values).max(axis=1).sum())
+
+    for given, words in (
+        (lambda a, b: (shared, [cp.norm1(a) <= shared]), "anew in every call"),
+        (lambda a, b: (cp.Variable(), [a >= -9]), "unbounded below over its own variables"),
+        (lambda a, b: (cp.Variable(), [cp.norm1(a) >= 1]), "is not DCP"),
+        (lambda a, b: (cp.norm1(a), [3]), "holds a int"),
+        (WrongEpigraph(), r"value\(\) gives .* where expression\(\) gives"),
+    ):
+        with pytest.raises(FormulationError, match=words):
+            as_loss(given).check(*SIZES).raise_if_failed()
+    with pytest.raises(InputError, match="got 3 parts"):
+        as_loss(lambda a, b: (cp.norm1(a), [], 1)).check(*SIZES)
+
+
+def test_losses_add_and_scale():
+    def squares(a, b):
+        return 0.1 * cp.sum_squares(a)
+
+    point = rows(4)
+    w = point.values
+    l1, square = np.abs(w).sum(), np.square(w[:, :4]).sum()
+    column = LOSSES["column-group"]()
+    mu = cp.Parameter(nonneg=True, value=3.0)
+    for loss, expected in (
+        (L1() + squares, l1 + 0.1 * square),
+        (squares + L1(2.0), 2 * l1 + 0.1 * square),
+        (np.float64(2.0) * L1() + 3 * (L1() + as_loss(squares)) * 0.5, 3.5 * l1 + 0.15 * square),
+        (sum([L1(), L1(2.0)]), 3 * l1),
+        (0 * L1() + largest, 2 * np.abs(w[:, :4]).max(axis=1).sum()),
+        (L1() * mu + column, 3 * l1 + column.value(point)),
+    ):
+        loss.check(*SIZES).raise_if_failed()
+        assert loss.value(point) == pytest.approx(expected, rel=1e-9)
+        assert loss.separable == ("ColumnGroup" not in loss.name)
+        constant = Rows(cp.Constant(w), INDEX, N_STATES)
+        assert len(loss.lifted(constant)[1]) == (6 if "largest" in loss.name else 0)
+    assert (L1() + squares).name == "loss L1 + squares"
+    mu.value = 0.5
+    assert (L1() * mu).value(point) == pytest.approx(0.5 * l1)
+    inside = L1() + (lambda a, b: (cp.norm1(b), [cp.norm1(a) <= 1]))
+    assert inside.violation(Rows(np.array([[2.0, -3.0, 5.0]]), np.array([0]), 2)) == 4.0
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf, cp.Parameter(), "x", np.ones(2)])
+def test_bad_weights_of_losses(weight):
+    with pytest.raises((InputError, TypeError)):
+        L1() * weight
+
+
+def test_bad_parts_of_a_sum_are_named():
+    with pytest.raises(FormulationError, match="concave: the expression is concave"):
+        (L1() + concave).check(*SIZES).raise_if_failed()
+    with pytest.raises(TypeError):
+        L1() + 3.0
+    with pytest.raises(TypeError):
+        L1() + L1
+
+
+def test_parameters_without_a_value_are_tried_with_one():
+    mu, level = cp.Parameter(nonneg=True), cp.Parameter(nonneg=True)
+    as_loss(lambda a, b: mu * cp.norm1(a)).check(*SIZES).raise_if_failed()
+    as_set(lambda a, b: cp.norm1(a) <= level).check(*SIZES).raise_if_failed()
+    assert mu.value is None
+    assert level.value is None
+    with pytest.raises(FormulationError, match="not convex"):
+        as_loss(lambda a, b: -mu * cp.norm1(a)).check(*SIZES).raise_if_failed()
 
 
 def test_cones_are_listed():

@@ -8,12 +8,13 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from cimf.errors import CertificateError, FormulationError, InputError
+from cimf.errors import BackendError, CertificateError, FormulationError, InputError
 from cimf.judge import ModelSolution
 from cimf.solve.conic import cvxpy_models
 from cimf.solve.conic.cvxpy_front import solve_cvxpy
+from cimf.solve.parameter_sweep import sweep
 from formulations import Constrained, Exact, Lasso, OutputRow, Relaxed, StateRow
-from formulations.losses import L1, LOSSES, ElasticNet, Loss
+from formulations.losses import L1, LOSSES, ElasticNet, Loss, as_loss
 from formulations.sets import SETS, Causal, NoSelfLoop
 
 N, P, Q, M = 5, 3, 2, 40
@@ -175,6 +176,46 @@ def test_tolerance_form(matched):
     np.testing.assert_allclose(missed, 0.05, rtol=1e-5)
 
 
+def test_tolerance_form_of_targets_outside_the_span(matched):
+    """What no W can reach is part of the tolerance: against the problem written by hand."""
+    (X, U, Z, Y), _ = matched
+    rng = np.random.default_rng(3)
+    noise = rng.normal(size=(N + Q, M))
+    basis = np.linalg.qr(np.vstack([X, U]).T)[0]
+    noise -= noise @ basis @ basis.T
+    targets = np.vstack([Z, Y])
+    targets = (
+        targets
+        + 0.04 * noise * (np.linalg.norm(targets, axis=1) / np.linalg.norm(noise, axis=1))[:, None]
+    )
+    solution = solve_cvxpy(Exact(X, U, targets[:N], targets[N:], kappa=2.0, tolerance=0.05))
+    solution.raise_if_failed()
+    W = cp.Variable((N + Q, N + P))
+    missed = cp.norm(np.vstack([X, U]).T @ W.T - targets.T, 2, axis=0)
+    inside = [missed <= 0.05 * np.linalg.norm(targets, axis=1)]
+    inside.append(cp.sum(cp.abs(W[:N, :N]), axis=1) <= 2.0)
+    best = cp.Problem(cp.Minimize(cp.sum(cp.abs(W))), inside)
+    best.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+    assert solution.objective == pytest.approx(best.value, rel=1e-6)
+
+
+def test_the_certificate_speaks_of_the_smallest_radius_of_the_parts(data, monkeypatch):
+    from cimf.judge.cone_certificate import lower_bound
+
+    asked = []
+
+    def noted(program, primal, dual, radius):
+        asked.append((radius, np.abs(primal).max()))
+        return lower_bound(program, primal, dual, radius)
+
+    monkeypatch.setattr(cvxpy_models, "lower_bound", noted)
+    solution = solve_cvxpy(Relaxed(*data, kappa=0.5, loss="l1"))
+    assert len({radius for radius, _ in asked}) > 1
+    assert solution.radius == min(radius for radius, _ in asked)
+    for radius, size in asked:
+        assert radius == 10.0 * max(size, 1.0)
+
+
 def test_exact_matching_outside_the_ball_is_proved_infeasible(matched):
     with pytest.raises(FormulationError, match="infeasible because the constraints exclude"):
         solve_cvxpy(Exact(*matched[0], kappa=0.01))
@@ -242,6 +283,160 @@ def test_functions_of_cvxpy_expressions(data, loss, sets):
     assert solution.objective == pytest.approx(plain.value, rel=1e-5)
 
 
+def largest(a, b):
+    t = cp.Variable()
+    return 5 * t, [cp.abs(a) <= t]
+
+
+def norms(A, B, C, D):
+    t = cp.Variable()
+    return 5 * t, [cp.norm(A, "fro") <= t, cp.norm(C, "nuc") <= t]
+
+
+def soft_largest(a, b):
+    t = cp.Variable()
+    return 3 * t, cp.log_sum_exp(a) <= t
+
+
+def small(a, b):
+    t = cp.Variable()
+    return t, [cp.norm1(b) <= t, t <= 1]
+
+
+class Epigraph(Loss):
+    """Own variables, one per row, and no numpy value."""
+
+    def expression(self, rows):
+        t = cp.Variable(rows.values.shape[0])
+        return 4 * cp.sum(t), [cp.max(cp.abs(rows.values), axis=1) <= t]
+
+
+def by_rows(term):
+    return lambda W: sum(term(W[i, :N], W[i, N:]) for i in range(N + Q))
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_hand", "limit"),
+    [
+        (largest, by_rows(lambda a, b: 5 * cp.norm_inf(a)), None),
+        (norms, lambda W: 5 * cp.maximum(cp.norm(W[:N, :N], "fro"), cp.normNuc(W[N:, :N])), None),
+        (soft_largest, by_rows(lambda a, b: 3 * cp.log_sum_exp(a)), None),
+        (small, by_rows(lambda a, b: cp.norm1(b)), 1.0),
+        (Epigraph(), lambda W: 4 * cp.sum(cp.max(cp.abs(W), axis=1)), None),
+        (
+            L1() + (lambda a, b: 0.1 * cp.sum_squares(a)) + 2.0 * as_loss(largest),
+            by_rows(
+                lambda a, b: (
+                    cp.norm1(a) + cp.norm1(b) + 0.1 * cp.sum_squares(a) + 10 * cp.norm_inf(a)
+                )
+            ),
+            None,
+        ),
+    ],
+)
+def test_losses_with_own_variables_and_sums_of_losses(data, loss, by_hand, limit):
+    """Against the same problem written by hand without them, at a tight tolerance."""
+    X, U, Z, Y = data
+    problem = Relaxed(*data, kappa=0.5, loss=loss)
+    solution = solve_cvxpy(problem).raise_if_failed()
+    assert len(solution.parts) == (1 if loss is norms else N + Q)
+    W = cp.Variable((N + Q, N + P))
+    inside = [cp.sum(cp.abs(W[:N, :N]), axis=1) <= 0.5]
+    if limit is not None:
+        inside.append(cp.sum(cp.abs(W[:, N:]), axis=1) <= limit)
+    fit = cp.sum_squares(np.vstack([X, U]).T @ W.T - np.vstack([Z, Y]).T)
+    best = cp.Problem(cp.Minimize(by_hand(W) + fit), inside)
+    best.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+    assert abs(solution.objective - best.value) <= 2e-8 * solution.scale
+    assert solution.bound <= best.value + 1e-9 * solution.scale
+    # The problem's own variables are at their best for the solution's W.
+    assert problem.objective.value == pytest.approx(solution.objective, rel=1e-8)
+    np.testing.assert_array_equal(problem.var_dict["A"].value, solution.A)
+
+
+def test_exact_matching_with_own_variables(matched):
+    plain = solve_cvxpy(Exact(*matched[0], kappa=2.0, loss=lambda a, b: 5 * cp.norm_inf(a)))
+    lifted = solve_cvxpy(Exact(*matched[0], kappa=2.0, loss=largest)).raise_if_failed()
+    assert lifted.objective == pytest.approx(plain.objective, rel=1e-8)
+
+    # Least squares is outside the loss's domain: its scale is then 1, not infinity.
+    def tight(a, b):
+        t = cp.Variable()
+        return t, [cp.norm1(a) <= t, t <= 1e-3]
+
+    assert Exact(*matched[0], kappa=2.0, loss=tight).record.scale == 1.0
+
+
+def test_constant_objectives(data):
+    x = cp.Variable(2, name="x")
+    for objective, inside, value in (
+        (0, [x >= 1], 0.0),
+        (3.0, [cp.sum(x) == 1], 3.0),
+        (0 * cp.sum(x), [], 0.0),
+        (1.0, [], 1.0),  # no variables at all
+        (1.0, [cp.Constant(0) <= 1], 1.0),
+    ):
+        solution = solve_cvxpy(cp.Problem(cp.Minimize(objective), inside)).raise_if_failed()
+        assert solution.objective == value
+        assert solution.bound == pytest.approx(value, abs=1e-12)
+    with pytest.raises(FormulationError, match="no variables and a constraint is false"):
+        solve_cvxpy(cp.Problem(cp.Minimize(1.0), [cp.Constant(2) <= 1]))
+    X, U, Z, _ = data
+    nothing = lambda a, b: cp.Constant(2.0)  # noqa: E731
+    solution = solve_cvxpy(StateRow(X, U, Z[0], kappa=0.5, lam1=0.0, loss=nothing))
+    assert solution.raise_if_failed().objective == 2.0
+
+
+def test_what_a_variable_is_declared_to_be_is_judged(monkeypatch):
+    x = cp.Variable(2, nonneg=True, name="x")
+    problem = cp.Problem(cp.Minimize(cp.sum(x)), [x <= 3])
+    assert solve_cvxpy(problem).raise_if_failed().objective == pytest.approx(0, abs=1e-8)
+    real = cvxpy_models.solve
+
+    def negative(prob, *args, **options):
+        outcome = real(prob, *args, **options)
+        x.save_value(np.array([0.25, -0.25]))  # the optimal value, at a point that is not allowed
+        return outcome
+
+    monkeypatch.setattr(cvxpy_models, "solve", negative)
+    solution = solve_cvxpy(problem)
+    assert solution.violations == {"constraint 0": 0.0, "declared x": 0.25}
+    assert not solution.passed
+
+
+def test_sweep_over_a_parameter(data):
+    mu = cp.Parameter(nonneg=True, value=7.0)
+    problem = Relaxed(*data, kappa=0.5, loss=lambda a, b: mu * cp.norm1(a))
+    found = sweep(problem, mu, [0.1, 1.0, 50.0], tol=1e-10)
+    for weight, solution in zip([0.1, 1.0, 50.0], found, strict=True):
+        solution.raise_if_failed()
+        fixed = solve_cvxpy(
+            Relaxed(*data, kappa=0.5, loss=lambda a, b, w=weight: w * cp.norm1(a)), tol=1e-10
+        )
+        assert solution.objective == pytest.approx(fixed.objective, rel=1e-12)
+    assert found[0].objective < found[1].objective < found[2].objective
+    assert mu.value == 7.0
+    same = sweep(Relaxed(*data, kappa=0.5, loss=lambda a, b: 2 * cp.norm1(a) * mu), mu, [0.5])
+    assert same[0].objective == pytest.approx(found[1].objective, rel=1e-9)
+
+
+def test_bad_sweeps(data):
+    mu, other = cp.Parameter(nonneg=True), cp.Parameter(name="other")
+    problem = Relaxed(*data, kappa=0.5, loss=lambda a, b: mu * cp.norm1(a))
+    for parameter, values, words in (
+        (other, [1.0], "does not depend on the parameter other"),
+        (1.0, [1.0], r"a cvxpy\.Parameter is needed"),
+        (mu, [1.0, -1.0], "must be nonnegative"),
+        (mu, [None], "None is no value"),
+        (mu, ["a"], "'a' is no value"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sweep(problem, parameter, values)
+    assert mu.value is None
+    with pytest.raises(InputError, match="have no value"):
+        solve_cvxpy(problem)
+
+
 def test_a_solve_that_stalls_is_repeated_with_care(data, monkeypatch):
     real, asked = cvxpy_models.solve, []
 
@@ -252,6 +447,19 @@ def test_a_solve_that_stalls_is_repeated_with_care(data, monkeypatch):
     monkeypatch.setattr(cvxpy_models, "solve", stalls)
     assert solve_cvxpy(Relaxed(*data, kappa=0.5, loss=nuclear)).passed
     assert asked == [False, True]
+
+
+def test_a_second_attempt_that_fails_keeps_the_first(data, monkeypatch):
+    real = cvxpy_models.solve
+
+    def fails(problem, backend, tol, *, careful):
+        if careful:
+            raise BackendError("stalled")
+        return real(problem, backend, 1e-5, careful=careful)
+
+    monkeypatch.setattr(cvxpy_models, "solve", fails)
+    solution = solve_cvxpy(Relaxed(*data, kappa=0.5, loss=nuclear))
+    assert 1e-9 < solution.gap < 1e-3
 
 
 def test_any_cvxpy_problem():

@@ -51,11 +51,16 @@ def solve_cvxpy(
     ------
     BackendError
         The backend is missing, unlicensed, or failed; the vendor's error is the cause.
+    InputError
+        Not a minimisation, or a parameter without a value.
     FormulationError
         The problem is infeasible or unbounded, or not convex by the DCP rules.
     """
     if not isinstance(prob, cp.Problem):
         raise InputError(f"a cvxpy.Problem is needed, got {type(prob).__name__}")
+    unset = [parameter.name() for parameter in prob.parameters() if parameter.value is None]
+    if unset:
+        raise InputError(f"the parameters {', '.join(unset)} have no value: set .value first")
     if isinstance(prob, RowProblem):
         solution = solve_record(type(prob), prob.record, backend, tol, progress)
         prob.coefficients = solution.coef

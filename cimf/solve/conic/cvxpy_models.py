@@ -9,13 +9,14 @@ import cvxpy as cp
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.errors import InputError
+from cimf.errors import BackendError, FormulationError, InputError
 from cimf.judge.cone_certificate import Bound, lower_bound
 from cimf.judge.model_solution import ModelSolution
 from cimf.solve.conic.backends import Outcome, candidates, run, solve
 from cimf.solve.conic.cvxpy_rows import GROUND_TRUTH, Progress
 from formulations.problem import ModelRecord
 from formulations.relaxed import ModelProblem
+from formulations.terms import largest_violation
 
 Array = NDArray[np.float64]
 
@@ -51,9 +52,7 @@ def solve_model(
         solved.append(piece)
         if progress is not None:
             progress(part[-1] + 1)
-    blocks = record.split(values)
-    for name, variable in prob.var_dict.items():
-        variable.value = blocks[name]
+    prob.coefficients = values
     outcomes = [outcome for piece in solved for outcome in piece.outcomes]
     last = [piece.outcomes[-1] for piece in solved]
     objective, bound = record.objective(values), sum(piece.bound for piece in solved)
@@ -62,7 +61,7 @@ def solve_model(
     solve_time = sum(outcome.solve for outcome in outcomes)
     certify = time.perf_counter() - start - build - solve_time
     return ModelSolution(
-        values=blocks,
+        values=record.split(values),
         objective=objective,
         bound=bound,
         gap=(objective - bound) / record.scale,
@@ -100,7 +99,12 @@ def _solve_piece(
         start = time.perf_counter()
         problem = kind.from_record(record, normalised=True)
         written = time.perf_counter() - start
-        outcome = solve(problem, backend, asked, careful=careful)
+        try:
+            outcome = solve(problem, backend, asked, careful=careful)
+        except (BackendError, FormulationError):
+            if best is None:
+                raise
+            break  # the first attempt's point, judged as it is
         outcomes.append(replace(outcome, build=outcome.build + written))
         proved = _bound(problem, outcome, asked)
         raw = problem.coefficients
@@ -121,15 +125,16 @@ def solve_any(prob: cp.Problem, backend: str, tol: float) -> ModelSolution:
     """Solve a problem without a record; CVXPY evaluates its objective and constraints."""
     if not isinstance(prob.objective, cp.Minimize):
         raise InputError("write the problem as a minimisation")
+    if not prob.variables():
+        return _without_variables(prob, max(tol, GROUND_TRUTH))
     outcome = solve(prob, backend, tol)
     start = time.perf_counter()
     point = {variable.id: variable.value for variable in prob.variables()}
     proved = _bound(prob, outcome, tol)
     for variable in prob.variables():
-        variable.value = point[variable.id]
+        variable.save_value(point[variable.id])
     objective = float(np.asarray(prob.objective.value).item())
     scale = max(1.0, abs(objective))
-    worst = [float(np.max(c.violation(), initial=0.0)) for c in prob.constraints]
     seconds = {"build": outcome.build, "solve": outcome.solve}
     return ModelSolution(
         values={name: np.asarray(variable.value) for name, variable in prob.var_dict.items()},
@@ -137,7 +142,7 @@ def solve_any(prob: cp.Problem, backend: str, tol: float) -> ModelSolution:
         bound=proved.value,
         gap=(objective - proved.value) / scale,
         scale=scale,
-        violations={f"constraint {i}": value for i, value in enumerate(worst)},
+        violations=_violations(prob),
         radius=proved.radius,
         raw_objective=objective,
         backend=(f"{outcome.backend} {outcome.version}",),
@@ -147,6 +152,40 @@ def solve_any(prob: cp.Problem, backend: str, tol: float) -> ModelSolution:
         seconds={**seconds, "certify": time.perf_counter() - start},
         tol=max(tol, GROUND_TRUTH),
     )
+
+
+def _without_variables(prob: cp.Problem, mark: float) -> ModelSolution:
+    """Return the value of a problem with nothing to choose; CVXPY gives it to no backend."""
+    objective = float(np.asarray(prob.objective.value).item())
+    violations = _violations(prob)
+    if max(violations.values(), default=0.0) > mark:
+        raise FormulationError("infeasible: the problem has no variables and a constraint is false")
+    return ModelSolution(
+        values={},
+        objective=objective,
+        bound=objective,
+        gap=0.0,
+        scale=max(1.0, abs(objective)),
+        violations=violations,
+        radius=np.inf,
+        raw_objective=objective,
+        backend=("none",),
+        status=("optimal",),
+        iterations=(0,),
+        parts=((),),
+        seconds={"build": 0.0, "solve": 0.0, "certify": 0.0},
+        tol=mark,
+    )
+
+
+def _violations(prob: cp.Problem) -> dict[str, float]:
+    """Return the violation of every constraint, and of what variables are declared to be."""
+    found = {f"constraint {i}": largest_violation(c) for i, c in enumerate(prob.constraints)}
+    for variable in prob.variables():
+        if any(variable.attributes.values()):
+            off = np.abs(variable.value - variable.project(variable.value)).max(initial=0.0)
+            found[f"declared {variable.name()}"] = float(off)
+    return found
 
 
 def _bound(problem: cp.Problem, outcome: Outcome, tol: float) -> Bound:
