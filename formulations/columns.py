@@ -20,6 +20,49 @@ from formulations.errors import InputError
 
 # Below this, and above one over it, products of weights leave the range of float64.
 _SMALLEST = 1e-100
+# Squares of larger values, summed over samples and multiplied by coefficients, leave float64, and
+# so do the products of smaller ones: at 1e-165 every moment is 0 and every point looks optimal.
+_LARGEST = 1e140
+
+
+def as_array(name: str, value: Any) -> NDArray[Any]:
+    """Return `value` as a real numeric array of its own dtype: the door of every array.
+
+    A torch tensor is taken from its graph and its device.
+
+    Raises
+    ------
+    InputError
+        For a masked array (whose mask would be lost), a sparse matrix, a complex or non-numeric
+        dtype, float16 and bfloat16 (their rounding, 5e-4 and 4e-3, is above every tolerance used
+        here), and for what numpy cannot read as one array.
+    """
+    if any(np.ma.isMaskedArray(part) for part in (value if isinstance(value, list) else [value])):
+        raise InputError(
+            f"{name} is a masked array, and its mask would be lost: fill it (.filled(number)) or "
+            "leave the masked samples out"
+        )
+    if hasattr(value, "toarray"):
+        raise InputError(f"{name} is a sparse matrix: give it dense, .toarray()")
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            raise _half(name, "bfloat16")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be read as an array: {error}") from error
+    if array.dtype == np.float16:
+        raise _half(name, "float16")
+    if array.dtype.kind == "c":
+        raise InputError(f"{name} is complex ({array.dtype}): real numbers are needed")
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} has dtype {array.dtype}; a real numeric array is needed")
+    return array
+
+
+def _half(name: str, dtype: str) -> InputError:
+    return InputError(f"{name} is {dtype}: convert it to float32 or float64 where it was computed")
 
 
 def as_float64(
@@ -30,16 +73,9 @@ def as_float64(
     Raises
     ------
     InputError
-        For float16 (its rounding, 5e-4, is above every tolerance used here), for a non-numeric or
-        complex dtype, a wrong number of dimensions, and (where `finite`) for NaN or infinity.
+        As `as_array`; for a wrong number of dimensions, and (where `finite`) for NaN or infinity.
     """
-    array = np.asarray(value)
-    if array.dtype == np.float16:
-        raise InputError(
-            f"{name} is float16: convert it to float32 or float64 where it was computed"
-        )
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{name} has dtype {array.dtype}; a real numeric array is needed")
+    array = as_array(name, value)
     allowed = (ndim,) if isinstance(ndim, int) else ndim
     if array.ndim not in allowed:
         raise InputError(
@@ -51,6 +87,54 @@ def as_float64(
             f"{name} holds {int((~np.isfinite(array)).sum())} NaN or infinite value(s)"
         )
     return array
+
+
+def check_range(name: str, array: NDArray[Any], axis: int | None = None) -> None:
+    """Refuse NaN, infinity, and values whose sums of squares would overflow or underflow.
+
+    Parameters
+    ----------
+    axis : int, optional
+        Where every problem has its own array (targets, along 0), each is judged by itself.
+
+    Raises
+    ------
+    InputError
+        Also where the largest value is below 1e-140 but not zero.
+    """
+    # Its extremes say whether an array holds NaN or infinity: no array of booleans is made.
+    ends = (array.max(axis=axis, initial=0), array.min(axis=axis, initial=0))
+    size = np.maximum(*(np.abs(np.asarray(end, dtype=np.float64)) for end in ends))
+    if not np.isfinite(size).all():
+        as_float64(name, array, (1, 2))
+    largest = float(size.max(initial=0.0))
+    if largest > _LARGEST:
+        raise InputError(
+            f"{name} holds {largest:.3g}: sums of squares of values above {_LARGEST:.0e} overflow; "
+            "rescale the data"
+        )
+    tiny = size[(size > 0) & (size < 1.0 / _LARGEST)]
+    if tiny.size:
+        raise InputError(
+            f"{name} holds nothing above {tiny.max():.3g}: squares of values below "
+            f"{1.0 / _LARGEST:.0e} underflow; rescale the data"
+        )
+
+
+def as_mask(name: str, value: Any, length: int) -> NDArray[np.bool_]:
+    """Return `value` as a boolean mask of shape (length,).
+
+    Raises
+    ------
+    InputError
+        As `as_array`; for another dtype or shape.
+    """
+    mask = as_array(name, value)
+    if mask.dtype != np.bool_ or mask.shape != (length,):
+        raise InputError(
+            f"{name} must be a boolean mask of shape ({length},), got {mask.dtype} {mask.shape}"
+        )
+    return mask
 
 
 @dataclass(frozen=True)
@@ -116,17 +200,12 @@ class Columns:
                 "excluded)"
             )
         if bounded is not None:
-            mask = np.asarray(bounded)
-            if mask.dtype != np.bool_ or mask.shape != (n_features,):
-                raise InputError(
-                    f"bounded must be a boolean mask of shape ({n_features},), "
-                    f"got {mask.dtype} {mask.shape}"
-                )
+            mask = as_mask("bounded", bounded, n_features)
             w = np.where(mask | np.isinf(w), w, 0.0)
         if signs is None:
             s = np.zeros(n_features, dtype=np.int8)
         else:
-            raw = np.asarray(signs)
+            raw = as_array("signs", signs)
             if raw.shape != (n_features,) or not np.isin(raw, (-1, 0, 1)).all():
                 raise InputError(f"signs must have shape ({n_features},) and hold only -1, 0, +1")
             s = raw.astype(np.int8)

@@ -10,7 +10,7 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from formulations.columns import as_float64
+from formulations.columns import as_float64, check_range
 from formulations.errors import InputError
 
 Array = NDArray[np.float64]
@@ -52,7 +52,8 @@ class LeastSquares:
         Raises
         ------
         InputError
-            Wrong shapes, no samples or columns, float16, NaN or infinity.
+            Wrong shapes, no samples or columns, float16, masked or complex arrays, NaN, infinity,
+            values whose squares overflow or underflow.
         """
         if scipy.sparse.issparse(design):
             m = scipy.sparse.csc_array(design)
@@ -61,6 +62,8 @@ class LeastSquares:
             m = as_float64("design", design, 2)
         z = as_float64("target", target, (1, 2))
         z = z[:, None] if z.ndim == 1 else z
+        check_range("design", m.data if scipy.sparse.issparse(m) else m)
+        check_range("target", z, axis=0)
         if 0 in m.shape or z.shape[1] == 0:
             raise InputError(f"design {m.shape} and target {z.shape} must not be empty")
         if z.shape[0] != m.shape[0]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cimf.errors import InputError
-from formulations.columns import as_float64
+from formulations.columns import as_array, as_float64
 
 # What each sparsity is measured against, in the words that tables print.
 DENOMINATORS = {
@@ -148,7 +148,7 @@ def count_nonzeros(
     if admissible is None:
         allowed = np.ones(coef.shape, dtype=bool)
     else:
-        parts = [np.asarray(part, dtype=bool) for part in admissible]
+        parts = [as_array("admissible", part).astype(bool) for part in admissible]
         if parts[0].shape != top.shape or parts[1].shape != bottom.shape:
             raise InputError("admissible must have the shapes of states and outputs")
         allowed = np.vstack(parts)

@@ -30,6 +30,12 @@ _CHUNK = 256
 _MEMORY = 5
 # Relative ridge of Anderson's least squares: near convergence the differences are rounding noise.
 _RIDGE = 1e-14
+# A residual at the rounding of A x + b itself is as small as it gets (8 units: n = 2,000).
+_ROUNDING = 8 * np.finfo(np.float64).eps
+# The rounding of a state may be this much of the input; beyond, x = x + 1 holds to rounding.
+_RESOLVED = 1e-6
+# Residual, in units of that at x = 0, from which an iteration has got nowhere.
+_NO_CLOSER = 0.99
 
 
 class ConvergenceWarning(UserWarning):
@@ -46,9 +52,12 @@ class Equilibrium:
         The state, and the pre-activation A X + B U at that state. Where a sample did not converge:
         its last finite iterate.
     residual : (m,)
-        max_i |x - phi(A x + B u)|_i / max(1, max_i |x_i|); infinite where the iteration overflowed.
+        max_i |x - phi(A x + B u)|_i relative to the input, max_i |phi(B u)_i|: 1 at x = 0 whatever
+        the units. Infinite where the iteration overflowed, or ran to states so large (4.5e9 times
+        the input) that their rounding hides the input: there x = x + 1 holds in float64.
     converged : (m,) bool
-        residual <= tol.
+        residual <= tol, or at the rounding of the state itself where that is larger; substitution
+        is exact, all finite states have converged.
     iterations : (m,) int
         Evaluations of phi(A x + B u); 1 for substitution.
     method : str
@@ -63,6 +72,16 @@ class Equilibrium:
     iterations: NDArray[np.int64]
     method: str
     tol: float
+
+    @property
+    def status(self) -> NDArray[np.str_]:
+        """What became of every sample, shape (m,).
+
+        "converged"; "stopped" after max_iter evaluations, a larger one may help; "diverged": no
+        closer to an equilibrium than x = 0 was, or overflowed.
+        """
+        lost = ~(self.residual < _NO_CLOSER)
+        return np.where(self.converged, "converged", np.where(lost, "diverged", "stopped"))
 
 
 def solve_equilibrium(
@@ -113,19 +132,22 @@ def solve_equilibrium(
     stages = [(rows, matrix[rows]) for rows in order or ()]
     n, m = BU.shape
     X, Z = np.empty((n, m)), np.empty((n, m))
-    residual, iterations = np.empty(m), np.ones(m, dtype=np.int64)
+    residual, converged = np.empty(m), np.empty(m, dtype=bool)
+    iterations = np.ones(m, dtype=np.int64)
     for start in range(0, m, _CHUNK):
         part = slice(start, min(start + _CHUNK, m))
-        system = _System(matrix, np.ascontiguousarray(BU[:, part]), blocks)
         with np.errstate(over="ignore", invalid="ignore"):
+            system = _System(matrix, np.ascontiguousarray(BU[:, part]), blocks)
             if method == "substitution":
                 X[:, part] = _substitute(system, stages)
             else:
                 X[:, part], iterations[part] = _iterate(system, tol, max_iter, method == "anderson")
-            Z[:, part], residual[part] = system.judge(X[:, part])
+            Z[:, part], residual[part], converged[part] = system.judge(X[:, part], tol)
+            if method == "substitution":
+                converged[part] = np.isfinite(X[:, part]).all(axis=0)
         if progress is not None:
             progress(part.stop)
-    return Equilibrium(X, Z, residual, residual <= tol, iterations, method, float(tol))
+    return Equilibrium(X, Z, residual, converged, iterations, method, float(tol))
 
 
 class _System:
@@ -133,21 +155,33 @@ class _System:
 
     def __init__(self, matrix: Any, b: Array, blocks: Sequence[Block]) -> None:
         self.matrix, self.b, self.blocks = matrix, b, blocks
+        self.size = np.abs(apply_blocks(blocks, b)).max(axis=0, initial=0.0)
 
     def __call__(self, x: Array, active: NDArray[np.intp]) -> Array:
         return apply_blocks(self.blocks, self.matrix @ x + self.b[:, active])
 
-    def judge(self, x: Array) -> tuple[Array, Array]:
-        """Return the pre-activation at x and the residual of every sample."""
+    def judge(self, x: Array, tol: float) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return the pre-activation at x, the residual of every sample, and whether it is one."""
         z = self.matrix @ np.ascontiguousarray(x) + self.b
-        return z, relative_residual(x, apply_blocks(self.blocks, z))
+        residual = relative_residual(x, apply_blocks(self.blocks, z), self.size)
+        return z, residual, _reached(residual, x, self.size, tol)
 
 
-def relative_residual(x: Array, g: Array) -> Array:
-    """Return max_i |x - g|_i / max(1, max_i |x_i|) per column; infinite where not finite."""
-    size = np.maximum(1.0, np.abs(x).max(axis=0, initial=0.0))
-    out = np.abs(x - g).max(axis=0, initial=0.0) / size
-    return np.where(np.isfinite(out) & np.isfinite(size), out, np.inf)
+def relative_residual(x: Array, g: Array, size: Array) -> Array:
+    """Return max_i |x - g|_i / size per column, size = max_i |phi(b)_i|; see `Equilibrium`."""
+    out = _relative(np.abs(x - g).max(axis=0, initial=0.0), size)
+    resolved = np.finfo(np.float64).eps * np.abs(x).max(axis=0, initial=0.0) <= _RESOLVED * size
+    return np.where(np.isfinite(out) & resolved, out, np.inf)
+
+
+def _reached(residual: Array, x: Array, size: Array, tol: float) -> NDArray[np.bool_]:
+    rounding = _ROUNDING * _relative(np.abs(x).max(axis=0, initial=0.0), size)
+    return np.isfinite(residual) & (residual <= np.fmax(tol, rounding))
+
+
+def _relative(value: Array, size: Array) -> Array:
+    """Return value / size, 0 where both are 0."""
+    return np.divide(value, size, out=np.where(value == 0.0, 0.0, np.inf), where=size > 0.0)
 
 
 def _substitute(system: _System, stages: list[tuple[NDArray[np.intp], Any]]) -> Array:
@@ -174,11 +208,13 @@ def _iterate(
     mixer = _Anderson(n, m) if accelerate else None
     for k in range(1, max_iter + 1):
         g = system(x, active)
-        r = relative_residual(x, g)
+        r = relative_residual(x, g, system.size[active])
         broken = ~np.isfinite(r)
         finite_x = np.isfinite(x).all(axis=0)
         solution[:, active[finite_x]] = x[:, finite_x]
-        leave = (r <= tol) | (broken if mixer is None else mixer.hopeless(broken))
+        leave = _reached(r, x, system.size[active], tol) | (
+            broken if mixer is None else mixer.hopeless(broken)
+        )
         if leave.any():
             count[active[leave]] = k
             keep = ~leave

@@ -185,7 +185,7 @@ class ImplicitModel:
         InputError, UnknownNameError
             As `inputs` and `solve_equilibrium`.
         """
-        u = self.inputs(_to_numpy(U))
+        u = self.inputs(_to_double(U))
         return solve_equilibrium(
             self.A, _columnwise(self.B, u), self.blocks, method, tol, max_iter, progress
         )
@@ -196,8 +196,9 @@ class ImplicitModel:
         Parameters
         ----------
         U : (p, m), or (p - 1, m) where `bias`
-            A torch tensor is answered by a tensor of its dtype and device; the computation is the
-            same float64 one, and gradients do not flow (see `to_module`).
+            A torch tensor is answered by a tensor on its device, of its dtype where that is a
+            floating one and float64 where it is not; the computation is the same float64 one, and
+            gradients do not flow (see `to_module`).
         **options
             As `equilibrium`.
 
@@ -206,13 +207,15 @@ class ImplicitModel:
         ConvergenceWarning
             If samples did not converge; their Y comes from the last iterate.
         """
-        u = self.inputs(_to_numpy(U))
+        u = self.inputs(_to_double(U))
         found = self.equilibrium(u, **options)
         missed = int((~found.converged).sum())
         if missed:
+            diverged = int((found.status == "diverged").sum())
             warnings.warn(
                 f"{missed} of {found.converged.size} samples did not reach an equilibrium to "
-                f"{found.tol:g}; see equilibrium(U).converged",
+                f"{found.tol:g} ({diverged} diverged, {missed - diverged} stopped at max_iter): "
+                "their outputs come from a last iterate; see equilibrium(U).status",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -220,12 +223,22 @@ class ImplicitModel:
         if type(U).__module__.partition(".")[0] == "torch":
             import torch
 
-            return torch.from_numpy(Y).to(device=U.device, dtype=U.dtype)
+            dtype = U.dtype if U.is_floating_point() else torch.float64
+            return torch.from_numpy(Y).to(device=U.device, dtype=dtype)
         return Y
 
-    def output(self, X: Array, U: ArrayLike) -> Array:
-        """Return C X + D U (q, m) for states X (n, m) that are already known."""
-        return _columnwise(self.C, X) + _columnwise(self.D, self.inputs(U))
+    def output(self, X: ArrayLike, U: ArrayLike) -> Array:
+        """Return C X + D U (q, m) for states X (n, m) that are already known.
+
+        Raises
+        ------
+        InputError
+            As `inputs`; X has another shape.
+        """
+        x, u = as_float64("X", X, 2), self.inputs(U)
+        if x.shape != (self.n_states, u.shape[1]):
+            raise InputError(f"X has shape {x.shape}; ({self.n_states}, {u.shape[1]}) needed")
+        return _columnwise(self.C, x) + _columnwise(self.D, u)
 
     def wellposedness(self) -> Wellposedness:
         """Return which sufficient condition for a unique equilibrium holds, and its margin."""
@@ -311,12 +324,10 @@ def _matrix(name: str, value: Any) -> Any:
     return dense
 
 
-def _to_numpy(U: Any) -> Any:
-    """Return a torch tensor as a numpy array (float64), anything else as it is."""
-    if type(U).__module__.partition(".")[0] == "torch":
-        if not U.is_floating_point():
-            return U.detach().cpu().numpy()
-        return U.detach().cpu().double().numpy()
+def _to_double(U: Any) -> Any:
+    """Return a floating torch tensor in float64 (networks are run in half precision too)."""
+    if type(U).__module__.partition(".")[0] == "torch" and U.is_floating_point():
+        return U.double()
     return U
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 class ImplicitModule(nn.Module):
     """A view of an `ImplicitModel` with samples in rows: (batch, p) in, (batch, q) out.
 
+    Integers and booleans are converted to the dtype of the matrices.
+
     Parameters
     ----------
     model : ImplicitModel
         Its matrices become dense buffers A, B, C, D (float64; ``.to(dtype)`` moves them).
     tol : float, optional
-        Residual, relative to max(1, max_i |x_i|), at which a sample stops. Default: 1e-12, or ten
-        times the rounding unit of the buffers' dtype where that is larger.
+        Residual, relative to the input max_i |phi(B u)_i|, at which a sample stops; or at the
+        rounding of the state where that is larger. Default: 1e-12, or ten times the rounding unit
+        of the buffers' dtype where that is larger.
     max_iter : int
         Iterations at most, forward and backward.
 
@@ -68,9 +72,13 @@ class ImplicitModule(nn.Module):
         Raises
         ------
         InputError
-            For another shape.
+            For another shape, complex numbers, a last column that is not ones where it is the bias.
         """
         p = self.B.shape[1]
+        if u.is_complex():
+            raise InputError(f"the input is complex ({u.dtype}): real numbers are needed")
+        if not u.is_floating_point():
+            u = u.to(self.B.dtype)
         if u.ndim == 2 and self.bias and u.shape[1] == p - 1:
             u = torch.cat([u, u.new_ones(u.shape[0], 1)], dim=1)
         if u.ndim != 2 or u.shape[1] != p:
@@ -78,6 +86,8 @@ class ImplicitModule(nn.Module):
             raise InputError(
                 f"input of shape {tuple(u.shape)}; {wanted} needed: samples are rows in a module"
             )
+        if self.bias and not bool((u[:, -1] == 1).all()):
+            raise InputError("the last column must be ones (the bias); or leave it out")
         b = u @ self.B.T
         x = self._unrolled(b) if self.acyclic else self._implicit(b)
         return x @ self.C.T + u @ self.D.T
@@ -106,7 +116,7 @@ class ImplicitModule(nn.Module):
                 def step(g: torch.Tensor) -> torch.Tensor:
                     return grad + torch.autograd.grad(again, x, g, retain_graph=True)[0]
 
-                return self._fixed_point(step, grad, "backward")
+                return self._fixed_point(step, torch.zeros_like(grad), "backward")
 
             out.register_hook(adjoint)
         return out
@@ -114,13 +124,21 @@ class ImplicitModule(nn.Module):
     def _fixed_point(
         self, step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, name: str
     ) -> torch.Tensor:
-        """Iterate x <- step(x), every row until it converged."""
-        tol = self.tol if self.tol is not None else max(1e-12, 10 * torch.finfo(x.dtype).eps)
+        """Iterate x <- step(x) from x = 0, every row until it converged.
+
+        As in `cimf.model.equilibrium`: relative to the first step, and never at a state so large
+        that its rounding hides that step.
+        """
+        eps = torch.finfo(x.dtype).eps
+        tol = self.tol if self.tol is not None else max(1e-12, 10 * eps)
         done: Any = torch.zeros(x.shape[0], 1, dtype=torch.bool, device=x.device)
+        size = None
         for _ in range(self.max_iter):
             new = step(x)
-            size = x.abs().amax(1, keepdim=True).clamp(min=1.0)
-            now = (new - x).abs().amax(1, keepdim=True) <= tol * size
+            size = new.abs().amax(1, keepdim=True) if size is None else size
+            rounding = eps * x.abs().amax(1, keepdim=True)
+            close = (new - x).abs().amax(1, keepdim=True) <= (tol * size).maximum(8 * rounding)
+            now = close & (rounding <= math.sqrt(eps) * size)
             x = torch.where(done | now, x, new)
             done = done | now
             if bool(done.all()):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ from cimf.network.cut_run import run
 from cimf.network.layers import LayerGraph
 from cimf.network.probe import probe
 from cimf.network.state_blocks import apply_blocks
+from formulations.columns import as_float64
 
 Array = NDArray[np.float64]
 
@@ -120,7 +121,7 @@ class OperatorModel:
         self.B = self._operator((n, p), lambda v: self._of_input(v)[0])
         self.D = self._operator((q, p), lambda v: self._of_input(v)[1])
 
-    def equilibrium(self, U: Array) -> Reached:
+    def equilibrium(self, U: ArrayLike) -> Reached:
         """Return the equilibrium for inputs U (p, m), the last row ones, or (p - 1, m) without it.
 
         A is strictly block triangular, so the iteration X <- phi(A X + B U) from 0 is exact after
@@ -129,11 +130,14 @@ class OperatorModel:
         Raises
         ------
         InputError
-            U has another number of rows.
+            U has another number of rows, holds NaN or no real numbers, or a last row that is not
+            ones.
         """
-        u = np.asarray(U, dtype=np.float64)
-        if u.ndim != 2 or len(u) not in (self.n_inputs, self.n_inputs - 1):
+        u = as_float64("U", U, 2)
+        if len(u) not in (self.n_inputs, self.n_inputs - 1):
             raise InputError(f"U has shape {u.shape}; ({self.n_inputs}, m) needed")
+        if not (u[self.n_inputs - 1 :] == 1.0).all():
+            raise InputError("the last row of U must be ones (the bias); or leave it out")
         u = u[: self.n_inputs - 1]
         X = np.zeros((self.n_states, u.shape[1]))
         for step in itertools.count(1):

@@ -1,8 +1,9 @@
 """Implicit models as files: one safetensors file, its header holding a JSON record; no pickle.
 
-A dense matrix is one tensor under its name, a sparse one its CSR parts ``A.data``, ``A.indices``,
-``A.indptr``. The record has the format version, shapes, and blocks with their activations; beside
-it stands a SHA-256 over the record and the tensors, so that an altered file is noticed.
+A matrix is one tensor under its name or, where that is smaller, its CSR parts ``A.data``,
+``A.indices``, ``A.indptr``. The record has the format version, shapes, which matrices of the model
+are sparse, and blocks with their activations; beside it stands a SHA-256 over the record and the
+tensors, so that an altered file is noticed. Version 1 kept every matrix as it was in the model.
 """
 
 from __future__ import annotations
@@ -25,26 +26,28 @@ if TYPE_CHECKING:
     from cimf.model.implicit import ImplicitModel
 
 _FORMAT = "cimf.ImplicitModel"
-_VERSION = 1
+_VERSION = 2
 _PARTS = ("data", "indices", "indptr")
 
 
 def save_model(model: ImplicitModel, path: str | Path) -> None:
     """Write `model` to `path`, atomically."""
     tensors: dict[str, np.ndarray] = {}
-    shapes = {}
-    for name in "ABCD":
-        matrix = getattr(model, name)
-        shapes[name] = list(matrix.shape)
-        if scipy.sparse.issparse(matrix):
-            tensors.update({f"{name}.{part}": getattr(matrix, part) for part in _PARTS})
+    matrices = {name: getattr(model, name) for name in "ABCD"}
+    for name, matrix in matrices.items():
+        csr = scipy.sparse.csr_array(matrix)
+        parts = {f"{name}.{part}": getattr(csr, part) for part in _PARTS}
+        smaller = sum(part.nbytes for part in parts.values()) < 8 * np.prod(matrix.shape)
+        if smaller or scipy.sparse.issparse(matrix):
+            tensors.update(parts)
         else:
             tensors[name] = matrix
     record = {
         "format": _FORMAT,
         "version": _VERSION,
         "bias": model.bias,
-        "shapes": shapes,
+        "shapes": {name: list(matrix.shape) for name, matrix in matrices.items()},
+        "sparse": [name for name, matrix in matrices.items() if scipy.sparse.issparse(matrix)],
         "blocks": [block.to_json() for block in model.blocks],
     }
     text = json.dumps(record, sort_keys=True)
@@ -72,8 +75,7 @@ def load_model(path: str | Path) -> ImplicitModel:
                 f"{path} has format {record['format']} version {record['version']}; this version "
                 f"of cimf reads {_FORMAT} up to {_VERSION}"
             )
-        matrices = [_matrix(tensors, name, tuple(record["shapes"][name])) for name in "ABCD"]
-        A, B, C, D = matrices
+        A, B, C, D = (_matrix(tensors, name, record) for name in "ABCD")
         blocks = [Block.from_json(block) for block in record["blocks"]]
         return ImplicitModel(A, B, C, D, activation=blocks, bias=record["bias"])
     except RunError:
@@ -82,10 +84,12 @@ def load_model(path: str | Path) -> ImplicitModel:
         raise RunError(f"{path} holds an inconsistent model: {error}") from error
 
 
-def _matrix(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> Any:
+def _matrix(tensors: dict[str, np.ndarray], name: str, record: dict[str, Any]) -> Any:
+    shape = tuple(record["shapes"][name])
     if name in tensors:
         return tensors[name].reshape(shape)
-    return scipy.sparse.csr_array(tuple(tensors[f"{name}.{part}"] for part in _PARTS), shape=shape)
+    csr = scipy.sparse.csr_array(tuple(tensors[f"{name}.{part}"] for part in _PARTS), shape=shape)
+    return csr if name in record.get("sparse", "ABCD") else csr.toarray()
 
 
 def _digest(text: str, tensors: dict[str, np.ndarray]) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.csgraph import connected_components
 
 from cimf.errors import InputError
-from formulations.columns import as_float64
+from formulations.columns import as_float64, as_mask
 
 Array = NDArray[np.float64]
 
@@ -274,12 +274,7 @@ def _magnitude(matrix: Any) -> Any:
 
 
 def _mask(name: str, value: ArrayLike | None, length: int) -> NDArray[np.bool_]:
-    mask = np.ones(length, dtype=bool) if value is None else np.asarray(value)
-    if mask.dtype != np.bool_ or mask.shape != (length,):
-        raise InputError(
-            f"{name} must be a boolean mask of shape ({length},), got {mask.dtype} {mask.shape}"
-        )
-    return mask
+    return np.ones(length, dtype=bool) if value is None else as_mask(name, value, length)
 
 
 def _finite_scale(s: Array) -> Array:

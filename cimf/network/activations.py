@@ -21,6 +21,7 @@ import scipy.special
 from numpy.typing import NDArray
 
 from cimf.errors import InputError, UnknownNameError
+from formulations.columns import as_array
 
 Array = NDArray[np.float64]
 Monotone = Literal["strictly increasing", "increasing", "not monotone"]
@@ -49,14 +50,33 @@ class Activation:
             raise UnknownNameError("activation", self.name, _FAMILIES)
         return _FAMILIES[self.name]
 
-    def numpy(self, z: Array) -> Array:
-        """Return phi(z), a new float64 array of the shape of `z`."""
-        return self._family.numpy(z, **dict(self.params))
+    def numpy(self, z: Any) -> Array:
+        """Return phi(z), a new float64 array of the shape of `z`, for any real array.
+
+        Raises
+        ------
+        InputError
+            As `formulations.columns.as_array`: masked, complex, half precision.
+        """
+        values = as_array("z", z).astype(np.float64, copy=False)
+        return np.asarray(self._family.numpy(values, **dict(self.params)))
 
     def torch(self, z: Any) -> Any:
-        """Return phi(z) of a torch tensor: out of place, differentiable, same device and dtype."""
+        """Return phi(z) of a torch tensor: out of place, differentiable, same device and dtype.
+
+        Integers and booleans become torch's default floating dtype.
+
+        Raises
+        ------
+        InputError
+            For complex numbers.
+        """
         import torch
 
+        if z.is_complex():
+            raise InputError(f"z is complex ({z.dtype}): real numbers are needed")
+        if not z.is_floating_point():
+            z = z.to(torch.get_default_dtype())
         return self._family.torch(torch, z, **dict(self.params))
 
     @property

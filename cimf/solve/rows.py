@@ -19,7 +19,7 @@ from cimf.solve.bisection import algorithms as bisection
 from cimf.solve.path import exact_rows as exact
 from cimf.solve.path.exact_rows import SolvedRows
 from cimf.statistics import Gram, check_gram
-from formulations.columns import Columns, per_row
+from formulations.columns import Columns, as_float64, per_row
 
 ChunkSolver = Callable[[Gram, Columns, NDArray[np.float64], bool, float], SolvedRows]
 
@@ -141,7 +141,8 @@ def solve_path(
         As `solve_rows`; no kappas.
     """
     check_gram(gram)
-    values = per_row("kappas", np.atleast_1d(np.asarray(kappas)), np.size(kappas))
+    values = np.atleast_1d(as_float64("kappas", kappas, (0, 1)))
+    values = per_row("kappas", values, values.size)
     if not values.size:
         raise InputError("kappas is empty")
     columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from cimf.errors import InputError, RunError
 from cimf.files import atomic_path
-from formulations.columns import as_float64
+from formulations.columns import as_array, as_float64, check_range
 
 # Samples converted to float64 at a time: 4096 x 16,000 columns is 0.5 GB beside a 2 GB Gram.
 _BLOCK = 4096
@@ -25,8 +25,6 @@ _COLUMNS = 256
 # the upper triangle is computed in panels of columns, each an ordinary product.
 _SYRK = 4096
 _PANEL = 1024
-# Squares of larger values, summed over samples and multiplied by coefficients, leave float64.
-_LARGEST = 1e140
 
 
 class Gram:
@@ -83,7 +81,7 @@ class Gram:
         shape = np.shape(design)
         if len(shape) != 2:
             raise InputError(f"design has shape {shape}; (samples, columns) needed")
-        z = np.asarray(targets)
+        z = as_array("targets", targets)
         return cls(shape[1], 1 if z.ndim == 1 else z.shape[-1]).update(design, targets)
 
     @classmethod
@@ -95,7 +93,8 @@ class Gram:
         Raises
         ------
         InputError
-            Wrong shapes, NaN, an unsymmetric matrix, negative squares.
+            Wrong shapes, NaN, an unsymmetric matrix, negative squares, a zero square beside
+            correlations that are not zero.
         """
         g = as_float64("gram", gram, 2)
         c = as_float64("corr", corr, 2)
@@ -108,6 +107,11 @@ class Gram:
             raise InputError("gram is not symmetric")
         if (t < 0).any() or (np.diagonal(g) < 0).any():
             raise InputError("target_sq and the diagonal of gram must be >= 0")
+        if (c[t == 0] != 0).any():
+            raise InputError(
+                "target_sq is 0 for a target that corr is not 0 for: its squares underflowed, "
+                "rescale the data"
+            )
         out = cls(g.shape[0], c.shape[0])
         out._gram[:] = g
         out._lower_is_stale = True  # the upper triangle is kept, so G is exactly symmetric
@@ -149,13 +153,12 @@ class Gram:
         Raises
         ------
         InputError
-            Empty batch, wrong shapes, float16, NaN, infinity, or values above 1e140.
+            Empty batch, wrong shapes, masked or sparse or complex targets, float16, NaN, infinity,
+            values above 1e140, a target or a design without any value above 1e-140 (but for zeros).
         """
         self._refuse_selection()
         sparse = scipy.sparse.issparse(design_batch)
-        if scipy.sparse.issparse(target_batch):
-            raise InputError("targets are a sparse matrix: give them dense, targets.toarray()")
-        z = np.asarray(target_batch)
+        z = as_array("targets", target_batch)
         z = z[:, None] if z.ndim == 1 else z
         shape = np.shape(design_batch)
         if len(shape) != 2 or shape[1] != self.n_features or z.shape != (shape[0], self.n_targets):
@@ -166,9 +169,9 @@ class Gram:
         if shape[0] == 0:
             raise InputError("empty batch: a design with no samples")
         z = as_float64("targets", z, 2)
-        _check_range("targets", z)
+        check_range("targets", z, axis=0)
         if sparse:
-            _check_range("design", as_float64("design", design_batch.tocoo().data, 1))
+            check_range("design", as_float64("design", design_batch.tocoo().data, 1))
             m = design_batch.tocsr().astype(np.float64)
             by_column = m.tocsc()
             for start in range(0, self.n_features, _COLUMNS):
@@ -178,9 +181,8 @@ class Gram:
             self._lower_is_stale = True
             self.corr += (m.T @ z).T
         else:
-            raw = np.asarray(design_batch)
-            as_float64("design", raw[:0], 2)
-            _check_range("design", raw)
+            raw = as_array("design", design_batch)
+            check_range("design", raw)
             for start in range(0, shape[0], _BLOCK):
                 block = np.ascontiguousarray(raw[start : start + _BLOCK], dtype=np.float64)
                 if self.n_features <= _SYRK:
@@ -304,24 +306,6 @@ def check_gram(gram: object) -> None:
         )
     if not gram._has_data:
         raise InputError("no samples: call update first")
-
-
-def _check_range(name: str, array: NDArray[Any]) -> None:
-    """Refuse NaN, infinity, and values whose sums of squares would overflow.
-
-    Raises
-    ------
-    InputError
-    """
-    # Its extremes say whether an array holds NaN or infinity: no array of booleans is made.
-    largest = max(abs(float(array.max(initial=0))), abs(float(array.min(initial=0))))
-    if not np.isfinite(largest):
-        as_float64(name, array, (1, 2))
-    if largest > _LARGEST:
-        raise InputError(
-            f"{name} holds {largest:.3g}: sums of squares of values above {_LARGEST:.0e} overflow; "
-            "rescale the data"
-        )
 
 
 def _symmetric(g: NDArray[np.float64]) -> bool:

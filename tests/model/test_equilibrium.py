@@ -126,7 +126,8 @@ def test_equilibria_solve_the_equation_and_do_not_depend_on_the_batch(
     found = model.equilibrium(U, method=method)
     assert found.converged.all()
     g = apply_blocks(model.blocks, model.A @ found.X + model.B @ U)
-    assert relative_residual(found.X, g).max() <= 1e-11
+    size = np.abs(apply_blocks(model.blocks, model.B @ U)).max(axis=0)
+    assert relative_residual(found.X, g, size).max() <= 1e-11
     subset = [7, 2, 3]
     part = model.equilibrium(U[:, subset], method=method)
     single = model.equilibrium(U[:, 2:3], method=method)
@@ -179,7 +180,8 @@ def test_a_planted_wrong_state_has_a_large_residual():
     wrong = found.X.copy()
     wrong[3, 2] += 1e-6
     g = apply_blocks(model.blocks, model.A @ wrong + model.B @ U)
-    residual = relative_residual(wrong, g)
+    size = np.abs(apply_blocks(model.blocks, model.B @ U)).max(axis=0)
+    residual = relative_residual(wrong, g, size)
     assert residual[2] > 1e-8
     assert np.delete(residual, 2).max() <= 1e-12
 
@@ -236,3 +238,112 @@ def test_torch_and_numpy_inputs_give_the_same_outputs():
     np.testing.assert_allclose(model.predict(single).numpy(), Y, atol=1e-5)
     half = model.predict(single.bfloat16())  # a dtype numpy does not have
     assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
+def test_integers_and_booleans_give_floating_outputs(dtype):
+    """-48.98 was returned as 208."""
+    model = ImplicitModel([[0.5]], [[-24.49]], [[1.0]], [[-1.0]], "identity")
+    value = np.array([[1]]).astype(dtype)
+    tensor = torch.from_numpy(value)
+    np.testing.assert_allclose(model.predict(value), [[-49.98]], rtol=1e-14)
+    out = model.predict(tensor)
+    assert out.dtype == torch.float64
+    np.testing.assert_allclose(out.numpy(), [[-49.98]], rtol=1e-14)
+    for module, exact in ((model.to_module(), 1e-11), (model.to_module().float(), 1e-5)):
+        out = module(tensor)
+        assert out.dtype == module.B.dtype
+        np.testing.assert_allclose(out.numpy(), [[-49.98]], rtol=exact)
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        (np.ma.array([[1.0]], mask=[[True]]), "masked"),
+        (np.array([[1.0 + 0.0j]]), "complex"),
+        (torch.ones(1, 1, dtype=torch.complex64), "complex"),
+    ],
+)
+def test_masked_and_complex_inputs_are_refused(bad, named):
+    model = ImplicitModel([[0.5]], [[1.0]], [[1.0]], [[1.0]])
+    for call in (model.predict, model.equilibrium, lambda u: model.output(u, [[1.0]])):
+        with pytest.raises(InputError, match=named):
+            call(bad)
+    with pytest.raises(InputError, match="complex"):
+        model.to_module()(torch.ones(1, 1, dtype=torch.complex64))
+
+
+def test_a_bias_column_that_is_not_ones_is_refused_by_the_module_too():
+    model = ImplicitModel([[0.5]], [[1.0, 1.0]], [[1.0]], [[1.0, 0.0]], bias=True)
+    with pytest.raises(InputError, match="must be ones"):
+        model.to_module()(torch.tensor([[1.0, 2.0]], dtype=torch.float64))
+    with pytest.raises(InputError, match=r"X has shape"):
+        model.output([[1.0, 2.0]], [[1.0]])
+
+
+@pytest.mark.parametrize("method", ["anderson", "picard"])
+@pytest.mark.parametrize("max_iter", [30, 2000])
+def test_no_solution_is_named_diverged(method, max_iter):
+    """x = mean(x) + 1 has none; Anderson ran to 5.6e14, where x = x + 1, and called it converged.
+
+    Left eigenvector v of A: v'(x - A x - b) = -v'b, so no x has a residual below 1.
+    """
+    ones = np.ones((5, 1))
+    model = ImplicitModel(0.2 * np.ones((5, 5)), ones, ones.T, [[0.0]])
+    found = model.equilibrium([[1.0, -1.0, 0.0]], method=method, max_iter=max_iter)
+    assert found.status.tolist() == ["diverged", "converged", "converged"]
+    assert found.residual[0] >= 0.99
+    assert np.isfinite(found.X).all()
+    with pytest.warns(ConvergenceWarning, match=r"1 of 3 samples .*\(1 diverged, 0 stopped"):
+        model.predict([[1.0, -1.0, 0.0]], method=method, max_iter=max_iter)
+    module = model.to_module(max_iter=200)
+    with pytest.warns(ConvergenceWarning, match="1 of 2 samples"):
+        module(torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+
+
+def test_non_negative_models_with_perron_root_1_diverge():
+    """35 of 200 were called converged."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n = int(rng.integers(2, 9))
+        A = rng.random((n, n))
+        A /= np.abs(np.linalg.eigvals(A)).max()
+        model = ImplicitModel(A, np.ones((n, 1)), np.ones((1, n)), [[0.0]])
+        found = model.equilibrium([[1.0]], method="anderson", max_iter=100)
+        assert found.status.tolist() == ["diverged"]
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_the_units_of_the_input_do_not_matter(unit):
+    """With a residual relative to max(1, |x|) a small input converged at x = 0."""
+    model, U = _model(6, 20, norm=0.95)
+    exact = model.equilibrium(U).X
+    for method in ("anderson", "picard"):
+        found = model.equilibrium(unit * U, method=method)
+        assert found.converged.all()
+        assert np.abs(found.X / unit - exact).max() <= 1e-9 * np.abs(exact).max()
+    module = model.to_module()
+    expected = model.predict(U).T
+    found = module(torch.from_numpy(unit * U.T)).numpy() / unit
+    np.testing.assert_allclose(found, expected, atol=1e-9 * np.abs(expected).max())
+
+
+def test_a_state_far_larger_than_the_input_converges_at_its_rounding():
+    model = ImplicitModel([[1.0 - 1e-5]], [[1.0]], [[1.0]], [[0.0]], "identity")
+    found = model.equilibrium([[1.0]], method="anderson")
+    assert found.status.tolist() == ["converged"]
+    np.testing.assert_allclose(found.X, [[1e5]], rtol=1e-9)
+    short = model.equilibrium([[1.0]], method="picard", max_iter=20_000)
+    assert short.status.tolist() == ["stopped"]
+    assert 0.5 < short.residual[0] < 0.99
+
+
+def test_three_steps_by_hand():
+    """x <- x / 2 + u from 0, residual judged before each step: 0, u, 1.5 u."""
+    model = ImplicitModel([[0.5]], [[1.0]], [[1.0]], [[0.0]])
+    found = model.equilibrium([[4.0]], method="picard", max_iter=3)
+    np.testing.assert_array_equal(found.X, [[6.0]])
+    np.testing.assert_array_equal(found.Z, [[7.0]])
+    np.testing.assert_array_equal(found.residual, [0.25])
+    assert found.iterations.tolist() == [3]
+    assert found.status.tolist() == ["stopped"]

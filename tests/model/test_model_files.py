@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from cimf.errors import InputError, RunError
 from cimf.model import ConvergenceWarning, ImplicitModel
+from cimf.model.storage import _digest
 from cimf.network.activations import ACTIVATIONS, as_activation
 from cimf.network.state_blocks import Block
 
@@ -89,16 +90,53 @@ def test_the_header_is_readable_json(tmp_path):
     with safe_open(path, framework="numpy") as stream:
         record = json.loads(stream.metadata()["model"])
     assert record["format"] == "cimf.ImplicitModel"
-    assert record["version"] == 1
+    assert record["version"] == 2
     assert [block["name"] for block in record["blocks"]] == ["head", "body"]
+
+
+def test_a_file_of_version_1_is_read(tmp_path):
+    """Written as version 1 did: dense matrices dense, sparse ones as CSR parts, no "sparse"."""
+    path, model = tmp_path / "model.safetensors", _model()
+    sparse = scipy.sparse.csr_array(model.A)
+    tensors = {name: getattr(model, name) for name in "BCD"}
+    tensors |= {f"A.{part}": getattr(sparse, part) for part in ("data", "indices", "indptr")}
+    record = {
+        "format": "cimf.ImplicitModel",
+        "version": 1,
+        "bias": False,
+        "shapes": {name: list(getattr(model, name).shape) for name in "ABCD"},
+        "blocks": [block.to_json() for block in model.blocks],
+    }
+    text = json.dumps(record, sort_keys=True)
+    save_file(tensors, path, metadata={"model": text, "sha256": _digest(text, tensors)})
+    loaded = ImplicitModel.load(path)
+    assert scipy.sparse.issparse(loaded.A)
+    np.testing.assert_array_equal(loaded.A.toarray(), model.A)
+    for name in "BCD":
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(model, name))
+
+
+def test_zeros_are_not_stored(tmp_path):
+    """823 non-zeros took 90 kB; a dense model comes back dense."""
+    rng = np.random.default_rng(0)
+    A = np.zeros((100, 100))
+    A.ravel()[rng.choice(10_000, 823, replace=False)] = rng.normal(size=823)
+    path = tmp_path / "model.safetensors"
+    model = ImplicitModel(A, np.ones((100, 3)), np.ones((2, 100)), np.ones((2, 3)))
+    model.save(path)
+    assert path.stat().st_size < 12 * 823 + 8 * 503 + 2_000
+    loaded = ImplicitModel.load(path)
+    for name in "ABCD":
+        assert isinstance(getattr(loaded, name), np.ndarray)
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(model, name))
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
-    monkeypatch.setattr("cimf.model.storage._VERSION", 2)
+    monkeypatch.setattr("cimf.model.storage._VERSION", 3)
     _model().save(path)
-    monkeypatch.setattr("cimf.model.storage._VERSION", 1)
-    with pytest.raises(RunError, match="version 2"):
+    monkeypatch.setattr("cimf.model.storage._VERSION", 2)
+    with pytest.raises(RunError, match="version 3"):
         ImplicitModel.load(path)
 
 

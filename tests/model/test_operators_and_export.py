@@ -59,6 +59,22 @@ def test_equilibrium_is_the_network(sparse):
         model.equilibrium(U[:5])
 
 
+def test_what_an_operator_model_takes_as_input():
+    model = OperatorModel(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), (2,))
+    u = np.array([[200], [3]], np.uint8)
+    expected = model.equilibrium(u.astype(np.float64)).Y
+    np.testing.assert_array_equal(model.equilibrium(u).Y, expected)
+    np.testing.assert_array_equal(model.equilibrium(torch.from_numpy(u)).Y, expected)
+    for bad, named in (
+        (np.ma.array([[1.0], [2.0]]), "masked"),
+        (np.array([[1j], [0.0]]), "complex"),
+        (np.array([[np.nan], [0.0]]), "NaN"),
+        (np.array([[1.0], [2.0], [3.0]]), "must be ones"),
+    ):
+        with pytest.raises(InputError, match=named):
+            model.equilibrium(bad)
+
+
 def test_the_operator_is_strictly_triangular_and_its_norms_bound_it(sparse):
     net, _ = sparse
     model = OperatorModel(net, (2, 6, 6))

@@ -108,3 +108,21 @@ def test_scale_only_where_homogeneous():
     for bad in ([1.0, 2.0], [0.0, 1.0], [-1.0, 1.0], [1.0], [np.nan, 1.0]):
         with pytest.raises(InputError):
             check_scale(bad, mask)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_integers_and_booleans_give_floating_values(name):
+    activation = ACTIVATIONS[name]
+    for z in (np.array([0, 1, 3], np.uint8), np.array([-2, 1]), np.array([True, False])):
+        expected = activation.numpy(z.astype(np.float64))
+        found = activation.numpy(z)
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, expected)
+        tensor = activation.torch(torch.from_numpy(z))
+        assert tensor.dtype == torch.get_default_dtype()
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=2e-6, atol=1e-6)
+    for bad, named in ((np.array([1j]), "complex"), (np.ma.array([1.0]), "masked")):
+        with pytest.raises(InputError, match=named):
+            activation.numpy(bad)
+    with pytest.raises(InputError, match="complex"):
+        activation.torch(torch.ones(1, dtype=torch.complex64))

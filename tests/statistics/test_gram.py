@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,3 +265,37 @@ def test_wide_designs_are_taken_in_panels(monkeypatch):
     found = Gram(23, 4).update(design[:25], targets[:25]).update(design[25:], targets[25:])
     assert_close(found, expected)
     np.testing.assert_array_equal(found.gram, found.gram.T)
+
+
+def test_tensors_that_require_grad():
+    rng = np.random.default_rng(0)
+    design, targets = rng.normal(size=(9, 4)), rng.normal(size=(9, 2))
+    wanted = Gram.from_arrays(design, targets)
+    m, z = (torch.tensor(x, requires_grad=True) for x in (design, targets))
+    assert_close(Gram.from_arrays(m, z), wanted)
+    assert_close(Gram(4, 2).update(m, z), wanted)
+    moments = (m.T @ m, z.T @ m, (z * z).sum(0))
+    assert_close(Gram.from_moments(*moments, n_samples=9), wanted)
+
+
+@pytest.mark.parametrize("scale", [(1e-165, 1.0), (1.0, 1e-165), (1e-165, 1e-165)])
+def test_values_whose_squares_underflow_are_refused_and_nothing_is_added(scale):
+    """With (1e-165, 1e-165) every moment was 0 and every point optimal."""
+    gram = Gram(3, 2)
+    targets = np.ones((4, 2))
+    targets[:, 1] = scale[1]
+    with pytest.raises(InputError, match="underflow"):
+        gram.update(scale[0] * np.ones((4, 3)), targets)
+    assert gram.n_samples == 0
+    gram.update(np.ones((4, 3)), np.zeros((4, 2)))  # zeros are zeros
+    with pytest.raises(InputError, match="underflow"):
+        Gram.from_moments(np.eye(2), [[1e-165, 0.0]], [0.0], 1)
+
+
+@pytest.mark.parametrize("argument", ["design", "targets"])
+def test_masked_and_complex_samples_are_refused(argument):
+    for bad, named in ((np.ma.masked_equal, "masked"), (lambda x, _: x + 0j, "complex")):
+        data = {"design": np.ones((4, 3)), "targets": np.ones((4, 2))}
+        data[argument] = bad(data[argument], 0.0)
+        with pytest.raises(InputError, match=named):
+            Gram.from_arrays(**data)
