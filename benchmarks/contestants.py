@@ -256,15 +256,15 @@ class Cvxcla(Contestant):
         class Stopping(Lasso):
             radius = math.inf
 
-            def step(self, state, segment, sec, direction, lam):  # type: ignore[no-untyped-def]
+            def step(self, state, segment, sec, direction, lam):
                 self.stop(state, segment, lam)
                 return super().step(state, segment, sec, direction, lam)
 
-            def finish(self, state, segment):  # type: ignore[no-untyped-def]
+            def finish(self, state, segment):
                 self.stop(state, segment, 0.0)
                 super().finish(state, segment)
 
-            def stop(self, state, segment, lam):  # type: ignore[no-untyped-def]
+            def stop(self, state, segment, lam):
                 if np.abs(segment.alpha - lam * segment.beta_slope).sum() >= self.radius:
                     rate = float(state.signs @ segment.beta_slope)
                     excess = float(state.signs @ segment.alpha) - self.radius

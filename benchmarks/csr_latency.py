@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -124,7 +125,6 @@ def main() -> None:
     words = "one thread" if options.threads == 1 else f"{options.threads} threads"
     title = f"torch CSR against dense linear layers, float32, {words}"
     print_table(*even, title=BREAK_EVEN)
-    plot(table, folder.path / "latency.png", title)
     folder.finish(
         {
             "latency.csv": table.to_csv(index=False),
@@ -133,7 +133,7 @@ def main() -> None:
                 f"Milliseconds per call (median):\n\n{markdown(*latency)}"
             ),
         },
-        binary=("latency.png",),
+        {"latency.png": partial(plot, table, title=title)},
         load={"before": load_before, "after": os.getloadavg()[0]},
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
     )

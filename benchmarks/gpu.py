@@ -37,7 +37,8 @@ def main() -> None:
     gram = Gram.from_arrays(design, design @ truth.T + rng.standard_normal((2 * n, r)))
     kappa = 0.9 * np.abs(truth).sum(axis=1)
 
-    cells, best = [], {}
+    cells = []
+    best: dict[str, float] = {}
     for method, jobs in (("exact", 2), ("torch", None)):
         for _ in range(options.repeats):
             start = time.perf_counter()

@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -214,18 +215,17 @@ def main() -> None:
             for regime in regimes:
                 found = compare(problem, regime, players, options)
                 records += found
+                folder.write("rows.csv", pd.DataFrame(records).to_csv(index=False))
                 heading, cells = table_rows(found)
                 title = f"{name}, N = {problem.gram.n_features}, kappa {regime}"
                 print_table(heading[2:], [row[2:] for row in cells], title)
     frame = pd.DataFrame(records)
-    options.out.mkdir(parents=True, exist_ok=True)
-    plot_rows(frame, options.out / "rows.png")
     folder.finish(
         {
             "rows.csv": frame.to_csv(index=False),
             "rows.md": report(records, missing),
         },
-        binary=("rows.png",),
+        {"rows.png": partial(plot_rows, frame)},
         first_call_seconds=compile_seconds,
         not_run=missing,
         threads_used=1,

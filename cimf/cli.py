@@ -22,7 +22,6 @@ from cimf.runs.terminal import loading, one_line_errors, out
 app = typer.Typer(
     help="Certified convex sparsification of trained networks through implicit models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -58,7 +57,7 @@ def main(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/demo"),
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("cimf-demo"),
     seed: Seed = 0,
     method: Method = "auto",
     backend: Backend = "auto",
@@ -68,8 +67,10 @@ def demo(
     """Train a small network on embedded digits and regenerate a Table-1-style sweep."""
     with one_line_errors():
         with loading():
+            from cimf.methods.stacked.sparsify import PathOptions
             from cimf.studies.demo import run
-        run(out, seed=seed, overwrite=overwrite, method=method, backend=backend, n_jobs=n_jobs)
+        options = PathOptions(method=method, backend=backend, n_jobs=n_jobs)
+        run(out, seed=seed, overwrite=overwrite, options=options)
 
 
 @app.command()
@@ -112,6 +113,7 @@ def sparsify(
         settings = {"target": target, "source": source_digest(function), "seed": seed}
         with loading():
             from cimf.methods.stacked.captured import Reference
+            from cimf.methods.stacked.sparsify import PathOptions
             from cimf.studies.kappa_sweep import KAPPAS, run_sweep
         run_sweep(
             target,
@@ -122,12 +124,14 @@ def sparsify(
             configurations=((design, rescale),),
             overwrite=overwrite,
             models=True,
-            output_inputs=output_inputs,
-            method=method,
-            backend=backend,
-            n_jobs=n_jobs,
-            keep_going=keep_going,
-            allow_ill_posed=allow_ill_posed,
+            options=PathOptions(
+                method=method,
+                backend=backend,
+                output_inputs=output_inputs,
+                allow_ill_posed=allow_ill_posed,
+                keep_going=keep_going,
+                n_jobs=n_jobs,
+            ),
         )
 
 

@@ -9,7 +9,6 @@ from experiments import ablation, calibration_images, fashion, fashion_layered, 
 app = typer.Typer(
     help="Regenerate a table or a figure.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

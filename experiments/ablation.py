@@ -46,9 +46,8 @@ def main(
     with one_line_errors():
         from cimf.data import corpora, networks
         from cimf.methods.layered.supports import ball, magnitude, obs
-        from cimf.runs.folder import RunFolder
         from cimf.runs.terminal import print_table
-        from cimf.studies.compare import FAST, OURS, Point, finish, measure, percent
+        from cimf.studies.compare import FAST, OURS, Point, claim, finish, measure, percent
         from cimf.studies.sweep_tables import markdown
 
         name = f"ResNet-20, CIFAR-10, {images:,} calibration images"
@@ -71,29 +70,30 @@ def main(
             "network": name, "levels": targets, "tests": tests, "variants": list(variants),
             "balls": BALLS, "changes": CHANGES,
         }  # fmt: skip
-        run = RunFolder.claim(out, settings, overwrite)
-        work = task(corpora.cifar10, networks.resnet20_cifar10, images, tests)
-        rows = measure(run, work, [
-            Point({"variant": variant, "target": level}, OURS, level, {**FAST, **options})
-            for variant, options in variants.items()
-            for level in targets
-        ])  # fmt: skip
-        title = ["variant", *(f"{level:.0%}" for level in targets), "certified"]
-        table = [
-            [variant, *(percent(rows, variant=variant, target=level) for level in targets),
-             _certified([row for row in rows if row["variant"] == variant])]
-            for variant in variants
-        ]  # fmt: skip
-        print_table(title, table, title=name)
-        finish(
-            run,
-            work,
-            rows,
-            f"# {name}: variants\n\nTest accuracy in percent, dense {work.dense:.2%}. The default "
-            "is `OBS, swaps`: supports by Optimal Brain Surgeon improved by exact exchanges, "
-            "rows by their measured effect on the output. Certified: rows of the convex problems "
-            f"behind the supports whose certificate passed.\n\n{markdown(title, table)}",
-        )
+        with claim(out, settings, overwrite) as run:
+            work = task(corpora.cifar10, networks.resnet20_cifar10, images, tests)
+            rows = measure(run, work, [
+                Point({"variant": variant, "target": level}, OURS, level, {**FAST, **options})
+                for variant, options in variants.items()
+                for level in targets
+            ])  # fmt: skip
+            title = ["variant", *(f"{level:.0%}" for level in targets), "certified"]
+            table = [
+                [variant, *(percent(rows, variant=variant, target=level) for level in targets),
+                 _certified([row for row in rows if row["variant"] == variant])]
+                for variant in variants
+            ]  # fmt: skip
+            print_table(title, table, title=name)
+            finish(
+                run,
+                work,
+                rows,
+                f"# {name}: variants\n\nTest accuracy in percent, dense {work.dense:.2%}. The "
+                "default is `OBS, swaps`: supports by Optimal Brain Surgeon improved by exact "
+                "exchanges, rows by their measured effect on the output. Certified: rows of the "
+                "convex problems behind the supports whose certificate passed.\n\n"
+                f"{markdown(title, table)}",
+            )
 
 
 def _certified(rows: list[dict[str, Any]]) -> str:

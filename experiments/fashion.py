@@ -27,6 +27,7 @@ def main(
     with one_line_errors():
         from cimf.data import datasets
         from cimf.methods.stacked.captured import Reference
+        from cimf.methods.stacked.sparsify import PathOptions
         from cimf.studies.kappa_sweep import run_sweep
         from cimf.train.supervised import Schedule, batches, trained_mlp
 
@@ -55,5 +56,5 @@ def main(
             overwrite=overwrite,
             paper=True,
             dataset=data,
-            n_jobs=n_jobs,
+            options=PathOptions(n_jobs=n_jobs),
         )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from formulations.exact import Exact
     from formulations.lasso import Lasso
     from formulations.least_squares import LeastSquares
-    from formulations.losses import LOSSES, Loss
+    from formulations.loss import Loss
+    from formulations.losses import LOSSES
     from formulations.matrix_rows import Rows
     from formulations.problem import ExactRecord, ModelRecord, RelaxedRecord, RowRecord
     from formulations.relaxed import ModelProblem, OutputRow, Relaxed, StateRow
@@ -36,7 +37,7 @@ _MODULES = {
     "ExactRecord": "problem",
     "Lasso": "lasso",
     "LeastSquares": "least_squares",
-    "Loss": "losses",
+    "Loss": "loss",
     "ModelProblem": "relaxed",
     "ModelRecord": "problem",
     "OutputRow": "relaxed",

@@ -9,7 +9,18 @@ from collections.abc import Iterable
 
 
 class CimfError(Exception):
-    """Root of every error raised on purpose by `formulations` or `cimf`."""
+    """Root of every error raised on purpose by `formulations` or `cimf`.
+
+    Attributes
+    ----------
+    options : tuple of str
+        Parameters that are wrong or would help, as Python names them: a front end that calls them
+        otherwise adds its own names.
+    """
+
+    def __init__(self, *args: object, options: Iterable[str] = ()) -> None:
+        super().__init__(*args)
+        self.options = tuple(options)
 
 
 class InputError(CimfError, ValueError):

@@ -65,6 +65,8 @@ def manifest(folder):
 def test_demo_writes_a_complete_results_folder(run, monkeypatch):
     monkeypatch.setattr(demo, "SCHEDULE", Schedule(epochs=6, learning_rate=1e-2, batch_size=64))
     monkeypatch.setattr(demo, "SIZES", (64, 12, 8, 10))
+    assert run("demo").exit_code == 0
+    assert manifest("cimf-demo")["all_certified"] is True, "not among the files of a checkout"
     result = run("demo", "--out", "results/x")
     assert result.exit_code == 0, result.output
     assert "dense network" in result.output
@@ -272,7 +274,7 @@ def test_prune_tests_dense_and_sparse_network(run):
     ("arguments", "message"),
     [
         (("--backend", "gurobi"), "known: auto, clarabel, mosek"),
-        (("--backend", "clarabel"), "add --method cvxpy"),
+        (("--backend", "clarabel"), "only (--backend, --method)"),
         (("--method", "foo"), "known: auto, bisection, cvxpy, exact, torch"),
         (("--n-jobs", "0"), "n_jobs must not be 0"),
         (("--out", "/proc/foo"), "cannot be written"),
@@ -324,7 +326,7 @@ def test_a_function_without_a_source_file(run):
     [
         (("--method", "foo"), "known: auto, bisection, cvxpy, exact, torch"),
         (("--method", "cvxpy", "--backend", "foo"), "known: auto, clarabel, mosek"),
-        (("--backend", "clarabel"), "add --method cvxpy"),
+        (("--backend", "clarabel"), "only (--backend, --method)"),
         (("--design", "foo"), "known: causal, full, no-self-loop"),
         (("--kappa", "1.5"), "--allow-ill-posed"),
     ],
@@ -344,6 +346,7 @@ def test_ctrl_c_while_libraries_are_loaded_is_not_swallowed():
     """CVXPY catches what an extension makes of KeyboardInterrupt; `loading` is not to be caught."""
     code = (
         "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # the parent may ignore it
         "from cimf.runs.terminal import loading\n"
         "with loading():\n"
         "    try: os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)\n"

@@ -136,6 +136,11 @@ class Method:
     needs: tuple[str, ...] = ()
     controlled: tuple[str, ...] = ("sparsity",)
 
+    @property
+    def option_names(self) -> list[str]:
+        """What may be chosen."""
+        return [field.name for field in fields(self.options)]
+
     def checked(self, name: str, sparsity: Any, train: Any, given: Mapping[str, Any]) -> Any:
         """Return the options as the method's record; refuse before any work what cannot be right.
 

@@ -197,6 +197,7 @@ class PruningReport:
             f"{DENOMINATORS[name]}"
             for name, (count, total) in self.nonzeros.items()
         ]
+        lines += self._proved()
         if self.evaluation is not None:
             lines.append(str(self.evaluation))
         lines += [
@@ -209,6 +210,26 @@ class PruningReport:
             lines.append(f"input channels that no row reads: {', '.join(unread)}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def _proved(self) -> list[str]:
+        """Say what was checked about the rows, and what was not."""
+        lines = []
+        solved, passed = sum(r.solved for r in self.layers), sum(r.certified for r in self.layers)
+        if solved:
+            lines.append(
+                f"proved: {passed:,} of {solved:,} rows of the convex problems behind the supports "
+                "are optimal"
+            )
+        excess = [r.polish_gap for r in self.layers if not math.isnan(r.polish_gap)]
+        if excess:
+            lines.append(
+                "proved: the coefficients are the least squares on their supports, recomputed; "
+                f"largest relative excess {max(excess):.0e}"
+            )
+        else:
+            lines.append("not proved: the coefficients, which no polish fitted to the supports")
+        lines.append("not proved: that no other support of the same size is better")
+        return lines
 
 
 def _matrices(network: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from cimf.errors import InputError
+from cimf.errors import InputError, warn_outside
 from cimf.model.equilibrium import ConvergenceWarning, Equilibrium, solve_equilibrium
 from cimf.model.wellposed import Wellposedness, homogeneous_scales, scale_rows, wellposedness
 from cimf.network.activations import Activation, as_activation
@@ -212,12 +211,11 @@ class ImplicitModel:
         missed = int((~found.converged).sum())
         if missed:
             diverged = int((found.status == "diverged").sum())
-            warnings.warn(
+            warn_outside(
                 f"{missed} of {found.converged.size} samples did not reach an equilibrium to "
                 f"{found.tol:g} ({diverged} diverged, {missed - diverged} stopped at max_iter): "
                 "their outputs come from a last iterate; see equilibrium(U).status",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         Y = self.output(found.X, u)
         if type(U).__module__.partition(".")[0] == "torch":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import scipy.sparse
 import torch
 from torch import nn
 
-from cimf.errors import InputError
+from cimf.errors import InputError, warn_outside
 from cimf.model.equilibrium import ConvergenceWarning
 
 if TYPE_CHECKING:
@@ -143,10 +142,9 @@ class ImplicitModule(nn.Module):
             done = done | now
             if bool(done.all()):
                 return x
-        warnings.warn(
+        warn_outside(
             f"{int((~done).sum())} of {x.shape[0]} samples did not converge to {tol:g} in the "
             f"{name} iteration",
             ConvergenceWarning,
-            stacklevel=4,
         )
         return x

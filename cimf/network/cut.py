@@ -9,7 +9,6 @@ is affine.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from cimf.errors import CaptureError, InputError
+from cimf.errors import CaptureError, InputError, warn_outside
 from cimf.network.activations import ACTIVATIONS, Activation, as_activation
 
 # Modules by type; their attributes have the names of the family's parameters.
@@ -189,11 +188,10 @@ def float64_copy(net: nn.Module) -> nn.Module:
             hooked.append(path or type(module).__name__)
             module._forward_hooks.clear()
     if hooked:
-        warnings.warn(
+        warn_outside(
             f"forward hooks on {', '.join(hooked[:5])} are not run during capture; if they change "
             "the layer's output, the states are those without them",
             HookWarning,
-            stacklevel=4,
         )
     return out
 

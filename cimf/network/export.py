@@ -26,8 +26,15 @@ _MATRICES = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 def save_state(network: nn.Module, path: str | Path) -> None:
-    """Write the state dict, zeros included, as safetensors, atomically."""
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    """Write the state dict, zeros included, as safetensors, atomically.
+
+    A tensor that several modules share is written under each of its names, so that
+    ``load_state_dict(load_file(path))`` finds them all.
+    """
+    state = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in network.state_dict().items()
+    }
     with atomic_path(path) as temporary:
         save_file(state, temporary)
 
@@ -164,12 +171,12 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        inputs = x.reshape(-1, x.shape[-1])
+        inputs = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         # A single sample as a vector: 134 us instead of 365 us (2048 x 2048, 10 %, one thread).
         weight = self._weight
         out = (weight @ inputs[0])[None] if len(inputs) == 1 else (weight @ inputs.T).T
         out = out if self.bias is None else out + self.bias
-        return out.reshape(*x.shape[:-1], -1)
+        return out.reshape(*x.shape[:-1], self.shape[0])
 
     def extra_repr(self) -> str:
         """Say what it holds."""
@@ -187,10 +194,10 @@ def with_sparse_linear(network: nn.Module, density: float) -> nn.Module:
     out = copy.deepcopy(network)
     for path, module in list(out.named_modules()):
         if isinstance(module, nn.Linear):
-            kept = float(module.weight.count_nonzero()) / module.weight.numel()
-            if kept <= density and not path:  # the network is the layer
+            sparse = int(module.weight.count_nonzero()) <= density * module.weight.numel()
+            if sparse and not path:  # the network is the layer
                 return SparseLinear(module).train(network.training)
-            if kept <= density:
+            if sparse:
                 out.set_submodule(path, SparseLinear(module).train(module.training))
     return out
 

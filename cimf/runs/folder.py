@@ -1,17 +1,19 @@
-"""Results folders: one run each, written at the end and in one go, the manifest last.
+"""Results folders: one run each, every file written as soon as it is known, the manifest last.
 
 A long run keeps its finished points in one file until then (`RunFolder.once`), so that it continues
-where it was interrupted.
+where it was interrupted. Two runs never write to one folder at the same time.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from cimf.errors import RunError
 from cimf.files import write_text
@@ -19,15 +21,22 @@ from cimf.runs.provenance import commit, fingerprint, manifest, to_json
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that this run may write to; made by `claim`, before any work is done.
+    """A folder that this run alone may write to; made by `claim`, before any work is done.
+
+    As a context manager it is let go at the end of the block, else by `finish`.
 
     Attributes
     ----------
     path : Path
+    lock : FileLock
+        Held until the folder is let go; the operating system lets go of it with the process.
+    made : tuple of Path
+        The folders that `claim` made, this one first; removed again if they are left empty.
     settings : Mapping
         What decides the result; see `cimf.runs.provenance.fingerprint`.
     stale : tuple[str, ...]
@@ -39,14 +48,19 @@ class RunFolder:
         The commit that measured each point, as `cimf.runs.provenance.commit`.
     commit : dict or None
         The commit when the run began.
+    written : list of str
+        The files that `write` wrote so far.
     """
 
     path: Path
+    lock: FileLock
+    made: tuple[Path, ...]
     settings: Mapping[str, Any]
     stale: tuple[str, ...] = ()
     points: dict[str, Any] = field(default_factory=dict)
     commits: dict[str, Any] = field(default_factory=dict)
     commit: dict[str, Any] | None = field(default_factory=lambda: commit())
+    written: list[str] = field(default_factory=list)
 
     @classmethod
     def claim(
@@ -60,36 +74,24 @@ class RunFolder:
         Raises
         ------
         RunError
-            If it holds another run, or files of unknown origin, unless `overwrite`; or it cannot
-            be written.
+            If it holds another run, or files of unknown origin, unless `overwrite`; another run
+            is writing to it; or it cannot be written.
         """
         folder = Path(path)
-        advice = "; choose another folder with --out, or replace it with --overwrite"
         if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file; choose another folder with --out")
-        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if names - {UNFINISHED} and MANIFEST not in names and not overwrite:
-            raise RunError(f"{folder} holds files but no {MANIFEST}{advice}")
-        files: list[str] = []
-        points: dict[str, Any] = {}
-        commits: dict[str, Any] = {}
-        for name in sorted(names & {MANIFEST, UNFINISHED}):
-            try:
-                old = json.loads((folder / name).read_text(encoding="utf-8"))
-                same = old["fingerprint"] == fingerprint(settings)
-                if name == MANIFEST:
-                    files = [Path(file).name for file in old["files"]]
-                elif same:
-                    points, commits = dict(old["points"]), dict(old["commits"])
-                difference = "" if same else _difference(old["settings"], settings)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                if not overwrite:
-                    raise RunError(f"{folder / name} cannot be read ({error}){advice}") from error
-                continue
-            if difference and not overwrite:
-                raise RunError(f"{folder} holds another run ({difference}){advice}")
-        _check_writable(folder)
-        return cls(folder, dict(settings), tuple(files), points, commits)
+            raise RunError(f"{folder} is a file; choose another folder", options=["folder"])
+        lock, made = _locked(folder)
+        try:
+            return cls(folder, lock, made, dict(settings), *_found(folder, settings, overwrite))
+        except BaseException:
+            _let_go(folder, lock, made)
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _let_go(self.path, self.lock, self.made)
 
     def once(self, key: str, work: Callable[[], Any]) -> Any:
         """Return what `work` returns, or what it returned before the run was interrupted.
@@ -104,55 +106,144 @@ class RunFolder:
         if key not in self.points:
             self.points[key] = json.loads(to_json({"": work()}))[""]
             self.commits[key] = self.commit
-            record = {
-                "fingerprint": fingerprint(self.settings),
-                "settings": self.settings,
-                "points": self.points,
-                "commits": self.commits,
-            }
-            write_text(self.path / UNFINISHED, to_json(record) + "\n")
+            self._record()
         return self.points[key]
 
-    def finish(
-        self, files: Mapping[str, str], binary: tuple[str, ...] = (), **sections: Any
-    ) -> None:
-        """Write text files, then the manifest that names them all, then remove other files of ours.
+    def write(self, name: str, content: str | Callable[[Path], object]) -> None:
+        """Write a file of the run now, so that nothing that comes after can lose it.
 
-        The manifest's commit is that of the beginning; points that an interrupted run measured at
+        Parameters
+        ----------
+        name : str
+            May be written again, as a table that grows.
+        content : str, or Path -> object
+            The text; or a function that writes the file, atomically.
+        """
+        if name not in self.written:
+            self._record(name)  # an interrupted run may have left it
+            (self.path / MANIFEST).unlink(missing_ok=True)  # it spoke of the files that go now
+        if isinstance(content, str):
+            write_text(self.path / name, content)
+        else:
+            content(self.path / name)
+        if name not in self.written:
+            self.written.append(name)
+
+    def finish(
+        self,
+        files: Mapping[str, str],
+        figures: Mapping[str, Callable[[Path], object]] | None = None,
+        **sections: Any,
+    ) -> None:
+        """Write text files, figures, the manifest that names all files; remove others of ours.
+
+        A figure that fails raises when the manifest is written: the numbers are there by then. The
+        manifest's commit is that of the beginning; points that an interrupted run measured at
         another commit are listed.
 
         Parameters
         ----------
         files
             Name -> content.
-        binary
-            Names of files that were already written to the folder.
+        figures
+            Name -> function that draws the file, atomically.
         **sections
             What was measured, for the manifest.
         """
         for name, text in files.items():
-            write_text(self.path / name, text)
-        names = sorted({*files, *binary})
-        sections["commit"] = self.commit
-        others = {key: value for key, value in self.commits.items() if value != self.commit}
-        if others:
-            sections["points_of_other_commits"] = others
-        record = manifest(self.settings, files=names, **sections)
-        write_text(self.path / MANIFEST, to_json(record) + "\n")
-        for name in {*self.stale, UNFINISHED} - set(names):
-            (self.path / name).unlink(missing_ok=True)
+            self.write(name, text)
+        try:
+            for name, draw in (figures or {}).items():
+                self.write(name, draw)
+        finally:
+            sections["commit"] = self.commit
+            others = {key: value for key, value in self.commits.items() if value != self.commit}
+            if others:
+                sections["points_of_other_commits"] = others
+            record = manifest(self.settings, files=sorted(self.written), **sections)
+            write_text(self.path / MANIFEST, to_json(record) + "\n")
+            for name in {*self.stale, UNFINISHED} - set(self.written):
+                (self.path / name).unlink(missing_ok=True)
+            _let_go(self.path, self.lock, self.made)
+
+    def _record(self, *coming: str) -> None:
+        """Write down what there is of a run that is not finished."""
+        record = {
+            "fingerprint": fingerprint(self.settings),
+            "settings": self.settings,
+            "points": self.points,
+            "commits": self.commits,
+            "files": sorted({*self.stale, *self.written, *coming}),
+        }
+        write_text(self.path / UNFINISHED, to_json(record) + "\n")
 
 
-def _check_writable(folder: Path) -> None:
-    """Try to make a folder in `folder`, or in the first one above it that exists."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+def _locked(folder: Path) -> tuple[FileLock, tuple[Path, ...]]:
+    """Make the folder and hold its lock; return also which folders were made, innermost first."""
+    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
+    lock = FileLock(folder / _LOCK)
     try:
-        with tempfile.TemporaryDirectory(dir=place):
-            pass
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(
+            f"another run is writing to {folder}; wait for it, or choose another folder",
+            options=["folder"],
+        ) from None
     except OSError as error:
         raise RunError(
-            f"{folder} cannot be written ({error.strerror}); choose another folder with --out"
+            f"{folder} cannot be written ({error.strerror}); choose another folder",
+            options=["folder"],
         ) from error
+    return lock, made
+
+
+def _let_go(folder: Path, lock: FileLock, made: tuple[Path, ...]) -> None:
+    """Let another run have the folder; it and those above it go if nothing was written to them."""
+    if lock.is_locked:
+        with suppress(OSError):  # Windows does not remove an open file
+            (folder / _LOCK).unlink(missing_ok=True)  # still held: it cannot be another run's
+        lock.release()
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+def _found(
+    folder: Path, settings: Mapping[str, Any], overwrite: bool
+) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]:
+    """Return the files, the points and their commits of the run that is in the folder.
+
+    Raises
+    ------
+    RunError
+        It is another run, or no run, unless `overwrite`.
+    """
+    advice = "; choose another folder, or overwrite it"
+    options = ["folder", "overwrite"]
+    names = {path.name for path in folder.iterdir()} - {_LOCK}
+    if names and not names & {MANIFEST, UNFINISHED} and not overwrite:
+        raise RunError(f"{folder} holds files but no {MANIFEST}{advice}", options=options)
+    files: list[str] = []
+    points: dict[str, Any] = {}
+    commits: dict[str, Any] = {}
+    for name in sorted(names & {MANIFEST, UNFINISHED}):
+        try:
+            old = json.loads((folder / name).read_text(encoding="utf-8"))
+            same = old["fingerprint"] == fingerprint(settings)
+            files += [Path(file).name for file in old["files"]]
+            if name == UNFINISHED and same:
+                points, commits = dict(old["points"]), dict(old["commits"])
+            difference = "" if same else _difference(old["settings"], settings)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not overwrite:
+                raise RunError(
+                    f"{folder / name} cannot be read ({error}){advice}", options=options
+                ) from error
+            continue
+        if difference and not overwrite:
+            raise RunError(f"{folder} holds another run ({difference}){advice}", options=options)
+    return tuple(files), points, commits
 
 
 def _difference(old: Any, new: Mapping[str, Any]) -> str:

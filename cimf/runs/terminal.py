@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -20,6 +21,12 @@ from cimf.errors import CimfError
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+# What parameters of the library are called on the command line, where it is not their own name.
+_NAMES = {"folder": "out"}
+# Seconds between two lines of progress where there is no terminal.
+_QUIET = 30.0
+# SIMPLE_HEAD for terminals without Unicode: rich would take a box that is wider.
+_PLAIN = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 _INTERRUPTED = "interrupted; nothing half-written was left"
 
@@ -63,7 +70,8 @@ def one_line_errors() -> Iterator[None]:
         try:
             yield
         except CimfError as error:
-            _say("error: ", "bold red", error)
+            flags = ", ".join("--" + _NAMES.get(n, n).replace("_", "-") for n in error.options)
+            _say("error: ", "bold red", f"{error} ({flags})" if flags else error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             _say("", "", _INTERRUPTED)
@@ -75,38 +83,78 @@ def _say(label: str, style: str, message: object) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a callback that takes the number of steps done; silent where stderr is no terminal."""
+def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a callback that takes the number of steps done, of a total that may be unknown.
+
+    Where stderr is no terminal, a line at the beginning and then at most one in half a minute.
+    """
+    if not err.is_terminal:
+        yield _lines(title, total)
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=err,
-        disable=not err.is_terminal,
         transient=True,
     ) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.update(task, completed=done)
 
 
+def _lines(title: str, total: int | None) -> Callable[[int], None]:
+    start = last = time.monotonic()
+    of = "" if total is None else f" of {total:,}"
+    log(f"{title}: 0{of}")
+
+    def say(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _QUIET:
+            last = now
+            log(f"{title}: {done:,}{of}, {now - start:.0f} s")
+
+    return say
+
+
+def log(line: str) -> None:
+    """Say what has just been done where there is no terminal, and so no progress bar."""
+    if not err.is_terminal:
+        err.print(line, soft_wrap=True, markup=False)
+
+
 def print_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", left: int = 1
 ) -> None:
-    """Print a table, the first `left` columns left-aligned and the others right-aligned."""
-    table = Table(
-        title=title or None,
-        title_justify="left",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for k, name in enumerate(header):
-        # Numbers are never broken, headings only between words.
-        cells = [*name.split(), *(row[k] for row in rows)] if k >= left else []
-        width = max(map(len, cells), default=None)
-        table.add_column(name, justify="left" if k < left else "right", min_width=width)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    out.print(table)
+    """Print a table, the first `left` columns left-aligned and the others right-aligned.
+
+    Numbers are never broken or left out, headings broken between words only: what does not fit
+    beside each other is printed below, every part with the first columns.
+    """
+    cells = [[name, *(row[k] for row in rows)] for k, name in enumerate(header)]
+    whole = [max(map(len, column)) for column in cells]
+    least = [max(map(len, [*column[0].split(), *column[1:]])) for column in cells]
+    parts: list[list[int]] = [list(range(left))]
+    for k in range(left, len(header)):
+        if sum(least[j] + 2 for j in [*parts[-1], k]) > out.width and len(parts[-1]) > left:
+            parts.append(list(range(left)))
+        parts[-1].append(k)
+    for part in parts:
+        fits = sum(whole[j] + 2 for j in part) <= out.width
+        table = Table(
+            title=title or None,
+            title_justify="left",
+            header_style="bold",
+            box=_PLAIN if out.options.ascii_only else SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        title = ""
+        for k in part:
+            # rich would shorten numbers rather than break a heading, were it free to choose.
+            width = None if fits or len(part) == left else least[k]
+            table.add_column(header[k], justify="left" if k < left else "right", width=width)
+        for row in rows:
+            table.add_row(*(Text(row[k]) for k in part))
+        out.print(table)

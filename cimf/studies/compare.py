@@ -94,6 +94,12 @@ class Point:
         return ", ".join(f"{key} {value}" for key, value in self.labels.items())
 
 
+def claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> RunFolder:
+    """Claim a folder for points that are measured with `FAST`, which is part of the settings."""
+    fast = {key: str(value) for key, value in FAST.items()}
+    return RunFolder.claim(folder, {**settings, "options": fast}, overwrite)
+
+
 def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[str, Any]]:
     """Return one row per point: its labels, accuracy, accounting and seconds.
 
@@ -173,9 +179,9 @@ def finish(
     case: Case,
     rows: Sequence[Mapping[str, Any]],
     text: str,
-    figures: Sequence[str] = (),
+    figures: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
-    """Write table.csv, table.md, layers.txt (the report of every point) and the manifest."""
+    """Write table.csv, table.md, layers.txt (every report), the figures and the manifest."""
     import pandas as pd
 
     long = ("layers", "report")
@@ -186,7 +192,7 @@ def finish(
             "table.md": text,
             "layers.txt": "\n\n".join(row["report"] for row in rows) + "\n",
         },
-        tuple(figures),
+        figures,
         data=case.data,
         dense_accuracy=case.dense,
         samples={"calibration": len(case.calibration), "test": len(case.labels)},
@@ -212,50 +218,67 @@ def compare(
         Layers that the baselines keep dense, where that is better for them: the head of 640
         weights on CIFAR-10 (0.2 % of all), not the one of 25,600 on CIFAR-100 (8 %).
     """
-    settings = {
-        **settings, "levels": levels, "methods": methods, "keep": keep,
-        "options": {key: str(value) for key, value in FAST.items()},
-    }  # fmt: skip
-    run = RunFolder.claim(folder, settings, overwrite)
-    case = load()
-    rows = measure(run, case, [
-        Point(
-            {"method": method, "target": level},
-            method,
-            level,
-            FAST if method == OURS else {**FAST, "keep": tuple(keep)},
-        )
-        for level in levels
-        for method in methods
-    ])  # fmt: skip
-    title = ["method", *(f"{level:.0%}" for level in levels)]
-    table = [
-        [method, *(percent(rows, method=method, target=level) for level in levels)]
-        for method in methods
-    ]
-    print_table(title, table, title=name)
-    plot_lines(
-        run.path / "accuracy.png",
-        name,
-        {
-            method: (
-                [100 * row["sparsity_network_weights"] for row in rows if row["method"] == method],
-                [100 * row["accuracy"] for row in rows if row["method"] == method],
+    settings = {**settings, "levels": levels, "methods": methods, "keep": keep}
+    with claim(folder, settings, overwrite) as run:
+        case = load()
+        rows = measure(run, case, [
+            Point(
+                {"method": method, "target": level},
+                method,
+                level,
+                FAST if method == OURS else {**FAST, "keep": tuple(keep)},
             )
+            for level in levels
             for method in methods
-        },
-        across="sparsity of all convolution and linear weights (%)",
-        up="test accuracy (%), logarithmic in the error",
-        dense=100 * case.dense,
-        bold=[OURS],
-    )
-    figures = ["accuracy.png"]
+        ])  # fmt: skip
+        title = ["method", *(f"{level:.0%}" for level in levels)]
+        table = [
+            [method, *(percent(rows, method=method, target=level) for level in levels)]
+            for method in methods
+        ]
+        print_table(title, table, title=name)
+        head = f" The baselines keep {', '.join(keep)} dense." if keep else ""
+        sources = "".join(f"- {key}: {METHODS[key].source}\n" for key in methods)
+        finish(
+            run,
+            case,
+            rows,
+            f"# {name}\n\nTest accuracy in percent at equal sparsity of all convolution and linear "
+            f"weights; dense {case.dense:.2%}.{head}\n\n{markdown(title, table)}\n{sources}",
+            _figures(name, methods, rows, case.dense),
+        )
+
+
+def _figures(
+    name: str, methods: Sequence[str], rows: Sequence[Mapping[str, Any]], dense: float
+) -> dict[str, Callable[[Path], None]]:
+    """Return the figures of `compare`: all methods; the sparsity of every layer under ours."""
+    figures: dict[str, Callable[[Path], None]] = {
+        "accuracy.png": partial(
+            plot_lines,
+            title=name,
+            lines={
+                method: (
+                    [
+                        100 * row["sparsity_network_weights"]
+                        for row in rows
+                        if row["method"] == method
+                    ],
+                    [100 * row["accuracy"] for row in rows if row["method"] == method],
+                )
+                for method in methods
+            },
+            across="sparsity of all convolution and linear weights (%)",
+            up="test accuracy (%), logarithmic in the error",
+            dense=100 * dense,
+            bold=[OURS],
+        )
+    }
     if OURS in methods:
-        figures.append("layers.png")
-        plot_lines(
-            run.path / "layers.png",
-            f"{name}: {OURS}",
-            {
+        figures["layers.png"] = partial(
+            plot_lines,
+            title=f"{name}: {OURS}",
+            lines={
                 f"{row['target']:.0%} in all": (
                     [path for path, _ in row["layers"]],
                     [100 * share for _, share in row["layers"]],
@@ -266,13 +289,4 @@ def compare(
             across="",
             up="sparsity of the layer (%)",
         )
-    head = f" The baselines keep {', '.join(keep)} dense." if keep else ""
-    sources = "".join(f"- {key}: {METHODS[key].source}\n" for key in methods)
-    finish(
-        run,
-        case,
-        rows,
-        f"# {name}\n\nTest accuracy in percent at equal sparsity of all convolution and linear "
-        f"weights; dense {case.dense:.2%}.{head}\n\n{markdown(title, table)}\n{sources}",
-        figures,
-    )
+    return figures

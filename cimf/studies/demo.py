@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cimf.data import datasets
 from cimf.methods.stacked.captured import Reference
-from cimf.methods.stacked.sparsify import Sparsified
+from cimf.methods.stacked.sparsify import DEFAULTS, PathOptions, Sparsified
 from cimf.studies.kappa_sweep import run_sweep
 from cimf.train.supervised import Schedule, batches, trained_mlp
 
@@ -16,8 +15,14 @@ SIZES = (64, 32, 16, 10)
 SCHEDULE = Schedule(epochs=40, learning_rate=1e-2, batch_size=128)
 
 
-def run(folder: str | Path, *, seed: int = 0, **options: Any) -> list[Sparsified]:
-    """Train an MLP 64-32-16-10 on the digits and sweep kappa; options as `run_sweep`."""
+def run(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    options: PathOptions = DEFAULTS,
+) -> list[Sparsified]:
+    """Train an MLP 64-32-16-10 on the digits and sweep kappa; see `run_sweep`."""
     data = datasets.digits()
 
     def network() -> Reference:
@@ -35,5 +40,6 @@ def run(folder: str | Path, *, seed: int = 0, **options: Any) -> list[Sparsified
         configurations=(("full", True), ("full", False)),
         paper=True,
         dataset=data,
-        **options,
+        overwrite=overwrite,
+        options=options,
     )

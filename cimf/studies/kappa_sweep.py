@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from cimf.data.datasets import Dataset
 from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.captured import Reference
-from cimf.methods.stacked.sparsify import Sparsified, check_path, sparsify_path
+from cimf.methods.stacked.model_report import Report
+from cimf.methods.stacked.sparsify import DEFAULTS, PathOptions, Sparsified, iter_path
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
-from cimf.runs.terminal import out, print_table, progress_bar
+from cimf.runs.terminal import log, out, print_table, progress_bar
 from cimf.studies.sweep_figure import plot_sweep
 from cimf.studies.sweep_tables import FULL, TERMINAL, latex, markdown, render, tidy
 
@@ -34,9 +38,11 @@ def run_sweep(
     models: bool = False,
     paper: bool = False,
     dataset: Dataset | None = None,
-    **options: Any,
+    options: PathOptions = DEFAULTS,
 ) -> list[Sparsified]:
     """Solve, evaluate by equilibrium, print a table, and write a results folder.
+
+    Every model is written as soon as it is evaluated, and the tables before the figure.
 
     Parameters
     ----------
@@ -59,8 +65,8 @@ def run_sweep(
         Show the paper's Table 1 beside these numbers.
     dataset : Dataset, optional
         The data, for the settings and the manifest.
-    **options
-        As `cimf.methods.stacked.sparsify.sparsify_path`.
+    options : PathOptions
+        How every configuration is solved.
 
     Returns
     -------
@@ -68,34 +74,46 @@ def run_sweep(
         In the order of `configurations`, then `kappas`.
     """
     for design, _ in configurations:
-        check_path(kappas, design, **options)
-    decisive = {key: value for key, value in options.items() if key != "n_jobs"}
-    run = RunFolder.claim(
-        folder,
-        {
-            **settings,
-            "data": dataset.describe() if dataset else None,
-            "kappas": kappas,
-            "configurations": configurations,
-            **decisive,
-        },
-        overwrite,
-    )
-    seconds: dict[str, float] = {}
-    start = time.perf_counter()
-    reference = network()
-    seconds["train and capture"] = time.perf_counter() - start
-    results: list[Sparsified] = []
-    for design, rescale in configurations:
-        title = f"{design}, {'rescaled' if rescale else 'as captured'}"
+        options.check(kappas, design)
+    decisive = {
+        **settings,
+        "data": dataset.describe() if dataset else None,
+        "kappas": kappas,
+        "configurations": configurations,
+        **options.decisive,
+    }
+    with RunFolder.claim(folder, decisive, overwrite) as run:
+        seconds: dict[str, float] = {}
         start = time.perf_counter()
-        with progress_bar(title, reference.calibration.n_states) as progress:
-            results += sparsify_path(
-                reference, kappas, design, rescale, progress=progress, **options
-            )
-        seconds[f"solve and evaluate: {title}"] = time.perf_counter() - start
-    _write(name, run, reference, results, seconds, models, paper)
+        reference = network()
+        seconds["train and capture"] = time.perf_counter() - start
+        results: list[Sparsified] = []
+        for design, rescale in configurations:
+            title = f"{design}, {'rescaled' if rescale else 'as captured'}"
+            levels = options.check(kappas, design)
+            start = time.perf_counter()
+            with progress_bar(title, reference.calibration.n_states) as progress:
+                for found in iter_path(reference, levels, design, rescale, options, progress):
+                    results.append(found)
+                    if models:
+                        run.write(_model_name(found.report), found.model.save)
+                    table = tidy(result.report for result in results)
+                    run.write("sweep.csv", table.to_csv(index=False))
+                    log(_finished(title, table[-1:]))
+            seconds[f"solve and evaluate: {title}"] = time.perf_counter() - start
+        _write(name, run, reference, results, seconds, paper)
     return results
+
+
+def _model_name(report: Report) -> str:
+    scaled = "rescaled" if report.rescale else "plain"
+    return f"model-{report.design}-{scaled}-{shortest(report.kappa)}.safetensors"
+
+
+def _finished(title: str, row: pd.DataFrame) -> str:
+    """Return one line about a model that is done, for a log."""
+    heading, (cells,) = render(row, TERMINAL)
+    return f"{title}: {', '.join(map(' '.join, zip(heading, cells, strict=True)))}"
 
 
 def _write(
@@ -104,10 +122,9 @@ def _write(
     reference: Reference,
     results: Sequence[Sparsified],
     seconds: Mapping[str, float],
-    models: bool,
     paper: bool,
 ) -> None:
-    """Print the table and write every file of the run."""
+    """Print the table and write every file of the run that is not there yet."""
     table = tidy(result.report for result in results)
     out.print(name, style="bold")
     for (design, rescale), part in table.groupby(["design", "rescale"], sort=False):
@@ -116,25 +133,16 @@ def _write(
     summary = [*_summary(reference, table), *_notes(results)]
     for line in summary:
         out.print(line)
-    binary = ["sweep.png"]
-    plot_sweep(table, run.path / "sweep.png", name)
-    if models:
-        for result in results:
-            report = result.report
-            scaled = "rescaled" if report.rescale else "plain"
-            binary.append(f"model-{report.design}-{scaled}-{shortest(report.kappa)}.safetensors")
-            result.model.save(run.path / binary[-1])
     heading, rows = render(table, FULL, paper=paper)
     first = results[0].report
     run.finish(
         {
-            "sweep.csv": table.to_csv(index=False),
             "sweep.md": f"# {name}\n\n{markdown(heading, rows)}\n"
             + "".join(f"- {line}\n" for line in (*summary, *_LEGEND, *([_PAPER] if paper else []))),
             "sweep.tex": latex(heading, rows),
             "report.txt": "\n\n".join(str(result.report) for result in results) + "\n",
         },
-        tuple(binary),
+        {"sweep.png": partial(plot_sweep, table, title=name)},
         samples={
             "calibration": reference.calibration.n_samples,
             "evaluation": reference.evaluation.n_samples,
@@ -155,7 +163,8 @@ def _write(
         all_certified=bool((table["certified"] == table["rows"]).all()),
         seconds=dict(seconds),
     )
-    out.print(f"written to {run.path}/: {', '.join(['sweep.csv', 'sweep.md', *binary])}, ...")
+    shown = [name for name in run.written if name != "report.txt"]
+    out.print(f"written to {run.path}/: {', '.join(shown)}, ...")
 
 
 def _notes(results: Sequence[Sparsified]) -> list[str]:

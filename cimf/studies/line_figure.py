@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cimf.files import atomic_path
+from cimf.studies.sweep_figure import line_style
 
-_MARKERS = "osD^vPX*"
 # Percentages that a logarithmic axis of the error labels.
 _TICKS = (0, 30, 50, 70, 80, 85, 90, 95, 98, 99)
 
@@ -38,7 +38,7 @@ def plot_lines(
         Accuracy of the dense network in percent: a horizontal line. The axis up is logarithmic in
         the error, 100 less the value.
     bold : sequence of str
-        Lines that are drawn solid; the others are dashed. Empty: all solid.
+        Lines that are drawn first, and so broadest; see `cimf.studies.sweep_figure.line_style`.
     logarithmic : bool
         The axis across, labelled at the values that are there.
     """
@@ -46,12 +46,8 @@ def plot_lines(
 
     figure = Figure(figsize=(8.0, 4.5), dpi=160, layout="constrained")
     axes = figure.add_subplot()
-    for k, (name, (x, y)) in enumerate(lines.items()):
-        solid = name in bold or not bold
-        axes.plot(
-            x, y, marker=_MARKERS[k % 8], markersize=5, label=name,
-            linewidth=2.0 if solid else 1.2, linestyle="-" if solid else "--",
-        )  # fmt: skip
+    for k, name in enumerate(sorted(lines, key=lambda name: name not in bold)):
+        axes.plot(*lines[name], label=name, **line_style(k, len(lines)))
     if dense is not None:
         axes.axhline(dense, color="0.35", linewidth=1.0, zorder=0, label="dense network")
         axes.set_yscale("function", functions=(_from_error, lambda v: 100.0 - np.exp(-v)))

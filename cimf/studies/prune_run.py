@@ -9,7 +9,6 @@ from typing import Any
 
 from cimf.errors import CimfError
 from cimf.evaluate.main_job import prune
-from cimf.files import write_text
 from cimf.methods.base import Pruned
 from cimf.methods.by_name import METHODS
 from cimf.methods.stacked.captured import as_list
@@ -17,7 +16,7 @@ from cimf.model.operators import implicit_summary
 from cimf.network.batches import as_batches
 from cimf.network.layers import working_dtype
 from cimf.runs.folder import RunFolder
-from cimf.runs.terminal import out
+from cimf.runs.terminal import out, progress_bar
 
 WEIGHTS, REPORT = "network.safetensors", "report.txt"
 
@@ -56,28 +55,27 @@ def run_prune(
     found = METHODS[method]
     found.checked(method, sparsity, (), options)  # labels are seen once the network is loaded
     decisive = {key: str(value) for key, value in options.items() if key != "n_jobs"}
-    run = RunFolder.claim(
-        folder,
-        {**settings, "sparsity": sparsity, "method": method, "options": decisive},
-        overwrite,
-    )
-    net, *given = network()
-    batches, *test = (as_list("batches", part) for part in given)
-    result = prune(net, batches, sparsity, method, test=test[0] if test else None, **options)
-    result.save(run.path / WEIGHTS)
-    report = result.report
-    write_text(run.path / REPORT, f"{report}\n")  # what follows may fail; the result is there
-    out.print(str(report), soft_wrap=True, markup=False)
-    implicit = _implicit(result, test[0] if test else batches)
-    out.print(f"\n{implicit}", soft_wrap=True, markup=False)
-    run.finish(
-        {REPORT: f"{report}\n\n{implicit}\n"},
-        (WEIGHTS,),
-        source=found.source,
-        sparsity=report.sparsity,
-        evaluation=asdict(report.evaluation) if report.evaluation else None,
-        seconds=report.seconds,
-    )
+    settings = {**settings, "sparsity": sparsity, "method": method, "options": decisive}
+    with RunFolder.claim(folder, settings, overwrite) as run:
+        net, *given = network()
+        batches, *test = (as_list("batches", part) for part in given)
+        held_out = test[0] if test else None
+        with progress_bar("layers", None) as progress:
+            shown = {"progress": progress} if "progress" in found.option_names else {}
+            result = prune(net, batches, sparsity, method, test=held_out, **shown, **options)
+        run.write(WEIGHTS, result.save)
+        report = result.report
+        run.write(REPORT, f"{report}\n")  # what follows may fail: the result is there
+        out.print(str(report), soft_wrap=True, markup=False)
+        implicit = _implicit(result, held_out or batches)
+        out.print(f"\n{implicit}", soft_wrap=True, markup=False)
+        run.finish(
+            {REPORT: f"{report}\n\n{implicit}\n"},
+            source=found.source,
+            sparsity=report.sparsity,
+            evaluation=asdict(report.evaluation) if report.evaluation else None,
+            seconds=report.seconds,
+        )
     out.print(f"written to {run.path}/: {WEIGHTS}, {REPORT}, manifest.json")
     return result
 

@@ -7,14 +7,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cimf.files import atomic_path
 from cimf.runs.numbers import shortest
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-_MARKERS = ("o", "s", "^", "D")
+_COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999",
+)  # fmt: skip
+_MARKERS = "os^DvPX*"
+_DASHES = ("-", "--", "-.", ":")
 
 # Percentages that an axis may label, the ones to keep first; close ones give way.
 _TICKS = (
@@ -42,6 +46,24 @@ _TICKS = (
 )
 
 
+def line_style(k: int, count: int) -> dict[str, Any]:
+    """Return the style of line k of `count`: it leaves those below visible where they coincide.
+
+    Every line is thinner than the one below it, dashed otherwise, and its markers are hollow and
+    smaller.
+    """
+    above = k / max(count - 1, 1)
+    return {
+        "color": _COLOURS[k % 8],
+        "marker": _MARKERS[k % 8],
+        "markersize": 9.0 - 5.0 * above,
+        "markerfacecolor": "none",
+        "linestyle": _DASHES[k % 4],
+        "linewidth": 3.0 - 2.0 * above,
+        "zorder": 2.0 + above,
+    }
+
+
 def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
     """Write a PNG of the models of a sweep, atomically.
 
@@ -59,20 +81,16 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
     labelled = bool(table["accuracy"].notna().all())
     figure = Figure(figsize=(7.2, 4.5), dpi=160, layout="constrained")
     axes = figure.add_subplot()
-    for k, ((design, rescale), part) in enumerate(table.groupby(["design", "rescale"], sort=False)):
+    groups = list(table.groupby(["design", "rescale"], sort=False))
+    for k, ((design, rescale), part) in enumerate(groups):
         part = part[part["nonzero_weights"] > 0]
         kept = 1.0 - part["sparsity_network_weights"].to_numpy(float)
         value = (_missing(part["accuracy"]) if labelled else part["output_error"]).to_numpy(float)
         axes.plot(
             kept,
             value,
-            marker=_MARKERS[k % 4],
-            color=_COLOURS[k % 4],
-            markerfacecolor=_COLOURS[k % 4] if k == 0 else "white",
             label=f"{design}, {'rescaled' if rescale else 'states as captured'}",
-            markersize=6 if k == 0 else 4,
-            linewidth=1.6,
-            linestyle="-" if k == 0 else "--",
+            **line_style(k, len(groups)),
         )
         if k == 0:
             named = _apart(kept, 0.04)
@@ -143,7 +161,13 @@ def _apart(places: Iterable[float], fraction: float, limits: Sequence[float] = (
 
 def _label_missing(axis: Any) -> None:
     """Label a logarithmic axis of what is missing to 1 by percentages."""
-    ticks = (1.0 - percent / 100.0 for percent in _TICKS)
-    chosen = _apart(ticks, 0.06, sorted(axis.get_view_interval()))
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = sorted(axis.get_view_interval())
+    chosen = _apart((1.0 - percent / 100.0 for percent in _TICKS), 0.06, (low, high))
+    if len(chosen) < 3:  # a short piece between them: round numbers of its own
+        percents = MaxNLocator(5).tick_values(100.0 * (1.0 - high), 100.0 * (1.0 - low))
+        places = (1.0 - percent / 100.0 for percent in np.asarray(percents))
+        chosen = [place for place in places if low <= place <= high]
     axis.set_ticks(chosen, labels=[f"{100.0 * (1.0 - place):.4g}" for place in chosen])
     axis.set_ticks([], minor=True)

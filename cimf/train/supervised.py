@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from cimf.data.datasets import Dataset
-from cimf.files import atomic_path
+from cimf.network.export import save_state
 from cimf.runs.provenance import fingerprint
 from cimf.runs.terminal import progress_bar
 
@@ -89,8 +89,7 @@ def trained(
         torch.manual_seed(seed)  # of dropout
         _train(net, data, seed, schedule, progress)
     if path is not None:
-        with atomic_path(path) as temporary:
-            save_file(net.state_dict(), temporary)
+        save_state(net, path)
     return net.eval()
 
 

@@ -122,3 +122,52 @@ def test_test_samples_that_cannot_be_used():
             HeldOut(nn.Linear(4, 2), [(u, np.array(labels))])
     with pytest.raises(InputError, match="empty"):
         HeldOut(nn.Linear(4, 2), [])
+
+
+def test_known_totals_of_one_linear_layer():
+    """3 rows of 5 weights with biases: 6 weights stay; a second layer of 2 rows reads 3 states."""
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Linear(5, 3))
+    u = torch.randn(50, 5)
+    assert cimf.prune(one, u, 0.6, n_jobs=1).report.nonzeros == {
+        "network_weights": (6, 15),
+        "network_parameters": (6 + 3, 15 + 3),
+        "admissible": (6 + 3, 15 + 3),
+        "dense": (6 + 3, 3 * (5 + 1)),
+    }
+    two = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    assert cimf.prune(two, u, 1 / 3, n_jobs=1).report.nonzeros == {
+        "network_weights": (14, 21),
+        "network_parameters": (14 + 3, 21 + 3),
+        "admissible": (14 + 3, 21 + 3),
+        "dense": (14 + 3, (3 + 2) * (3 + 5 + 1)),
+    }
+
+
+def test_a_convolution_counts_once_per_position_in_the_implicit_model():
+    """2 channels from 1 by a kernel of 1 x 1 on 2 x 3 pixels: each weight acts six times."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    found = cimf.prune(net, torch.randn(80, 1, 2, 3), 0.0, n_jobs=1).report
+    assert found.nonzeros["network_weights"] == (26, 26)
+    assert found.nonzeros["admissible"] == (2 * 6 + 24 + 2, 2 * 6 + 24 + 2)
+    assert found.nonzeros["dense"] == (38, (12 + 2) * (12 + 6 + 1))
+
+
+def test_the_report_says_what_is_proved_and_what_is_not(trained):
+    net, u = trained
+    fitted = cimf.prune(net, u, 0.5, n_jobs=1).report
+    worst = max(record.polish_gap for record in fitted.layers)
+    assert 0 <= worst < 1e-9
+    text = str(fitted)
+    assert (
+        f"proved: the coefficients are the least squares on their supports, recomputed; "
+        f"largest relative excess {worst:.0e}" in text
+    )
+    assert "not proved: that no other support of the same size is better" in text
+    assert "convex" not in text, "supports by OBS have no convex problem behind them"
+    rough = str(cimf.prune(net, u, 0.5, polish=False, swaps=False, n_jobs=1).report)
+    assert "not proved: the coefficients, which no polish fitted" in rough
+    balls = cimf.prune(net, u, 0.5, support="ball", n_jobs=1).report
+    rows = sum(record.rows for record in balls.layers)
+    assert f"proved: {rows} of {rows} rows of the convex problems behind" in str(balls)

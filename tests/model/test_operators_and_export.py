@@ -235,6 +235,38 @@ def test_files_round_trip(sparse, tmp_path):
         load_csr(tmp_path / "rows.safetensors")
 
 
+class Tied(nn.Module):
+    """Token embeddings that are also the weights of the head, and a view of a larger tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.head.weight = self.words.weight
+        self.register_buffer("view", torch.arange(12.0).reshape(3, 4)[:, :2].T)
+
+
+def test_shared_tensors_are_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    net, other = Tied(), Tied()
+    other.view.zero_()
+    Pruned(net, report=None).save(tmp_path / "net.safetensors")
+    other.load_state_dict(load_file(tmp_path / "net.safetensors"))
+    assert other.head.weight is other.words.weight
+    assert torch.equal(other.head.weight, net.words.weight)
+    assert torch.equal(other.view, torch.tensor([[0.0, 4.0, 8.0], [1.0, 5.0, 9.0]]))
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(5, 0), (0, 3), (0, 0)])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_layers_without_weights_become_sparse(columns, rows):
+    net = nn.Sequential(nn.Linear(columns, rows))
+    fast = with_sparse_linear(net, 0.1)
+    assert isinstance(fast[0], SparseLinear)
+    for samples in ((4,), (1,), (2, 3)):
+        x = torch.randn(*samples, columns)
+        torch.testing.assert_close(fast(x), net(x))
+
+
 def test_sparse_linear_layers_are_saved_converted_and_read(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4)).eval()

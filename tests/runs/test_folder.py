@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -22,8 +25,9 @@ def test_the_same_run_may_be_refreshed(tmp_path):
 
 def test_another_run_is_refused_by_name_of_what_differs(tmp_path):
     folder = finished(tmp_path / "run", {"seed": 0, "kappas": (0.1,)}, {"a.txt": "old"})
-    with pytest.raises(RunError, match=r"other seed.*--out.*--overwrite"):
+    with pytest.raises(RunError, match="other seed") as caught:
         RunFolder.claim(folder, {"seed": 1, "kappas": (0.1,)})
+    assert caught.value.options == ("folder", "overwrite")
     assert (folder / "a.txt").read_text() == "old"
     RunFolder.claim(folder, {"seed": 1}, overwrite=True).finish({"c.txt": "new"})
     assert sorted(path.name for path in folder.iterdir()) == ["c.txt", MANIFEST]
@@ -63,14 +67,15 @@ def test_a_file_in_the_way(tmp_path):
 
 
 def test_nothing_is_written_before_the_end(tmp_path):
-    RunFolder.claim(tmp_path / "run", {})
-    assert not (tmp_path / "run").exists()
+    with RunFolder.claim(tmp_path / "results" / "run", {}):
+        assert (tmp_path / "results" / "run").is_dir(), "locked"
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     for path in ("/proc/nothing/here", tmp_path / "file" / "run"):
-        with pytest.raises(RunError, match=r"cannot be written .*--out"):
+        with pytest.raises(RunError, match=r"cannot be written .*another folder"):
             RunFolder.claim(path, {})
         with pytest.raises(RunError, match="cannot be written"):
             write_text(f"{path}/a.txt", "text")
@@ -86,12 +91,12 @@ def points(path, settings, keys, **options):
             raise KeyboardInterrupt
         return {"value": len(key), "none": float("nan")}
 
-    run = RunFolder.claim(path, settings, **options)
-    try:
-        values = [run.once(key, lambda key=key: work(key)) for key in keys]
-    except KeyboardInterrupt:
-        return None, measured
-    run.finish({"a.txt": ""})
+    with RunFolder.claim(path, settings, **options) as run:
+        try:
+            values = [run.once(key, lambda key=key: work(key)) for key in keys]
+        except KeyboardInterrupt:
+            return None, measured
+        run.finish({"a.txt": ""})
     return values, measured
 
 
@@ -125,8 +130,8 @@ def test_a_damaged_file_of_points_is_refused(tmp_path):
 def test_the_manifest_names_the_commits_that_measured(tmp_path, monkeypatch):
     old, new = ({"id": name, "modified": False} for name in ("old", "new"))
     monkeypatch.setattr("cimf.runs.folder.commit", lambda: old)
-    run = RunFolder.claim(tmp_path, {})
-    run.once("a", lambda: 1)
+    with RunFolder.claim(tmp_path, {}) as run:
+        run.once("a", lambda: 1)
     monkeypatch.setattr("cimf.runs.folder.commit", lambda: new)
     run = RunFolder.claim(tmp_path, {})
     run.once("a", lambda: pytest.fail("measured again"))
@@ -136,3 +141,99 @@ def test_the_manifest_names_the_commits_that_measured(tmp_path, monkeypatch):
     record = json.loads((tmp_path / MANIFEST).read_text())
     assert record["commit"] == new, "that of the beginning"
     assert record["points_of_other_commits"] == {"a": old}
+
+
+def test_two_runs_at_once_do_not_share_a_folder(tmp_path):
+    """Neither two processes nor two runs of one, whatever the settings; a dead one lets go."""
+    folder = tmp_path / "run"
+    code = f"""
+import os, sys
+from cimf.runs.folder import RunFolder
+run = RunFolder.claim({str(folder)!r}, {{"seed": 1}})
+print("claimed", flush=True)
+sys.stdin.read()
+os._exit(9)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "claimed\n"
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(RunError, match=r"another run is writing to .*run; wait") as caught:
+            RunFolder.claim(folder, {"seed": 1}, **options)
+        assert caught.value.options == ("folder",)
+    child.communicate("")
+    assert child.returncode == 9
+    with RunFolder.claim(folder, {"seed": 2}) as run:
+        with pytest.raises(RunError, match="another run is writing"):
+            RunFolder.claim(folder, {"seed": 2})
+        run.finish({"a.txt": ""})
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST]
+
+
+def test_a_failing_figure_loses_no_number(tmp_path):
+    def broken(path):
+        raise ZeroDivisionError("the figure")
+
+    finished(tmp_path, {}, {"old.png": "", "table.csv": "old"})
+    run = RunFolder.claim(tmp_path, {})
+    with pytest.raises(ZeroDivisionError):
+        run.finish({"table.csv": "new"}, {"a.png": lambda path: path.touch(), "b.png": broken})
+    assert json.loads((tmp_path / MANIFEST).read_text())["files"] == ["a.png", "table.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", MANIFEST, "table.csv"]
+    assert (tmp_path / "table.csv").read_text() == "new"
+
+
+def test_what_is_written_early_stays_and_the_same_run_may_go_on(tmp_path):
+    """The old manifest goes with the first new file, and left files belong to the run."""
+    folder = finished(tmp_path / "run", {"seed": 0}, {"table.csv": "old", "b.txt": ""})
+    with RunFolder.claim(folder, {"seed": 0}) as run:
+        run.write("c.txt", lambda path: write_text(path, "c"))
+        run.write("table.csv", "half")
+        run.write("table.csv", "more")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["b.txt", "c.txt", "table.csv", UNFINISHED]
+    assert (folder / "table.csv").read_text() == "more"
+    with pytest.raises(RunError, match="other seed"):
+        RunFolder.claim(folder, {"seed": 1})
+    RunFolder.claim(folder, {"seed": 0}).finish({"table.csv": "new"})
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "table.csv"]
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from matplotlib.figure import Figure
+from safetensors.numpy import save_file
+from cimf.errors import RunError
+from cimf.files import atomic_path, write_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # any longer file fails as on a full disk
+write_text("first.txt", "kept")
+noise = np.random.default_rng(0).random((200, 200))
+figure = Figure()
+figure.add_subplot().imshow(noise)
+for write in (
+    lambda path: path.write_text("x" * 5000),
+    lambda path: save_file({"a": noise}, path),
+    lambda path: figure.savefig(path, format="png"),
+):
+    try:
+        with atomic_path("second") as temporary:
+            write(temporary)
+    except RunError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+def test_a_full_disk_is_an_error_of_ours_and_keeps_what_was_written(tmp_path):
+    path = os.pathsep.join(os.path.abspath(place) for place in sys.path if place)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3, done.stdout + done.stderr
+    assert all(line.startswith("second cannot be written: ") for line in lines)
+    assert all("File too large" in line for line in lines), lines
+    assert [path.name for path in tmp_path.iterdir()] == ["first.txt"]

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cimf.runs.numbers import shortest
-from cimf.studies.sweep_figure import plot_sweep
+from cimf.studies.sweep_figure import line_style, plot_sweep
 from cimf.studies.sweep_tables import FULL, PAPER_TABLE_1, TERMINAL, latex, markdown, render
 
 
@@ -122,3 +124,65 @@ def test_close_kappas_are_told_apart(table):
 
 def test_a_bar_in_a_cell_does_not_end_it():
     assert markdown(["variant", "a"], [["1/|w|", "2"]]).splitlines()[2] == r"| 1/\|w\| | 2 |"
+
+
+def drawn(monkeypatch, draw):
+    """Return the figure that `draw` saves."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
+    )
+    draw()
+    return figures[-1]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "sparsity"),
+    [([0.893, 0.896], [0.912, 0.931]), ([0.9991, 0.9995], [0.1, 0.2]), ([0.5, 0.9], [-0.4, 0.99])],
+)
+def test_every_axis_has_at_least_two_ticks_that_are_right(
+    table, tmp_path, monkeypatch, accuracy, sparsity
+):
+    part = table[:2].assign(
+        accuracy=accuracy, sparsity_network_weights=sparsity, dense_accuracy=accuracy[1],
+        control_accuracy=accuracy[0],
+    )  # fmt: skip
+    axes = drawn(monkeypatch, lambda: plot_sweep(part, tmp_path / "a.png", "title")).axes[0]
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        places = axis.get_ticklocs()
+        assert 2 <= len(places) <= 12
+        assert all(low <= place <= high for place in places)
+        labels = [float(label.get_text()) for label in axis.get_ticklabels()]
+        np.testing.assert_allclose(labels, 100 * (1 - places), rtol=1e-3, atol=1e-9)
+
+
+def test_lines_that_coincide_leave_each_other_visible(table, tmp_path, monkeypatch):
+    """Four equal configurations: each has pixels of its own colour in the figure."""
+    parts = [
+        table[:2].assign(design=design, rescale=rescale)
+        for design in ("full", "causal")
+        for rescale in (True, False)
+    ]
+    path = tmp_path / "a.png"
+    figure = drawn(monkeypatch, lambda: plot_sweep(pd.concat(parts), path, "t"))
+    lines = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2][:4]
+    figure.axes[0].get_legend().remove()
+    figure.savefig(path)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    for line in lines:
+        colour = [int(line.get_color()[k : k + 2], 16) for k in (1, 3, 5)]
+        assert (np.abs(pixels - colour).max(axis=1) < 12).sum() > 40, line.get_color()
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_every_line_is_thinner_than_the_one_below(count):
+    styles = [line_style(k, count) for k in range(count)]
+    for key, sign in (("linewidth", -1), ("markersize", -1), ("zorder", 1)):
+        assert all(np.diff([style[key] for style in styles]) * sign > 0), key
+    assert all(style["markerfacecolor"] == "none" for style in styles)
+    for first, second in pairwise(styles):
+        for key in ("color", "marker", "linestyle"):
+            assert first[key] != second[key]

@@ -54,7 +54,7 @@ class LayeredOptions(Statistics):
         Paths of layers that stay dense (they count in the sparsity). Refused, as is `allocation`,
         with a `Convex` budget, which decides every row.
     progress : callable, optional
-        Called as progress(done, total) after every layer.
+        Called with the number of layers that are done.
     """
 
     support: str | Rule = "obs"
@@ -63,7 +63,7 @@ class LayeredOptions(Statistics):
     polish: bool = True
     correct: bool = True
     keep: Sequence[str] = ()
-    progress: Callable[[int, int], None] | None = None
+    progress: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,7 +128,7 @@ def solve_layers(calibration: Calibration, counts: Counts, options: LayeredOptio
         coef, record = _solve_layer(layer, statistics, budget[layer.path], options)
         records.append(record)
         if options.progress is not None:
-            options.progress(len(records), len(graph.layers))
+            options.progress(len(records))
         return as_rows(coef, int(layer.has_bias))
 
     try:

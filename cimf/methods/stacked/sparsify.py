@@ -10,15 +10,14 @@ problem (5). All rows share one Gram matrix, and every row carries a certificate
 
 from __future__ import annotations
 
-import inspect
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from cimf.errors import InputError, UnknownNameError
+from cimf.errors import InputError, UnknownNameError, warn_outside
 from cimf.judge import Solution, count_nonzeros
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, row_problems
@@ -37,6 +36,68 @@ _UNSHARED = (
     "the model has more weights than the network, because (A, B) repeats the shared weights of its "
     "convolutions: cimf.prune keeps the sharing"
 )
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """How the rows of a path are solved and its models made.
+
+    Attributes
+    ----------
+    method : str
+        As `cimf.solve_path`; or "cvxpy", which solves every row by `backend`.
+    backend : str
+        "auto", "mosek" or "clarabel", for method "cvxpy".
+    tol : float
+        Relative gap at which a row is certified.
+    refit : bool
+        Fit (C, D) to the states that the sparse model itself reaches on the calibration samples
+        (True), or to the captured states, problem (5) literally (False).
+    output_inputs : bool
+        Let D use all inputs. By default D holds only the bias, so that no accuracy comes from a
+        linear map of the input.
+    allow_ill_posed : bool
+        Permit kappa > 1 where the design has feedback: well-posedness is then not implied.
+    keep_going : bool
+        Report rows whose certificate fails instead of raising.
+    n_jobs : int, optional
+        As `cimf.solve_path`.
+    """
+
+    method: str = "auto"
+    backend: str = "auto"
+    tol: float = 1e-9
+    refit: bool = True
+    output_inputs: bool = False
+    allow_ill_posed: bool = False
+    keep_going: bool = False
+    n_jobs: int | None = None
+
+    def check(self, kappas: Sequence[float], design: str) -> list[float]:
+        """Refuse what no network could make right, before any work; return the kappas.
+
+        Raises
+        ------
+        InputError, BackendError
+            As `sparsify_path`.
+        """
+        if design == "layered":
+            raise InputError(
+                'design "layered" is a method of cimf.prune: cimf.prune(net, batches, sparsity=0.8)'
+            )
+        if design not in DESIGNS:
+            raise UnknownNameError("design", design, DESIGNS)
+        _check_solver(self.method, self.backend)
+        check_limits(self.tol, self.n_jobs)
+        return _check_kappas(kappas, design, self.allow_ill_posed)
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What can change a number: all but the number of threads."""
+        return {name: value for name, value in asdict(self).items() if name != "n_jobs"}
+
+
+DEFAULTS = PathOptions()
 
 
 @dataclass(frozen=True)
@@ -66,8 +127,8 @@ def sparsify(
     batches : iterable
         Calibration samples: input tensors, or (input, label) pairs whose labels are ignored.
     kappa : float
-        Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units.
-        Default: 0.5.
+        Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units; one
+        number, several go to `sparsify_path`. Default: 0.5.
     design : str
         A key of `cimf.methods.stacked.designs.DESIGNS`: "full", "no-self-loop" or "causal".
     rescale : bool
@@ -77,7 +138,7 @@ def sparsify(
     test : iterable, optional
         Held-out batches; (input, integer label) pairs give accuracies.
     **options
-        As `sparsify_path`.
+        The fields of `PathOptions`, and `progress`.
 
     Returns
     -------
@@ -91,11 +152,17 @@ def sparsify(
     CimfError
         As `Reference.capture` and `sparsify_path`.
     """
-    _check_keywords(options, {"kappa", "rescale", "test"}, sparsify_path)
+    progress = options.pop("progress", None)
+    chosen = _path_options("cimf.sparsify", options, {"kappa", "rescale", "test", "progress"})
     kappa, rescale = 0.5 if kappa is None else kappa, rescale is None or rescale
-    check_path([kappa], design, **options)
+    if not isinstance(kappa, Real):
+        raise InputError(
+            f"kappa must be one number, got {kappa!r}; several share one pass over the rows: "
+            "cimf.sparsify_path(Reference.capture(net, batches, test), [0.1, 0.5])"
+        )
+    levels = chosen.check([float(kappa)], design)
     reference = Reference.capture(net, batches, test)
-    return sparsify_path(reference, [kappa], design, rescale, **options)[0]
+    return next(iter_path(reference, levels, design, rescale, chosen, progress))
 
 
 def sparsify_path(
@@ -104,15 +171,8 @@ def sparsify_path(
     design: str = "full",
     rescale: bool = True,
     *,
-    method: str = "auto",
-    backend: str = "auto",
-    tol: float = 1e-9,
-    refit: bool = True,
-    output_inputs: bool = False,
-    allow_ill_posed: bool = False,
-    keep_going: bool = False,
-    n_jobs: int | None = None,
     progress: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> tuple[Sparsified, ...]:
     """Return one certified sparse implicit model per kappa, from one pass over the rows.
 
@@ -122,24 +182,10 @@ def sparsify_path(
         The captured network, ``Reference.capture(net, batches, test)``.
     kappas, design, rescale
         As `sparsify`.
-    method : str
-        As `cimf.solve_path`; or "cvxpy", which solves every row by `backend`.
-    backend : str
-        "auto", "mosek" or "clarabel", for method "cvxpy".
-    tol : float
-        Relative gap at which a row is certified.
-    refit : bool
-        Fit (C, D) to the states that the sparse model itself reaches on the calibration samples
-        (True), or to the captured states, problem (5) literally (False).
-    output_inputs : bool
-        Let D use all inputs. By default D holds only the bias, so that no accuracy comes from a
-        linear map of the input.
-    allow_ill_posed : bool
-        Permit kappa > 1 where the design has feedback: well-posedness is then not implied.
-    keep_going : bool
-        Report rows whose certificate fails instead of raising.
-    n_jobs, progress
+    progress
         As `cimf.solve_path`.
+    **options
+        The fields of `PathOptions`.
 
     Raises
     ------
@@ -151,42 +197,62 @@ def sparsify_path(
     CertificateError
         If a row is not certified, unless `keep_going`.
     """
-    levels = check_path(
-        kappas, design, method=method, backend=backend, tol=tol, n_jobs=n_jobs,
-        allow_ill_posed=allow_ill_posed,
-    )  # fmt: skip
+    chosen = _path_options("cimf.sparsify_path", options, {"progress"})
+    levels = chosen.check(kappas, design)
+    return tuple(iter_path(reference, levels, design, rescale, chosen, progress))
+
+
+def iter_path(
+    reference: Reference,
+    levels: Sequence[float],
+    design: str,
+    rescale: bool,
+    options: PathOptions,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Sparsified]:
+    """Yield the models of `sparsify_path` as they are done; the arguments have been checked."""
     states, notes = reference.calibration, _notes(reference, rescale)
     if states.n_samples < states.n_columns:
         notes.append(
             f"{states.n_samples} calibration samples for {states.n_columns} columns: rows can fit "
             "the samples by chance; give more samples"
         )
-        warnings.warn(notes[-1], stacklevel=2)
+        warn_outside(notes[-1])
     rescale = rescale and bool(states.scalable.any())
     scale = reference.scale if rescale else np.ones(states.n_states)
     allowed = DESIGNS[design].allowed(states)
     gram, weights = row_problems(states.scaled(scale), allowed)
-    if method == "cvxpy":
+    tol = options.tol
+    if options.method == "cvxpy":
         solutions: Sequence[Solution] = solve_path_cvxpy(
-            gram, levels, weights=weights, backend=backend, tol=tol, progress=progress
+            gram, levels, weights=weights, backend=options.backend, tol=tol, progress=progress
         )
     else:
         solutions = solve_path(
-            gram, levels, weights=weights, method=method, tol=tol, n_jobs=n_jobs, progress=progress
+            gram,
+            levels,
+            weights=weights,
+            method=options.method,
+            tol=tol,
+            n_jobs=options.n_jobs,
+            progress=progress,
         )
     own = own_rows(reference) if rescale else None
     output_pattern = np.broadcast_to(
-        output_columns(states, output_inputs), (states.n_outputs, states.n_columns)
+        output_columns(states, options.output_inputs), (states.n_outputs, states.n_columns)
     )
     units = scale[:, None] / np.concatenate([scale, np.ones(states.n_inputs)])
-    results = []
     for kappa, solution in zip(levels, solutions, strict=True):
-        if not keep_going:
+        if not options.keep_going:
             solution.raise_if_failed()
         if own is not None:
             solution = prefer_own_rows(solution, own, gram, kappa, weights)
         model, wide, more = with_outputs(
-            reference, solution.coef * units, refit, output_inputs, tol if rescale else None
+            reference,
+            solution.coef * units,
+            options.refit,
+            options.output_inputs,
+            tol if rescale else None,
         )
         nonzeros = count_nonzeros(
             np.hstack([model.A, model.B]),
@@ -215,48 +281,16 @@ def sparsify_path(
             control_accuracy=reference.control_accuracy,
             notes=(*notes, *more),
         )
-        results.append(Sparsified(model, report))
-    return tuple(results)
+        yield Sparsified(model, report)
 
 
-def _check_keywords(options: Mapping[str, Any], own: set[str], *takers: Callable[..., Any]) -> None:
-    """Refuse options that none of the functions takes by keyword; `own` are those of `sparsify`."""
-    parameters = [p for taker in takers for p in inspect.signature(taker).parameters.values()]
-    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+def _path_options(caller: str, options: Mapping[str, Any], own: set[str]) -> PathOptions:
+    """Return the record; `own` are the caller's keywords that are no fields of it."""
+    known = {field.name for field in fields(PathOptions)}
     for name in options:
         if name not in known:
-            raise UnknownNameError("cimf.sparsify keyword", name, own | known)
-
-
-def check_path(
-    kappas: Sequence[float],
-    design: str,
-    *,
-    method: str = "auto",
-    backend: str = "auto",
-    tol: float = 1e-9,
-    n_jobs: int | None = None,
-    allow_ill_posed: bool = False,
-    **_: Any,
-) -> list[float]:
-    """Refuse arguments of `sparsify_path` that no network could make right; return the kappas.
-
-    For those who have work to do before they have a `Reference`.
-
-    Raises
-    ------
-    InputError, BackendError
-        As `sparsify_path`.
-    """
-    if design == "layered":
-        raise InputError(
-            'design "layered" is a method of cimf.prune: cimf.prune(net, batches, sparsity=0.8)'
-        )
-    if design not in DESIGNS:
-        raise UnknownNameError("design", design, DESIGNS)
-    _check_solver(method, backend)
-    check_limits(tol, n_jobs)
-    return _check_kappas(kappas, design, allow_ill_posed)
+            raise UnknownNameError(f"{caller} keyword", name, own | known)
+    return PathOptions(**options)
 
 
 def _check_solver(method: str, backend: str) -> None:
@@ -268,7 +302,7 @@ def _check_solver(method: str, backend: str) -> None:
         return
     backend_named(backend)
     if method != "cvxpy":
-        raise InputError("backend is used by method='cvxpy'; add --method cvxpy")
+        raise InputError("backend is used by method='cvxpy' only", options=["backend", "method"])
     candidates(backend)
 
 
@@ -311,6 +345,7 @@ def _check_kappas(kappas: Sequence[float], design: str, allow_ill_posed: bool) -
         raise InputError(
             f"kappa = {levels.max():g} with design {design!r}: above 1 the bound does not imply a "
             "unique equilibrium. Use kappa <= 1, or the design 'causal' (well-posed for any "
-            "kappa), or allow_ill_posed=True (--allow-ill-posed) and read the report"
+            "kappa), or allow_ill_posed=True and read the report",
+            options=["allow_ill_posed"],
         )
     return levels.tolist()
