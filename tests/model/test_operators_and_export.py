@@ -10,6 +10,7 @@ from torch import nn
 import cimf
 from cimf.data.networks import BasicBlock
 from cimf.errors import CaptureError, InputError, RunError
+from cimf.methods.base import Pruned
 from cimf.model import ImplicitModel, explicit
 from cimf.model.operators import OperatorModel, implicit_summary
 from cimf.network.export import (
