@@ -3,7 +3,8 @@
 For every row i of every layer, in topological order, with the student's patches M and the
 teacher's pre-activations z_i (minus what else is added to the student's),
 
-    choose a support S_i of k_i columns, then minimise ||M a - z_i||^2 + d ||a - w_i||^2 over S_i,
+    choose a support S_i of k_i columns, then minimise over S_i
+    ||M a - z_i||^2 + d sum_j ||M_j||^2 (a_j - w_ij)^2,
 
 w_i the network's own row. The counts k_i come from a target sparsity of the whole network.
 """
@@ -288,6 +289,8 @@ class Calibration:
             self.graph, network, records, target_sparsity, time.perf_counter() - start, self.notes
         )
         warned = [*few_samples(records), *missed_target(report)]
+        if by_name and allocation == "output" and target_sparsity is not None:
+            warned += self.survey.notes
         for note in warned:
             warn_outside(note)
         return SparseNetwork(network, replace(report, notes=(*report.notes, *warned)))
@@ -318,7 +321,7 @@ def sparsify_layers(
         Share of all matched weights that is zero, in [0, 1); met exactly. None: `support` is a
         `Convex` rule, whose budget decides.
     damping : float
-        d of the module's problem, in units of the mean squared norm of a layer's columns.
+        d of the module's problem: the pull of every column, over its squared norm.
     positions : int, optional
         About so many output positions per sample enter the statistics. None: all.
     precision : torch.dtype
