@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.layered import elimination as rows
+from cimf.methods.layered import supports
 from cimf.methods.layered.allocation import by_price, uniform
 from cimf.methods.layered.supports import SUPPORTS, Convex, ball, ball_weights
 from cimf.statistics import Gram
@@ -78,13 +79,72 @@ def test_a_planted_worse_support_is_told_from_the_best():
 def test_damping_is_least_squares_with_extra_samples():
     M, Z, gram, dense = problem()
     damped = rows.damped(gram, dense, 0.1, 1)
-    level = 0.1 * np.square(M[:, :7]).sum(axis=0).mean()
-    extra = np.sqrt(level) * np.eye(8)[:7]
+    extra = np.diag(np.sqrt(0.1) * np.linalg.norm(M, axis=0))[:7]
     for i in range(3):
         full = Gram.from_arrays(np.vstack([M, extra]), np.r_[Z[:, i], extra @ dense[i]])
         np.testing.assert_allclose(damped.gram, full.gram)
         np.testing.assert_allclose(damped.corr[i], full.corr[0])
         assert damped.target_sq[i] == pytest.approx(full.target_sq[0])
+    assert damped.n_samples == gram.n_samples
+
+
+def choose(M, Z, dense, rule, free=1, damping=1e-4):
+    gram = rows.damped(Gram.from_arrays(M, Z), dense, damping, free)
+    start = rule(gram, dense, np.array([2, 3, 5]), free, 1).mask
+    mask, _ = rows.swapped(gram, start, free, n_jobs=1)
+    return mask, rows.polished(gram, mask, 1)[0], rows.elimination(gram, free, 1)
+
+
+@pytest.mark.parametrize("rule", ["obs", "ball", "ball-saliency"])
+@pytest.mark.parametrize("base", [2.0, 3.1])
+def test_units_of_the_columns_change_nothing(rule, base):
+    """Two of the columns are dead: the samples give them no scale at all."""
+    M, Z, _, dense = problem(4)
+    M[:, [1, 4]] = 0.0
+    units = np.r_[base ** np.array([0.0, 9, -7, 20, -13, 3, -20]), 1.0]
+    mask, coef, (order, increase) = choose(M, Z, dense, SUPPORTS[rule])
+    scaled = choose(M * units, Z, dense / units, SUPPORTS[rule])
+    np.testing.assert_array_equal(scaled[0], mask)
+    np.testing.assert_array_equal(scaled[2][0][:, 2:], order[:, 2:])
+    if base == 2.0:
+        np.testing.assert_array_equal(scaled[1] * units, coef)
+        np.testing.assert_array_equal(scaled[2][1][:, 2:], increase[:, 2:])
+    np.testing.assert_allclose(scaled[1] * units, coef, rtol=1e-9)
+    np.testing.assert_allclose(scaled[2][1][:, 2:], increase[:, 2:], rtol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_units_of_the_targets_change_nothing(scale):
+    M, Z, _, dense = problem(4)
+    units = scale ** np.array([1.0, 0.0, -0.5])
+    first = choose(M, Z, dense, SUPPORTS["obs"])
+    second = choose(M, Z * units, dense * units[:, None], SUPPORTS["obs"])
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_allclose(first[1], second[1] / units[:, None], rtol=1e-9)
+
+
+def test_samples_in_another_order_or_twice_change_nothing():
+    M, Z, _, dense = problem(5)
+    mask, coef, (order, increase) = choose(M, Z, dense, SUPPORTS["obs"])
+    shuffled = np.random.default_rng(0).permutation(60)
+    for index, times in ((shuffled, 1), (np.tile(shuffled, 2), 2)):
+        other = choose(M[index], Z[index], dense, SUPPORTS["obs"])
+        np.testing.assert_array_equal(other[0], mask)
+        np.testing.assert_allclose(other[1], coef, rtol=1e-9)
+        np.testing.assert_array_equal(other[2][0], order)
+        np.testing.assert_allclose(other[2][1], times * increase, rtol=1e-9)
+
+
+def test_dead_columns_go_first_and_stay_as_they_were_where_they_are_kept():
+    M, Z, _, dense = problem(6)
+    M[:, [2, 5]] = 0.0
+    dense[:, [2, 5]] *= np.array([[1e6], [1.0], [1e-6]])
+    gram = rows.damped(Gram.from_arrays(M, Z), dense, 1e-4, 1)
+    order, increase = rows.elimination(gram, 1, 1)
+    assert np.array_equal(np.sort(order[:, :2], axis=1), [[2, 5]] * 3)
+    assert (increase[:, :2].max(axis=1) < 1e-12 * gram.target_sq).all()
+    coef, _ = rows.polished(gram, np.ones((3, 8), dtype=bool), 1)
+    np.testing.assert_allclose(coef[:, [2, 5]], dense[:, [2, 5]], rtol=1e-12)
 
 
 def test_dead_input_leaves_the_rows_as_they_were():
@@ -94,6 +154,21 @@ def test_dead_input_leaves_the_rows_as_they_were():
     assert order[0].tolist() == [0, 1, 2, 3]
     mask = rows.last_columns(order, np.array([2]), 0)
     np.testing.assert_allclose(rows.polished(gram, mask)[0], [[0, 0, 3, 4]])
+
+
+def test_dependent_columns_in_any_units():
+    """No Cholesky factor: the pseudo-inverse must not depend on the units either."""
+    M, Z, _, _ = problem(7)
+    M[:, 3] = M[:, 0] + M[:, 1]
+    units = np.r_[2.0 ** np.array([0.0, 12, -15, 20, -20, 3, -9]), 1.0]
+    full = np.ones((3, 8), dtype=bool)
+    fitted = [
+        design @ rows.polished(Gram.from_arrays(design, Z), full, 1)[0].T
+        for design in (M, M * units)
+    ]
+    best = M @ np.linalg.lstsq(M, Z, rcond=None)[0]
+    np.testing.assert_allclose(fitted[0], best, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(fitted[1], best, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 7])
@@ -129,6 +204,50 @@ def test_convex_budgets(weighting):
     assert tight.mask.sum() < full.mask.sum()
     price = Convex("lam", 0.5, weighting, reweight=2)(gram, dense, None, 1)
     assert price.solution.certificate.passed.all()
+
+
+def test_the_multiplier_is_per_sample():
+    """Every sample twice is the same problem; the gradient of the mean loss is at most lam w_j."""
+    M, Z, gram, dense = problem()
+    twice = Gram.from_arrays(np.tile(M, (2, 1)), np.tile(Z, (2, 1)))
+    one, two = (Convex("lam", 0.7, "inverse")(g, dense, None, 1) for g in (gram, twice))
+    np.testing.assert_allclose(one.coef, two.coef, rtol=1e-6, atol=1e-8)
+    weights = ball_weights(gram, dense, "inverse", 1)
+    gradient = (one.coef @ gram.gram - gram.corr) / 60
+    assert (np.abs(gradient) <= 0.7 * weights + 1e-7).all()
+    kept = one.coef != 0
+    assert kept.any()
+    np.testing.assert_allclose(
+        gradient[kept], -0.7 * (weights * np.sign(one.coef))[kept], atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("weighting", ["inverse", "saliency"])
+def test_a_relative_budget_is_a_share_of_the_weighted_norm(weighting):
+    _, _, gram, dense = problem()
+    choice = Convex("relative", 0.3, weighting)(gram, dense, None, 1)
+    weights = ball_weights(gram, dense, weighting, 1)
+    norms = (weights * np.abs(choice.coef)).sum(axis=1)
+    np.testing.assert_allclose(norms, 0.3 * (weights * np.abs(dense)).sum(axis=1), rtol=1e-7)
+
+
+def test_a_plain_budget_is_the_plain_norm():
+    _, _, gram, dense = problem()
+    choice = Convex("kappa", 1.3)(gram, dense, None, 1)
+    np.testing.assert_allclose(np.abs(choice.coef[:, :7]).sum(axis=1), 1.3, rtol=1e-7)
+    assert choice.mask[:, 7].all()
+
+
+def test_saliency_is_one_over_the_root_of_what_dropping_alone_costs():
+    M, Z, _, dense = problem()
+    Z = M @ np.sign(dense).T + 0.1 * Z  # no weight is so small that it is floored
+    least = np.linalg.lstsq(M, Z, rcond=None)[0].T
+    weights = ball_weights(Gram.from_arrays(M, Z), least, "saliency", 1)
+    for i in range(3):
+        base = loss(M, Z[:, i], range(8))
+        cost = [loss(M, Z[:, i], [k for k in range(8) if k != j]) - base for j in range(7)]
+        product = weights[i, :7] * np.sqrt(cost)
+        np.testing.assert_allclose(product, product[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -195,15 +314,35 @@ def test_reweighting_certifies_rows_that_a_round_emptied(weighting):
 
 def test_weights_of_an_empty_row_are_equal_and_small_entries_are_floored():
     _, _, gram, dense = problem(2)
-    values = np.vstack([np.zeros(8), np.r_[1.0, 1e-9, np.ones(6)], dense[0]])
+    norm = np.sqrt(np.diagonal(gram.gram)[:7])
+    values = np.vstack([np.zeros(8), np.r_[np.r_[1.0, 1e-9, np.ones(5)] / norm, 1.0], dense[0]])
     weights = ball_weights(gram, values, "inverse", 1)
-    assert (weights[0] == [1.0] * 7 + [0.0]).all()
-    assert weights[1, 1] == pytest.approx(weights[1, 0] / 0.03)
+    np.testing.assert_allclose(weights[0], np.r_[norm, 0.0], rtol=1e-12)
+    assert weights[1, 1] / norm[1] == pytest.approx(weights[1, 0] / norm[0] / 0.03)
     assert (weights[:, :7] * np.abs(values[:, :7]))[2].sum() == pytest.approx(7.0)
 
 
 @pytest.mark.parametrize("rule", [*SUPPORTS.values(), Convex("relative", 0.5), Convex("lam", 0.1)])
 def test_rules_use_the_threads_they_are_given(rule, monkeypatch):
+    seen = []
+    run, solve = joblib.Parallel, supports.solve_rows
+
+    def parallel(n_jobs=None, **options):
+        seen.append(n_jobs)
+        return run(n_jobs=n_jobs, **options)
+
+    def solve_rows(*arguments, n_jobs=None, **options):
+        seen.append(n_jobs)
+        return solve(*arguments, n_jobs=n_jobs, **options)
+
+    monkeypatch.setattr(joblib, "Parallel", parallel)
+    monkeypatch.setattr(supports, "solve_rows", solve_rows)
+    _, _, gram, dense = problem()
+    rule(gram, dense, np.full(3, 2), 1, 2)
+    assert set(seen) == (set() if rule is SUPPORTS["magnitude"] else {2})
+
+
+def test_every_step_uses_the_threads_it_is_given_and_gives_the_same_bits(monkeypatch):
     seen = []
     run = joblib.Parallel
 
@@ -212,9 +351,13 @@ def test_rules_use_the_threads_they_are_given(rule, monkeypatch):
         return run(n_jobs=n_jobs, **options)
 
     monkeypatch.setattr(joblib, "Parallel", parallel)
-    rng = np.random.default_rng(0)
-    M, dense = rng.normal(size=(40, 5)), rng.normal(size=(3, 5))
-    gram = Gram(5, 3)
-    gram.update(M, M @ dense.T)
-    rule(gram, dense, np.full(3, 2), 1, 1)
-    assert set(seen) <= {1}
+    _, _, gram, dense = problem(r=9)
+    found = []
+    for n_jobs in (1, 2, 5):
+        start = rows.largest(np.abs(dense[:, :7]), np.full(9, 3), 1)
+        mask, exchanges = rows.swapped(gram, start, 1, n_jobs=n_jobs)
+        found.append((*rows.elimination(gram, 1, n_jobs), mask, exchanges,
+                      *rows.polished(gram, mask, n_jobs)))  # fmt: skip
+    assert seen == [1] * 3 + [2] * 3 + [5] * 3
+    for other in found[1:]:
+        assert all(map(np.array_equal, found[0], other))

@@ -41,7 +41,8 @@ class Statistics:
     Attributes
     ----------
     damping : float
-        d of the row problems, in units of the mean squared norm of a layer's columns.
+        d of the row problems: the pull of every column to the network's own weight, over the
+        column's squared norm.
     positions : int, optional
         About so many output positions per sample enter the statistics. None: all.
     precision : torch.dtype

@@ -24,24 +24,33 @@ Mask = NDArray[np.bool_]
 # A column whose squared part outside the span of the support is below this share of its squared
 # norm is taken as linearly dependent. Damped statistics stay above the damping, 1e-4 by default.
 _DEPENDENT = 1e-9
+# What dropping a column that is zero in all samples costs, as a share of the row's energy: less
+# than the rounding error of any other cost, so that such columns go first.
+_DEAD = np.finfo(np.float64).eps
 
 
 def damped(gram: Gram, dense: Matrix, damping: float, n_free: int) -> Gram:
-    """Return statistics with a pull towards the dense rows: ||M a - z||^2 + d ||a - dense||^2.
+    """Return statistics with a pull to the dense rows: ||M a - z||^2 + sum_j p_j (a_j - dense_j)^2.
+
+    p_j is `damping` times the squared norm of column j, so that no column's unit matters. A column
+    that is zero in all samples has none: its p_j only says that its coefficients stay as they are.
 
     Parameters
     ----------
     dense : (r, N')
         The rows of the network; where the samples do not determine a row it stays as it is.
     damping : float
-        d in units of the mean squared norm of the columns of M.
+        p_j over the squared norm of column j; free columns have p_j = 0.
     """
     G = gram.gram.copy()
-    level = damping * np.diagonal(G)[: len(G) - n_free].mean()
-    pull = np.full(len(G), level)
-    pull[len(G) - n_free :] = 0.0
-    if level == 0.0:  # a layer whose input is zero: any positive number keeps the rows
-        pull[:] = 1.0
+    bounded = len(G) - n_free
+    pull = damping * np.diagonal(G)
+    pull[bounded:] = 0.0
+    dead = np.flatnonzero(np.diagonal(G)[:bounded] == 0.0)
+    if dead.size:
+        energy = np.where(gram.target_sq > 0, gram.target_sq, gram.target_sq.max() or 1.0)
+        share = (dense[:, dead] ** 2 / energy[:, None]).max(axis=0)
+        pull[dead] = _DEAD / np.where(share > 0, share, 1.0)
     G[np.diag_indices_from(G)] += pull
     return Gram.from_moments(
         G,
@@ -63,12 +72,12 @@ def elimination(
     increase : (r, N)
         By how much ||M a - z||^2 rose at each drop, the other columns refitted.
     """
-    inverse = _inverse(gram.gram)
-    start = gram.corr @ inverse
+    table = inverse(gram.gram)
+    start = gram.corr @ table
     keep = n_free
 
     def row(i: int) -> tuple[NDArray[np.int64], Matrix]:
-        return eliminate(inverse.copy(), start[i].copy(), n_free, keep)
+        return eliminate(table.copy(), start[i].copy(), n_free, keep)
 
     found = _per_row(row, gram.n_targets, n_jobs)
     return np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
@@ -108,7 +117,7 @@ def swapped(
         if inside.all() or not inside[: len(G) - n_free].any():
             return inside, 0
         out = ~inside
-        A = _inverse(G[np.ix_(inside, inside)])
+        A = inverse(G[np.ix_(inside, inside)])
         B = A @ G[np.ix_(inside, out)]
         table = np.empty_like(G)
         table[np.ix_(inside, inside)] = A
@@ -165,16 +174,24 @@ def losses(gram: Gram, coef: Matrix) -> NDArray[np.float64]:
 
 
 def _solver(G: Matrix) -> Callable[[Matrix], Matrix]:
-    """Return b -> G^-1 b, by Cholesky where G is numerically positive definite."""
+    """Return b -> G^-1 b, by Cholesky where G is numerically positive definite.
+
+    Otherwise the pseudo-inverse of G in units in which its diagonal is about 1: its threshold is
+    relative to the largest eigenvalue.
+    """
     try:
         factor = scipy.linalg.cho_factor(G, lower=True)
         return lambda b: scipy.linalg.cho_solve(factor, b)
     except np.linalg.LinAlgError:
-        inverse = np.linalg.pinv(G, hermitian=True)
-        return lambda b: inverse @ b
+        size = np.diagonal(G)
+        unit = np.exp2(-np.round(np.log2(np.where(size > 0, size, 1.0)) / 2))
+        units = np.outer(unit, unit)
+        pseudo = np.linalg.pinv(G * units, hermitian=True) * units
+        return lambda b: pseudo @ b
 
 
-def _inverse(G: Matrix) -> Matrix:
+def inverse(G: Matrix) -> Matrix:
+    """Return G^-1, or the pseudo-inverse of a matrix that is not positive definite."""
     return _solver(G)(np.eye(len(G)))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from cimf.errors import CaptureError
 from cimf.network.layers import Layer, LayerGraph, evaluate_node, stages
 from cimf.network.patches import PatchGram, grid
 
@@ -50,6 +51,11 @@ def propagate(
     dict of str to float
         Per layer, by path: mean squared error of the student's pre-activation (with what is added
         to it) over the teacher's variance.
+
+    Raises
+    ------
+    CaptureError
+        NaN or infinity in front of or behind a layer, with the layer's path and the sample.
     """
     rng = np.random.default_rng(seed)
     counting = counting or {}
@@ -69,8 +75,13 @@ def propagate(
             source = student if correct else teacher
             for k, x in enumerate(source[layer.source]):
                 goal = teacher[node][k]
-                if correct and layer.summand is not None:
-                    goal = goal + teacher[layer.summand][k] - student[layer.summand][k]
+                if correct:
+                    before, after = (
+                        _summand(layer, env, k, goal.shape) for env in (teacher, student)
+                    )
+                    goal = goal + before - after
+                for value in (x, goal):
+                    _check_finite(layer, value, counting.get(layer.path), k, batches)
                 if layer.path in counting:
                     x, goal = (value[counting[layer.path][k]] for value in (x, goal))
                 statistics.update(x, goal, grid(layer, goal, positions, rng))
@@ -93,6 +104,38 @@ def _evaluate(graph: LayerGraph, node: fx.Node, env: dict[fx.Node, Values], coun
     ]
 
 
+def _summand(layer: Layer, env: dict[fx.Node, Values], k: int, shape: torch.Size) -> Tensor | float:
+    """Return what is added to the layer's output (of this shape) in batch k, or 0.
+
+    A sum that repeats the layer's output along some axis (a value that is added to advantages)
+    gives its entries several targets: there the layer has its own output as the target.
+    """
+    if layer.summand is None:
+        return 0.0
+    beside = torch.as_tensor(env[layer.summand][k])
+    return beside if torch.broadcast_shapes(shape, beside.shape) == shape else 0.0
+
+
+def _check_finite(
+    layer: Layer,
+    value: Tensor,
+    counting: Sequence[Tensor] | None,
+    k: int,
+    batches: Sequence[Tensor],
+) -> None:
+    """Refuse NaN and infinity in batch k of a layer's input or target, where they would count."""
+    bad = ~value.isfinite().all(layer.channel_axis)
+    if counting is not None:
+        bad &= counting[k]
+    if bad.any():
+        first = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
+        sample = sum(len(batch) for batch in batches[:k]) + first
+        raise CaptureError(
+            f"the input or output of layer {layer.path!r} holds NaN or infinity for calibration "
+            f"sample {sample}: leave that sample out, or mend the network before the layer"
+        )
+
+
 def _mismatch(
     layer: Layer,
     teacher: dict[fx.Node, Values],
@@ -103,9 +146,8 @@ def _mismatch(
     total: Tensor | float = 0.0
     for k, z in enumerate(teacher[layer.node]):
         e = student[layer.node][k] - z
-        if layer.summand is not None:
-            e = e + student[layer.summand][k] - teacher[layer.summand][k]
-            z = z + teacher[layer.summand][k]
+        before, after = (_summand(layer, env, k, z.shape) for env in (teacher, student))
+        e, z = e + after - before, z + before
         if counting is not None:
             e, z = e[counting[k]], z[counting[k]]
         error += float(e.square().sum(dtype=torch.float64))

@@ -3,7 +3,8 @@
 For every row i of every layer, in topological order, with the student's patches M and the
 teacher's pre-activations z_i (minus what else is added to the student's),
 
-    choose a support S_i of k_i columns, then minimise ||M a - z_i||^2 + d ||a - w_i||^2 over S_i,
+    choose a support S_i of k_i columns, then minimise over S_i
+    ||M a - z_i||^2 + d sum_j ||M_j||^2 (a_j - w_ij)^2,
 
 w_i the network's own row. The counts k_i come from a target sparsity of the whole network. The
 one-shot baselines differ in how they choose S_i and k_i, and in whether they refit.
@@ -108,7 +109,10 @@ def prune_layers(task: Task, sparsity: float | None, options: LayeredOptions) ->
         counts = calibration.counts(sparsity, options.allocation, options.keep)
     else:
         counts = given_counts(options.allocation, sizes)
-    return solve_layers(calibration, counts, options)
+    outcome = solve_layers(calibration, counts, options)
+    if options.allocation == "output" and sparsity is not None:
+        outcome = replace(outcome, warnings=(*outcome.warnings, *calibration.survey.notes))
+    return outcome
 
 
 def solve_layers(calibration: Calibration, counts: Counts, options: LayeredOptions) -> Outcome:

@@ -2,13 +2,15 @@
 
 To first order an error e_p in the pre-activations of one row, at positions p of one sample, moves
 the output by J e. With errors uncorrelated over positions, the expected squared change of the
-output is (sum_p ||J_p||^2) times the mean squared error of the row. ||J_p||^2 is estimated without
-labels by random projections: E (v' J_p)^2 over vectors v of independent signs.
+output is (sum_p ||J_p||^2) times the mean squared error of the row. ||J_p||^2 is the sum of
+(v' J_p)^2 over the unit vectors v of the output where it has few entries; else it is estimated by
+vectors of independent normal numbers, E (v' J_p)^2. (Random signs would do on average, but outputs
+that move against each other, z and -z or p and 1 - p, then cancel in half of the samples.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,23 +22,23 @@ from cimf.errors import UnknownNameError
 from cimf.network.layers import LayerGraph, evaluate_node, stages
 
 
-def _logits(y: Tensor, generator: torch.Generator) -> Tensor:
+def _output(y: Tensor) -> Tensor:
     """Squared error of the output as it is."""
-    signs = torch.randint(0, 2, y.shape, generator=generator).to(y.dtype) * 2 - 1
-    return (signs * y).sum()
+    return y
 
 
-def _softmax(y: Tensor, generator: torch.Generator) -> Tensor:
+def _softmax(y: Tensor) -> Tensor:
     """Kullback-Leibler divergence of the softmax over the last axis: Fisher information.
 
-    A class is drawn from the network's own softmax, so no label is used.
+    With J the Jacobian of the logarithms, sum_k p_k ||J_k||^2: the expectation over a class drawn
+    from the network's own softmax, so no label is used.
     """
-    flat = torch.log_softmax(y, -1).reshape(-1, y.shape[-1])
-    drawn = torch.multinomial(flat.detach().exp(), 1, generator=generator)
-    return flat.gather(1, drawn).sum()
+    logarithm = torch.log_softmax(y, -1)
+    return (logarithm.detach() / 2).exp() * logarithm
 
 
-METRICS = {"output": _logits, "softmax": _softmax}
+# By name: f(y) such that the divergence of outputs y is, to first order, the squared change of f.
+METRICS: dict[str, Callable[[Tensor], Tensor]] = {"output": _output, "softmax": _softmax}
 
 
 # Samples whose states are kept for one backward pass where all calibration samples take part.
@@ -45,12 +47,12 @@ _PIECE = 25
 
 def output_sensitivity(
     graph: LayerGraph,
-    batches: Iterable[Tensor],
+    batches: Sequence[Tensor],
     metric: str = "output",
-    projections: int = 2,
+    projections: int = 10,
     seed: int = 0,
 ) -> list[NDArray[np.float64]]:
-    """Return the sensitivity of the output to every row of every layer.
+    """Return the sensitivity of the output to every row of every layer, sample by sample.
 
     Parameters
     ----------
@@ -58,28 +60,37 @@ def output_sensitivity(
         A key of `METRICS`: "output" (squared error of the outputs) or "softmax" (Kullback-Leibler
         divergence of class probabilities).
     projections : int
-        Random vectors per sample.
+        Vectors per sample, hence backward passes. Up to so many outputs the result is exact.
 
     Returns
     -------
-    list of (r,)
-        Per layer: mean over samples of sum_p ||J_p||^2. Multiplied by a row's mean squared error it
-        predicts the mean squared change of the output.
+    list of (n, r)
+        Per layer: sum_p ||J_p||^2. The mean over the samples, multiplied by a row's mean squared
+        error, predicts the mean squared change of the output. Zeros where there is no gradient.
     """
-    total = [np.zeros(layer.n_rows) for layer in graph.layers]
-    samples = 0
-    for batch, squares in _squared_gradients(graph, batches, metric, projections, seed):
-        for k, square in squares.items():
-            total[k] += square.flatten(0, -2).sum(0, dtype=torch.float64).numpy()
-        samples += len(batch)
-    return [value / samples for value in total]
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+    ends = np.cumsum([0, *(len(batch) for batch in batches)])
+    found = [np.zeros((ends[-1], layer.n_rows)) for layer in graph.layers]
+    generator = torch.Generator().manual_seed(seed)
+    for batch, start in zip(batches, ends[:-1], strict=True):
+        part = slice(start, start + len(batch))
+
+        def add(k: int, gradient: Tensor, part: slice = part) -> None:
+            # float64 first: squares of gradients below 1e-23 are zero in float32.
+            squares = gradient.double().square()
+            found[k][part] += squares.reshape(len(squares), -1, squares.shape[-1]).sum(1).numpy()
+
+        _visit_gradients(graph, batch, METRICS[metric], projections, generator, add)
+    return found
 
 
 def positions_that_count(graph: LayerGraph, batches: Sequence[Tensor]) -> dict[str, list[Tensor]]:
     """Return at which positions of every sample a linear layer's output can move the network's.
 
     Tokens that are padding, and in the last block all tokens that a classifier does not read, have
-    a Jacobian of exactly zero: what the layer computes there is of no consequence.
+    a Jacobian of exactly zero: what the layer computes there is of no consequence. A sample without
+    any other position says nothing (its output may be saturated) and counts as a whole.
 
     Returns
     -------
@@ -92,55 +103,65 @@ def positions_that_count(graph: LayerGraph, batches: Sequence[Tensor]) -> dict[s
         if layer.channel_axis == -1 and len(layer.output_shape) > 1
     ]  # fmt: skip
     found: dict[int, list[Tensor]] = {k: [] for k in linear}
+    pieces: dict[int, list[Tensor]] = {}
+
+    def add(k: int, gradient: Tensor) -> None:
+        if k in found:
+            moves = (gradient != 0).any(-1)
+            moves[~moves.flatten(1).any(1)] = True
+            pieces.setdefault(k, []).append(moves)
+
+    generator = torch.Generator().manual_seed(0)
     for batch in batches if linear else ():
-        pieces = [
-            {k: squares[k].any(-1) for k in linear if k in squares}
-            for _, squares in _squared_gradients(graph, batch.split(_PIECE), "output", 1, 0)
-        ]
-        for k in pieces[0]:
-            found[k].append(torch.cat([piece[k] for piece in pieces]))
-    return {
-        graph.layers[k].path: counts
-        for k, counts in found.items()
-        if any(bool(count.any()) for count in counts)
-    }
+        pieces.clear()
+        for piece in batch.split(_PIECE):
+            _visit_gradients(graph, piece, _output, 1, generator, add)
+        for k, parts in pieces.items():
+            found[k].append(torch.cat(parts))
+    return {graph.layers[k].path: counts for k, counts in found.items() if counts}
 
 
-def _squared_gradients(
-    graph: LayerGraph, batches: Iterable[Tensor], metric: str, projections: int, seed: int
-) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
-    """Yield every batch with (v' J_p)^2 by index of the layer, shape (b, positions..., r).
+def _visit_gradients(
+    graph: LayerGraph,
+    batch: Tensor,
+    metric: Callable[[Tensor], Tensor],
+    projections: int,
+    generator: torch.Generator,
+    visit: Callable[[int, Tensor], None],
+) -> None:
+    """Call visit(k, v' J_p of layer k, shape (b, positions..., r)) for every vector v.
 
-    Averaged over the random vectors v. Layers that do not reach the output are left out.
+    The squares sum up to ||J_p||^2, in expectation where the output has more than `projections`
+    entries. Layers that do not reach the output are not visited; none is where the output has no
+    gradient (class labels).
     """
-    if metric not in METRICS:
-        raise UnknownNameError("metric", metric, METRICS)
-    generator = torch.Generator().manual_seed(seed)
     index = {layer.node: k for k, layer in enumerate(graph.layers)}
     parameters = [layer.module.weight for layer in graph.layers]
-    for batch in batches:
-        squares: dict[int, Tensor] = {}
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            values, output = _forward(graph, batch, index)
+            if not output.requires_grad:
+                return
+            moved = metric(output).reshape(len(batch), -1)
+        size = moved.shape[1]
+        for j in range(min(size, projections)):
+            if size <= projections:
+                v = torch.zeros_like(moved)
+                v[:, j] = 1.0
+            else:
+                v = torch.randn(moved.shape, generator=generator, dtype=moved.dtype)
+                v /= projections**0.5
+            grads = torch.autograd.grad(
+                moved, list(values.values()), v, retain_graph=True, allow_unused=True
+            )
+            for k, grad in zip(values, grads, strict=True):
+                if grad is not None:
+                    visit(k, grad.movedim(graph.layers[k].channel_axis, -1))
+    finally:
         for parameter in parameters:
-            parameter.requires_grad_(True)
-        try:
-            with torch.enable_grad():
-                values, output = _forward(graph, batch, index)
-                for k in range(projections):
-                    grads = torch.autograd.grad(
-                        METRICS[metric](output, generator),
-                        list(values.values()),
-                        retain_graph=k + 1 < projections,
-                        allow_unused=True,
-                    )
-                    for i, grad in zip(values, grads, strict=True):
-                        if grad is not None:
-                            square = grad.square() / projections
-                            square = square.movedim(graph.layers[i].channel_axis, -1)
-                            squares[i] = squares[i] + square if i in squares else square
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-        yield batch, squares
+            parameter.requires_grad_(False)
 
 
 def _forward(

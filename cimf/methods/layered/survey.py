@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,6 +29,12 @@ from cimf.statistics import Gram
 
 # Samples on which sensitivities and responses are measured.
 _PROBES = 250
+# Rounding errors of a forward pass, in units of the dtype's, relative to the output. Changes of the
+# output below say nothing about what caused them.
+_ROUNDINGS = 16
+# Sensitivities that fewer samples carry say nothing about the others: with softmax outputs so
+# saturated that one of 250 samples has a gradient, that one would decide.
+_FEW = 0.02
 
 
 @dataclass
@@ -44,12 +51,15 @@ class LayerCurves:
         Increase of the row's mean squared error at each drop.
     sensitivity : (r,)
         Of the output to the row, see `output_sensitivity`.
+    carried : float
+        By which share of the samples: (sum_n s_n)^2 / (n sum_n s_n^2), s_n summed over the rows.
     """
 
     problems: tuple[Gram, ...]
     order: NDArray[np.int64]
     increase: NDArray[np.float64]
     sensitivity: NDArray[np.float64]
+    carried: float
 
     @property
     def price(self) -> NDArray[np.float64]:
@@ -95,7 +105,7 @@ class Survey:
         probe = torch.cat(list(batches))[:_PROBES]
         sensitivity = output_sensitivity(graph, [probe], metric)
         curves = [
-            LayerCurves(*found[layer.path], s)
+            LayerCurves(*found[layer.path], s.mean(axis=0), _carried(s.sum(axis=1)))
             for layer, s in zip(graph.layers, sensitivity, strict=True)
         ]
         return cls(graph, curves, probe, n_jobs)
@@ -107,12 +117,15 @@ class Survey:
         ----------
         rule : str
             "uniform": the same share in every row. "error": least sum of the rows' errors over
-            their variance. "output": least predicted change of the output, with measured scales.
+            their layer's variance. "output": least predicted change of the output, with measured
+            scales; as "error" where the output has no gradient, see `blind`.
         fixed : sequence of str
             Paths of layers that stay dense.
         """
         layers, curves = self.graph.layers, self.curves
         open_ = [k for k, layer in enumerate(layers) if layer.path not in fixed]
+        if rule == "output" and self.blind:
+            rule = "error"
         rest = keep - sum(layer.n_weights for layer in layers if layer.path in fixed)
         if rule == "uniform":
             found = uniform([(layers[k].n_rows, layers[k].n_columns) for k in open_], rest)
@@ -138,32 +151,89 @@ class Survey:
             samples += problem.n_targets
         return max(total / samples, np.finfo(float).tiny)
 
-    @torch.no_grad()
     def scales(self, sparsity: float) -> list[float]:
         """Return measured over predicted change of the output, each layer sparsified alone."""
-        output = self.graph.module(self.probe)
         out = []
-        for layer, curve in zip(self.graph.layers, self.curves, strict=True):
+        for k, (layer, curve) in enumerate(zip(self.graph.layers, self.curves, strict=True)):
             counts = by_price([curve.price], round((1.0 - sparsity) * layer.n_weights))[0]
             width = layer.n_columns
-            predicted = sum(curve.price[i, : width - k].sum() for i, k in enumerate(counts))
-            free = int(layer.has_bias)
-            mask = rows.last_columns(curve.order, counts, free)
-            size = layer.n_rows // layer.groups
-            coef = np.concatenate(
-                [
-                    rows.polished(problem, mask[g * size : (g + 1) * size], self.n_jobs)[0]
-                    for g, problem in enumerate(curve.problems)
-                ]
-            )
-            weight = layer.module.weight.clone()
-            bias = layer.module.bias.clone() if free else None
-            layer.set_rows(*as_rows(coef, free))
-            change = self.graph.module(self.probe) - output
-            layer.set_rows(weight.flatten(1), bias)
-            measured = float(change.double().square().sum()) / len(self.probe)
-            out.append(measured / predicted if predicted > 0 else 1.0)
+            predicted = sum(curve.price[i, : width - n].sum() for i, n in enumerate(counts))
+            measured = self._response(k, counts)
+            out.append((measured + self._rounding) / (predicted + self._rounding))
         return out
+
+    @cached_property
+    def blind(self) -> tuple[str, ...]:
+        """Paths of layers whose influence on the output its gradient does not tell.
+
+        So it is behind argmax, rounding, a sign, or a saturated activation. Either hardly any
+        sample has a gradient, or rows without one move the output: those of one layer are emptied
+        at a time.
+        """
+        if not any(curve.sensitivity.any() for curve in self.curves):
+            return tuple(layer.path for layer in self.graph.layers)
+        found = []
+        for k, (layer, curve) in enumerate(zip(self.graph.layers, self.curves, strict=True)):
+            silent = curve.sensitivity == 0.0
+            emptied = np.where(silent, 0, layer.n_columns)
+            if 0.0 < curve.carried < _FEW or (
+                silent.any() and self._response(k, emptied) > self._rounding
+            ):
+                found.append(layer.path)
+        return tuple(found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be said about the allocation "output"."""
+        if not self.blind:
+            return ()
+        return (
+            f"the output has no gradient with respect to {', '.join(self.blind)}, or hardly any "
+            '(argmax, rounding, a sign, or saturation), so the allocation "output" cannot price '
+            'weights there: "error" was used',
+        )
+
+    @cached_property
+    def _output(self) -> Tensor:
+        """The network's output on the probe, float64."""
+        with torch.no_grad():
+            return self.graph.module(self.probe).double()
+
+    @cached_property
+    def _rounding(self) -> float:
+        """Mean squared change of the output that rounding errors explain."""
+        unit = _ROUNDINGS * torch.finfo(self.graph.dtype).eps
+        energy = float(self._output.square().sum()) / len(self.probe)
+        return max(unit**2 * energy, np.finfo(float).tiny)
+
+    @torch.no_grad()
+    def _response(self, k: int, counts: NDArray[np.int64]) -> float:
+        """Return the mean squared change of the output when layer k alone keeps `counts`.
+
+        Rows that keep everything stay as they are.
+        """
+        layer, curve, output = self.graph.layers[k], self.curves[k], self._output
+        free, size = int(layer.has_bias), layer.n_rows // layer.groups
+        mask = rows.last_columns(curve.order, counts, free)
+        parts = [
+            rows.polished(problem, mask[g * size : (g + 1) * size], self.n_jobs)[0]
+            for g, problem in enumerate(curve.problems)
+        ]
+        own = dense_rows(layer)
+        coef = np.where(mask.all(axis=1, keepdims=True), own, np.concatenate(parts))
+        layer.set_rows(*as_rows(coef, free))
+        change = self.graph.module(self.probe).double() - output
+        layer.set_rows(*as_rows(own, free))
+        return float(change.square().sum()) / len(self.probe)
+
+
+def _carried(sensitivity: NDArray[np.float64]) -> float:
+    """Return which share of the samples (n,) a sum over them rests on; 0 where all are zero."""
+    largest = sensitivity.max()
+    if largest == 0.0:
+        return 0.0
+    share = sensitivity / largest
+    return float(share.sum() ** 2 / (len(share) * np.square(share).sum()))
 
 
 def damped_groups(layer: Layer, statistics: PatchGram, damping: float) -> tuple[Gram, ...]:
@@ -179,10 +249,10 @@ def damped_groups(layer: Layer, statistics: PatchGram, damping: float) -> tuple[
 
 
 def dense_rows(layer: Layer) -> NDArray[np.float64]:
-    """Return the present rows of a layer with the bias in the last column, shape (r, N')."""
+    """Return a copy of the present rows of a layer, the bias in the last column, shape (r, N')."""
     weight = layer.weight.numpy()
     if not layer.has_bias:
-        return weight
+        return weight.copy()  # in float64 it is the module's own memory
     return np.column_stack([weight, layer.module.bias.double().numpy()])
 
 
