@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from cimf.data.datasets import Dataset
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.captured import Reference, as_list
-from cimf.methods.stacked.sparsify import Sparsified, check_path, sparsify, sparsify_path
+from cimf.methods.stacked.sparsify import PathOptions, Sparsified, check_path, sparsify_path
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import out, print_table, progress_bar
@@ -66,15 +66,16 @@ def run_sweep(
     dataset : Dataset, optional
         The data, for the settings and the manifest.
     **options
-        As `cimf.methods.stacked.sparsify.sparsify_path`.
+        Attributes of `cimf.methods.stacked.sparsify.PathOptions`.
 
     Returns
     -------
     list of Sparsified
         In the order of `configurations`, then `kappas`.
     """
+    checked = PathOptions.of(options)
     for design, _ in configurations:
-        check_path(kappas, design, **options)
+        check_path(kappas, design, checked)
     decisive = {key: value for key, value in options.items() if key != "n_jobs"}
     run = RunFolder.claim(
         folder,
@@ -95,10 +96,8 @@ def run_sweep(
     for design, rescale in configurations:
         title = f"{design}, {'rescaled' if rescale else 'as captured'}"
         start = time.perf_counter()
-        with progress_bar(title, reference.calibration.n_states) as progress:
-            results += sparsify_path(
-                reference, kappas, design, rescale, progress=progress, **options
-            )
+        with progress_bar(title, reference.calibration.layout.n_states) as progress:
+            results += sparsify_path(reference, kappas, design, rescale, checked, progress=progress)
         seconds[f"solve and evaluate: {title}"] = time.perf_counter() - start
     _write(name, run, reference, results, seconds, models, paper)
     return results
@@ -140,6 +139,8 @@ def run_layered(
             "design 'layered' needs a target sparsity in [0, 1): --target-sparsity 0.8"
         )
     check_limits(1.0, n_jobs)
+    from cimf.evaluate.held_out import HeldOut
+    from cimf.methods.layered.calibration import sparsify_layers
     from cimf.methods.layered.supports import SUPPORTS
     from cimf.model.operators import implicit_summary
     from cimf.network.batches import as_batches
@@ -155,18 +156,10 @@ def run_layered(
     )
     net, *given = network()
     batches, *test = (as_list("batches", part) for part in given)
-    result = cast(
-        "SparseNetwork",
-        sparsify(
-            net,
-            batches,
-            design="layered",
-            target_sparsity=target_sparsity,
-            support=support,
-            test=test[0] if test else None,
-            n_jobs=n_jobs,
-        ),
-    )
+    held_out = HeldOut(net, test[0]) if test else None
+    result = sparsify_layers(net, batches, target_sparsity, support=support, n_jobs=n_jobs)
+    if held_out is not None:
+        result = held_out.evaluated(result)
     report = result.report
     samples, *_ = as_batches((test[0] if test else batches)[:1], working_dtype(net))
     text = f"{report}\n\n{implicit_summary(result.network, samples)}\n"
