@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-import cimf
 from cimf.data.networks import BasicBlock
 from cimf.errors import InputError
 from cimf.evaluate.held_out import HeldOut
@@ -33,10 +32,8 @@ def trained():
 def result(trained):
     net, u = trained
     labels = net(u).argmax(1)
-    return cimf.sparsify(
-        net, [u], design="layered", target_sparsity=0.95, support="ball", n_jobs=1,
-        test=[(u[:40], labels[:40]), (u[40:], labels[40:])],
-    )  # fmt: skip
+    held_out = HeldOut(net, [(u[:40], labels[:40]), (u[40:], labels[40:])])
+    return held_out.evaluated(sparsify_layers(net, [u], 0.95, support="ball", n_jobs=1))
 
 
 def test_emptied_rows_and_unread_channels_are_those_of_the_network(result):

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-import cimf
 from cimf.data.networks import BasicBlock
 from cimf.errors import CaptureError, InputError, UnknownNameError
+from cimf.evaluate.held_out import HeldOut
 from cimf.methods.layered.calibration import Calibration, sparsify_layers
 from cimf.methods.layered.supports import Convex
 
@@ -210,9 +210,9 @@ def test_bad_batches_are_refused(batches, words):
     ],
 )
 def test_bad_test_batches_are_refused(test, words):
-    net, u = small_net()
+    net, _ = small_net()
     with pytest.raises(InputError, match=words):
-        cimf.sparsify(net, u, design="layered", target_sparsity=0.5, test=test)
+        HeldOut(net, test)
 
 
 def test_token_ids_outside_the_vocabulary_are_refused():
@@ -250,7 +250,7 @@ def test_bad_options_are_refused(options):
 def test_partly_labelled_test_batches_are_said():
     net, u = small_net()
     test = [(u, torch.zeros(64, dtype=torch.long)), u]
-    result = cimf.sparsify(net, u, design="layered", target_sparsity=0.5, test=test, n_jobs=1)
+    result = HeldOut(net, test).evaluated(sparsify_layers(net, u, 0.5, n_jobs=1))
     assert "only 1 of 2 test batches have labels" in str(result.report)
 
 
@@ -374,11 +374,3 @@ def test_batches_of_different_sizes_are_the_same_samples():
     np.testing.assert_allclose(
         one.network[6].weight.detach(), several.network[6].weight.detach(), atol=1e-4
     )
-
-
-def test_front_door():
-    net, u = small_net()
-    result = cimf.sparsify(net, [u], design="layered", target_sparsity=0.6, n_jobs=1)
-    assert result.report.sparsity["network_weights"] == pytest.approx(0.6, abs=1e-3)
-    with pytest.raises(InputError, match="layered"):
-        cimf.sparsify(net, [u], target_sparsity=0.6)
