@@ -2,9 +2,11 @@
 
 import os
 import pickle
+import re
 import signal
 import tracemalloc
 from functools import reduce
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +178,7 @@ def test_moments_of_parts_add_up(net, data, rescale):
         np.testing.assert_allclose(
             getattr(merged.gram, name), expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max()
         )
+    assert parts[0].gram.n_samples == 2000, "merging changes no part"
     # (C, D) are fitted to the samples at hand, the rows to the moments of all.
     reference = Reference.capture(net, split(data)[0])
     found = cimf.sparsify_path(reference, [0.5], "causal", rescale, moments=merged)[0].report
@@ -225,8 +228,19 @@ def test_moments_from_two_workers_one_of_them_killed(net, data, tmp_path):
             client.submit(first_takes_its_worker_down, net, part, file if k == 1 else None)
             for k, part in enumerate(split(data))
         ]
-        merged = reduce(Moments.merge, client.gather(tasks))
+        killed = reduce(Moments.merge, client.gather(tasks))
         assert victims - set(client.scheduler_info()["workers"]), "nobody was killed"
-    for name in ("gram", "corr", "target_sq", "n_samples"):
-        np.testing.assert_array_equal(getattr(merged.gram, name), getattr(expected.gram, name))
-    np.testing.assert_array_equal(merged.scale, expected.scale)
+        found = run_the_page(client=client, net=net, shards=split(data), test=None)
+    for merged in (killed, found["merged"]):
+        for name in ("gram", "corr", "target_sq", "n_samples"):
+            np.testing.assert_array_equal(getattr(merged.gram, name), getattr(expected.gram, name))
+        np.testing.assert_array_equal(merged.scale, expected.scale)
+    assert found["result"].report.certified == 17
+
+
+def run_the_page(**names):
+    """Run the section of docs/parallel.md; return its names."""
+    text = (Path(__file__).parents[2] / "docs" / "parallel.md").read_text(encoding="utf-8")
+    section = text[text.index("## Calibration samples") :]
+    exec(re.search(r"```python\n(.*?)```", section, flags=re.DOTALL).group(1), names)
+    return names

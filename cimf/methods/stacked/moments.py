@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class Moments:
         return cls(gram, scale, reference.digest)
 
     def merge(self, other: Moments) -> Moments:
-        """Add the moments of other samples in place, and return the sum.
+        """Return the sum with the moments of other samples; neither is changed.
 
         Raises
         ------
@@ -77,8 +77,9 @@ class Moments:
             They are of another network, or in other units.
         """
         self.check(other.network, other.scale)
-        self.gram.merge(other.gram)
-        return self
+        # A new Gram: a result of a cluster whose workers are threads is the worker's own object.
+        gram = Gram(self.gram.n_features, self.gram.n_targets).merge(self.gram).merge(other.gram)
+        return replace(self, gram=gram)
 
     def check(self, network: str, scale: NDArray[np.float64]) -> None:
         """Refuse a network (its digest) or units (n,) other than those of these moments.
