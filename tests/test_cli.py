@@ -149,7 +149,7 @@ def test_without_labels_the_figure_shows_the_output_error(run):
         (("usernet:load", "--method", "magic"), "unknown"),
         (("usernet:load", "--kappa", "-1"), "kappa"),
         (("usernet:load", "--kappa", "nan"), "kappa"),
-        (("usernet:load", "--kappa", "1.5"), "--allow-ill-posed"),
+        (("usernet:load", "--kappa", "1.5"), "allow_ill_posed=True"),
         (("usernet:load", "--kappa", "0.5", "--sweep"), "not both"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -61,12 +62,32 @@ def prune(
         Fewer samples (times positions) than columns in a layer, with the layers' names; a target
         that was missed by more than 0.001. The same sentences are notes of the report.
     """
+    task = as_task(net, batches, method, train=train, check=(sparsity, options))
+    held_out = None if test is None else HeldOut(net, test)
+    result = prune_task(task, sparsity, method, **options)
+    return result if held_out is None else held_out.evaluated(result)
+
+
+def as_task(
+    net: nn.Module,
+    batches: Any,
+    method: str,
+    *,
+    train: Any = None,
+    check: tuple[Any, Mapping[str, Any]] | None = None,
+) -> Task:
+    """Return the task of a method; parameters and errors as `prune`.
+
+    Parameters
+    ----------
+    check : (sparsity, options), optional
+        Refused before the batches are read if they cannot be right.
+    """
     found = METHODS[method]
     if "labels" in found.needs and train is None:
         batches = as_list("calibration", batches)
         train = batches if all(isinstance(batch, tuple | list) for batch in batches) else None
-    found.checked(method, sparsity, train, options)
-    task = Task(net, batches, train)
-    held_out = None if test is None else HeldOut(net, test)
-    result = prune_task(task, sparsity, method, **options)
-    return result if held_out is None else held_out.evaluated(result)
+    if check is not None:
+        sparsity, options = check
+        found.checked(method, sparsity, train, options)
+    return Task(net, batches, train)

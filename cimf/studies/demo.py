@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cimf.data import datasets
 from cimf.methods.stacked.captured import Reference
-from cimf.methods.stacked.sparsify import DEFAULTS, PathOptions, Sparsified
+from cimf.methods.stacked.sparsify import PathOptions, Sparsified
 from cimf.studies.kappa_sweep import run_sweep
 from cimf.train.supervised import Schedule, batches, trained_mlp
 
@@ -20,7 +20,7 @@ def run(
     *,
     seed: int = 0,
     overwrite: bool = False,
-    options: PathOptions = DEFAULTS,
+    options: PathOptions | None = None,
 ) -> list[Sparsified]:
     """Train an MLP 64-32-16-10 on the digits and sweep kappa; see `run_sweep`."""
     data = datasets.digits()

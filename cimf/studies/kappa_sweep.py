@@ -15,7 +15,7 @@ from cimf.data.datasets import Dataset
 from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.model_report import Report
-from cimf.methods.stacked.sparsify import DEFAULTS, PathOptions, Sparsified, iter_path
+from cimf.methods.stacked.sparsify import PathOptions, Sparsified, check_path, iter_path
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import log, out, print_table, progress_bar
@@ -38,7 +38,7 @@ def run_sweep(
     models: bool = False,
     paper: bool = False,
     dataset: Dataset | None = None,
-    options: PathOptions = DEFAULTS,
+    options: PathOptions | None = None,
 ) -> list[Sparsified]:
     """Solve, evaluate by equilibrium, print a table, and write a results folder.
 
@@ -65,7 +65,7 @@ def run_sweep(
         Show the paper's Table 1 beside these numbers.
     dataset : Dataset, optional
         The data, for the settings and the manifest.
-    options : PathOptions
+    options : PathOptions, optional
         How every configuration is solved.
 
     Returns
@@ -73,8 +73,9 @@ def run_sweep(
     list of Sparsified
         In the order of `configurations`, then `kappas`.
     """
+    options = options or PathOptions()
     for design, _ in configurations:
-        options.check(kappas, design)
+        check_path(kappas, design, options)
     decisive = {
         **settings,
         "data": dataset.describe() if dataset else None,
@@ -90,10 +91,11 @@ def run_sweep(
         results: list[Sparsified] = []
         for design, rescale in configurations:
             title = f"{design}, {'rescaled' if rescale else 'as captured'}"
-            levels = options.check(kappas, design)
             start = time.perf_counter()
-            with progress_bar(title, reference.calibration.n_states) as progress:
-                for found in iter_path(reference, levels, design, rescale, options, progress):
+            with progress_bar(title, reference.calibration.layout.n_states) as progress:
+                for found in iter_path(
+                    reference, kappas, design, rescale, options, progress=progress
+                ):
                     results.append(found)
                     if models:
                         run.write(_model_name(found.report), found.model.save)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cimf.errors import CimfError
-from cimf.evaluate.main_job import prune
+from cimf.evaluate.held_out import HeldOut
+from cimf.evaluate.main_job import as_task
 from cimf.methods.base import Pruned
-from cimf.methods.by_name import METHODS
+from cimf.methods.by_name import METHODS, prune_task
 from cimf.methods.stacked.captured import as_list
 from cimf.model.operators import implicit_summary
 from cimf.network.batches import as_batches
@@ -59,15 +60,18 @@ def run_prune(
     with RunFolder.claim(folder, settings, overwrite) as run:
         net, *given = network()
         batches, *test = (as_list("batches", part) for part in given)
-        held_out = test[0] if test else None
+        task = as_task(net, batches, method)
+        held_out = HeldOut(net, test[0]) if test else None
         with progress_bar("layers", None) as progress:
             shown = {"progress": progress} if "progress" in found.option_names else {}
-            result = prune(net, batches, sparsity, method, test=held_out, **shown, **options)
-        run.write(WEIGHTS, result.save)
+            result = prune_task(task, sparsity, method, **shown, **options)
+        run.write(WEIGHTS, result.save)  # what follows may fail: the result is there
+        run.write(REPORT, f"{result.report}\n")
+        if held_out is not None:
+            result = held_out.evaluated(result)
         report = result.report
-        run.write(REPORT, f"{report}\n")  # what follows may fail: the result is there
         out.print(str(report), soft_wrap=True, markup=False)
-        implicit = _implicit(result, held_out or batches)
+        implicit = _implicit(result, test[0] if test else batches)
         out.print(f"\n{implicit}", soft_wrap=True, markup=False)
         run.finish(
             {REPORT: f"{report}\n\n{implicit}\n"},

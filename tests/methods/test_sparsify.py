@@ -11,8 +11,10 @@ from cimf.data import datasets
 from cimf.errors import BackendError, CertificateError, InputError, UnknownNameError
 from cimf.judge import certify
 from cimf.methods.stacked.captured import Reference, least_squares
-from cimf.methods.stacked.designs import DESIGNS, row_problems
-from cimf.methods.stacked.model_report import block_errors
+from cimf.methods.stacked.designs import DESIGNS, column_weights
+from cimf.methods.stacked.model_report import block_misfits, relative_errors
+from cimf.methods.stacked.moments import Moments
+from cimf.methods.stacked.sparsify import PathOptions
 from cimf.methods.stacked.tie_break import own_rows, prefer_own_outputs, prefer_own_rows
 from cimf.solve.conic.backends import probe
 from cimf.train.supervised import Schedule, batches, mlp, trained_mlp
@@ -38,6 +40,18 @@ def reference(data, net):
     )
 
 
+def whole(samples):
+    """The states of samples that fit in one chunk."""
+    (states,) = samples.chunks()
+    return states
+
+
+def row_problems(reference, design, rescale=True):
+    layout = reference.calibration.layout
+    weights = column_weights(layout, DESIGNS[design].allowed(layout))
+    return Moments.of(reference, rescale).gram, weights
+
+
 def rows_in_solved_units(model, scale):
     scaled = model.scaled(scale)
     return np.hstack([scaled.A, scaled.B])
@@ -47,10 +61,10 @@ def rows_in_solved_units(model, scale):
 @pytest.mark.parametrize("rescale", [True, False])
 def test_every_row_is_certified_and_in_its_ball(reference, design, rescale):
     path = cimf.sparsify_path(reference, [0.0, 0.1, 0.9], design, rescale)
-    states = reference.calibration
-    scale = reference.scale if rescale else np.ones(states.n_states)
-    allowed = DESIGNS[design].allowed(states)
-    gram, weights = row_problems(states.scaled(scale), allowed)
+    layout = reference.calibration.layout
+    scale = reference.scale if rescale else np.ones(layout.n_states)
+    allowed = DESIGNS[design].allowed(layout)
+    gram, weights = row_problems(reference, design, rescale)
     for result, kappa in zip(path, (0.0, 0.1, 0.9), strict=True):
         coef = result.report.solution.coef
         assert certify(gram, coef, kappa, weights=weights).passed.all()
@@ -66,7 +80,7 @@ def test_designs_forbid_what_they_say(reference):
     path = {name: cimf.sparsify_path(reference, [0.5], name, rescale=False)[0] for name in DESIGNS}
     assert not np.diagonal(path["no-self-loop"].model.A).any()
     causal = path["causal"].model
-    for block in reference.calibration.blocks:
+    for block in reference.calibration.layout.blocks:
         assert not causal.A[block.rows, : block.stop].any()
     assert causal.wellposedness().acyclic
     assert np.diagonal(path["full"].model.A).any(), "this network uses self-loops"
@@ -78,7 +92,7 @@ def test_rescaled_and_causal_the_network_itself_is_found_again(reference):
     assert max(result.report.state_error.values()) < 1e-6
     assert result.report.evaluation.output_error < 1e-6
     assert result.report.evaluation.accuracy == reference.dense_accuracy
-    states = reference.test
+    states = whole(reference.test)
     np.testing.assert_allclose(
         result.model.predict(states.U), states.Y, atol=1e-5 * np.abs(states.Y).max()
     )
@@ -86,8 +100,7 @@ def test_rescaled_and_causal_the_network_itself_is_found_again(reference):
 
 def test_where_solutions_tie_the_networks_own_row_is_kept_if_it_is_sparser(reference):
     half, full = cimf.sparsify_path(reference, [0.5, 0.99], "full")
-    states = reference.calibration
-    gram, weights = row_problems(states.scaled(reference.scale), DESIGNS["full"].allowed(states))
+    gram, weights = row_problems(reference, "full")
     solver = cimf.solve_rows(gram, 0.99, weights=weights)
     solution = full.report.solution
     own = solution.method == "network"
@@ -109,8 +122,7 @@ def test_where_solutions_tie_the_networks_own_row_is_kept_if_it_is_sparser(refer
 
 
 def test_a_sparser_row_that_is_not_optimal_is_not_preferred(reference):
-    states = reference.calibration
-    gram, weights = row_problems(states.scaled(reference.scale), DESIGNS["full"].allowed(states))
+    gram, weights = row_problems(reference, "full")
     solution = cimf.solve_rows(gram, 0.99, weights=weights)
     wrong = own_rows(reference)
     wrong[:, 0] += 1e-3
@@ -126,7 +138,7 @@ def test_a_sparser_row_that_is_not_optimal_is_not_preferred(reference):
 def test_rows_whose_ball_is_inactive_are_counted(reference):
     empty, tight, loose = (r.report for r in cimf.sparsify_path(reference, [0.0, 1e-3, 0.99]))
     assert (empty.inactive, loose.inactive) == (0, 16)
-    dead = int((~reference.calibration.X.any(axis=1)).sum())
+    dead = int((~whole(reference.calibration).X.any(axis=1)).sum())
     assert tight.inactive <= dead
     assert "inactive ball 16 of 16 rows" in str(loose)
     assert "inactive" not in str(empty)
@@ -144,7 +156,7 @@ def test_accuracy_stands_between_dense_network_and_control(reference):
 
 def test_accuracy_is_computed_from_the_equilibrium(reference):
     result = cimf.sparsify_path(reference, [0.1])[0]
-    states, model = reference.test, result.model
+    states, model = whole(reference.test), result.model
     Y = model.predict(states.U)
     assert result.report.evaluation.accuracy == np.mean(Y.argmax(axis=0) == reference.labels)
     assert result.report.evaluation.output_error == pytest.approx(
@@ -157,16 +169,16 @@ def test_accuracy_is_computed_from_the_equilibrium(reference):
 def test_the_default_output_has_no_map_of_the_input(reference):
     narrow = cimf.sparsify_path(reference, [0.1])[0]
     assert not narrow.model.D[:, :-1].any()
-    wide = cimf.sparsify_path(reference, [0.1], output_inputs=True)[0]
+    wide = cimf.sparsify_path(reference, [0.1], options=PathOptions(output_inputs=True))[0]
     assert wide.model.D[:, :-1].any()
     assert wide.report.evaluation.accuracy == narrow.report.evaluation.accuracy_with_inputs
     assert wide.report.evaluation.accuracy_with_inputs is None
 
 
 def test_without_refit_problem_5_gives_the_networks_own_head(reference, net):
-    model = cimf.sparsify_path(reference, [0.1], refit=False)[0].model
+    model = cimf.sparsify_path(reference, [0.1], options=PathOptions(refit=False))[0].model
     head = net[-1].weight.detach().double().numpy()
-    states = reference.calibration
+    states = whole(reference.calibration)
     np.testing.assert_allclose(
         model.output(states.X, states.U), states.Y, atol=1e-8 * np.abs(states.Y).max()
     )
@@ -176,17 +188,17 @@ def test_without_refit_problem_5_gives_the_networks_own_head(reference, net):
 
 
 def test_refit_is_no_worse_on_the_samples_it_was_fitted_to(reference):
-    states = reference.calibration
+    states = whole(reference.calibration)
     errors = []
     for refit in (True, False):
-        model = cimf.sparsify_path(reference, [0.1], refit=refit)[0].model
+        model = cimf.sparsify_path(reference, [0.1], options=PathOptions(refit=refit))[0].model
         errors.append(np.linalg.norm(model.predict(states.U) - states.Y))
     assert errors[0] <= errors[1] * (1 + 1e-12)
 
 
 def test_kappa_zero_empties_every_row(reference):
     report = cimf.sparsify_path(reference, [0.0])[0].report
-    n = reference.calibration.n_states
+    n = reference.calibration.layout.n_states
     assert report.nonzeros.emptied[:n] == tuple(range(n))
     assert f"{n - 6} emptied rows" in str(report)
 
@@ -209,7 +221,7 @@ def test_a_failed_certificate_raises_or_is_reported_never_averaged(reference, mo
     monkeypatch.setattr(module, "solve_path", corrupted)
     with pytest.raises(CertificateError, match="1 of 16 rows"):
         cimf.sparsify_path(reference, [0.1])
-    report = cimf.sparsify_path(reference, [0.1], keep_going=True)[0].report
+    report = cimf.sparsify_path(reference, [0.1], options=PathOptions(keep_going=True))[0].report
     assert report.certified == 15
     assert report.row()["worst_gap"] > 1e-9
     assert "15 of 16 rows certified" in str(report)
@@ -226,7 +238,9 @@ def test_kappa_above_one_needs_a_reason(reference):
         with pytest.raises(InputError, match="unique equilibrium"):
             cimf.sparsify_path(reference, [1.5], design)
     assert cimf.sparsify_path(reference, [1.5], "causal")[0].report.wellposedness.acyclic
-    report = cimf.sparsify_path(reference, [1.5], allow_ill_posed=True)[0].report
+    report = cimf.sparsify_path(reference, [1.5], options=PathOptions(allow_ill_posed=True))[
+        0
+    ].report
     assert report.certified == 16
 
 
@@ -240,14 +254,14 @@ def test_kappa_above_one_needs_a_reason(reference):
 )
 def test_unknown_names_list_the_known_ones(reference, option, known):
     with pytest.raises(UnknownNameError, match=known):
-        cimf.sparsify_path(reference, [0.1], **option)
+        cimf.sparsify(mlp((4, 5, 3), seed=0), [X], 0.1, **option)
 
 
 def test_cvxpy_agrees_with_the_fast_path(reference):
     fast = cimf.sparsify_path(reference, [0.1, 0.5])
     done = []
     slow = cimf.sparsify_path(
-        reference, [0.1, 0.5], method="cvxpy", backend="clarabel", progress=done.append
+        reference, [0.1, 0.5], options=PathOptions("cvxpy", "clarabel"), progress=done.append
     )
     for a, b in zip(fast, slow, strict=True):
         first, second = a.report.solution, b.report.solution
@@ -255,13 +269,13 @@ def test_cvxpy_agrees_with_the_fast_path(reference):
         assert np.all(first.objective <= second.objective * (1 + 1e-7) + 1e-12)
         assert (np.abs(first.objective - second.objective) / half).max() < 1e-5
         assert all("clarabel" in method for method in b.report.methods)
-    assert done[-1] == reference.calibration.n_states
+    assert done[-1] == reference.calibration.layout.n_states
 
 
 @pytest.mark.skipif(probe("mosek").works, reason="MOSEK has a licence here")
 def test_an_unusable_backend_is_named(reference):
     with pytest.raises(BackendError, match="mosek does not work here"):
-        cimf.sparsify_path(reference, [0.1], method="cvxpy", backend="mosek")
+        PathOptions(method="cvxpy", backend="mosek")
 
 
 def test_few_samples_warn(net, data):
@@ -312,10 +326,12 @@ def test_accounting_of_the_report_counts_the_model(reference):
 
 
 def test_block_errors_find_a_planted_error(reference):
-    states = reference.calibration
+    states = whole(reference.calibration)
     wrong = states.Z.copy()
     wrong[states.blocks[1].rows] *= 1.1
-    errors = block_errors(states.blocks, states.Z, wrong)
+    halves = [slice(100), slice(100, None)]
+    misfits = sum(block_misfits(states.blocks, states.Z[:, h], wrong[:, h]) for h in halves)
+    errors = relative_errors(states.blocks, misfits)
     assert errors[states.blocks[0].name] == 0.0
     assert errors[states.blocks[1].name] == pytest.approx(0.1)
 
@@ -339,8 +355,11 @@ X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     [
         (None, {}, "batches must be an iterable of tensors, got NoneType"),
         ([X], {"test": 3}, "test must be an iterable of tensors, got int"),
-        ([X], {"kapa": 0.5}, "unknown cimf.sparsify keyword 'kapa'; known: .*kappa.*method.*tol"),
+        ([X], {"kapa": 0.5}, "unknown option 'kapa'; known: .*kappa.*method.*tol"),
+        ([X], {"kappa": [0.1, 0.5]}, "for several: cimf.sparsify_path"),
         ([X], {"design": "layered"}, r"cimf.prune\(net, batches, sparsity=0.8\)"),
+        ([X], {"design": "layered", "target_sparsity": 0.5}, "cimf.prune"),
+        ([X], {"target_sparsity": 0.5}, "unknown option 'target_sparsity'"),
         ([X], {"backend": "clarabel"}, "backend is used by method='cvxpy'"),
         ([X], {"backend": "gurobi"}, "unknown backend 'gurobi'; known: auto, clarabel"),
         ([X], {"method": "foo"}, "known: auto, bisection, cvxpy, exact, torch"),

@@ -1,14 +1,15 @@
 """The trained network as everything after it sees it: captured states, labelled test data, totals.
 
-Captured once and shared by every row design and every kappa.
+Captured once and shared by every row design and every kappa; the states themselves are computed
+again in every pass where they are too many to keep.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from cimf.errors import InputError
+from cimf.methods.stacked.samples import Samples
 from cimf.model import ImplicitModel, state_scales
-from cimf.network import States, capture_states
+from cimf.network import States
 
 # The largest kappa of the paper's Table 1: there the network itself must be allowed.
 FEASIBLE_AT = 0.99
@@ -27,6 +29,9 @@ FEASIBLE_AT = 0.99
 # output error was 0.30 instead of 0.15 (digits, kappa 0.1).
 _NOISE = 1e-10
 
+# Regressors (k, m) and targets (q, m).
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -34,39 +39,40 @@ class Reference:
 
     Attributes
     ----------
-    calibration : States
+    calibration : Samples
         What the row problems are solved on.
-    test : States or None
-        What models are evaluated on; calibration samples where there is none.
-    labels : (m_test,) int64 or None
-        Class labels of the test samples.
+    test : Samples or None
+        What models are evaluated on, with their class labels where all batches carry them;
+        calibration samples where there is none.
     network_weights, network_parameters : int
         Entries of the network's matrices and kernels; of all its parameters.
     net : torch.nn.Module
     input_shape : tuple[int, ...]
         Shape of one input sample.
+    digest : str
+        SHA-256 of the network's parameters and buffers when it was captured.
     """
 
-    calibration: States
-    test: States | None
-    labels: NDArray[np.int64] | None
+    calibration: Samples
+    test: Samples | None
     network_weights: int
     network_parameters: int
     net: Any
     input_shape: tuple[int, ...]
+    digest: str
 
     @classmethod
     def capture(
         cls, net: Any, batches: Iterable[Any], test: Iterable[Any] | None = None
     ) -> Reference:
-        """Run `net` over the batches and keep its states.
+        """Run `net` over the batches and keep the inputs, in their own dtype.
 
         Parameters
         ----------
         net : torch.nn.Module
         batches, test
-            Input tensors or (input, label) pairs; labels of `batches` are ignored. `test` is
-            scored by accuracy where all its batches carry labels.
+            Input tensors or (input, label) pairs, read once; labels of `batches` are ignored.
+            `test` is scored by accuracy where all its batches carry labels.
 
         Raises
         ------
@@ -75,32 +81,34 @@ class Reference:
             of the network's outputs.
         """
         batches = as_list("batches", batches)
-        states = capture_states(net, batches)
-        first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
-        held_out, labels = None, None
+        calibration, held_out = Samples.capture(net, batches), None
         if test is not None:
             test = as_list("test", test)
-            held_out = capture_states(net, test)
-            labels = class_labels(test, held_out.n_outputs, held_out.n_samples)
+            held_out = Samples.capture(net, test)
+            labels = class_labels(test, held_out.layout.n_outputs, held_out.n_samples)
+            held_out = replace(held_out, labels=labels)
         parameters = list(net.parameters())
         return cls(
-            states,
+            calibration,
             held_out,
-            labels,
             sum(parameter.numel() for parameter in parameters if parameter.ndim >= 2),
             sum(parameter.numel() for parameter in parameters),
             net,
-            tuple(first.shape[1:]),
+            tuple(calibration.inputs[0].shape[1:]),
+            digest(net),
         )
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the network's parameters and buffers."""
-        digest = hashlib.sha256()
-        for name, value in self.net.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().double().numpy().tobytes())
-        return digest.hexdigest()
+    def check_unchanged(self) -> None:
+        """Refuse a network that was changed after its capture: its states would be of two networks.
+
+        Raises
+        ------
+        InputError
+        """
+        if digest(self.net) != self.digest:
+            raise InputError(
+                "the network was changed after it was captured; call Reference.capture again"
+            )
 
     @property
     def convolutional(self) -> bool:
@@ -114,8 +122,13 @@ class Reference:
         return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
 
     @property
-    def evaluation(self) -> States:
-        """The states that models are evaluated on: test samples, else calibration samples."""
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class labels (m_test,) of the test samples, None where there are none."""
+        return None if self.test is None else self.test.labels
+
+    @property
+    def evaluation(self) -> Samples:
+        """The samples that models are evaluated on: test samples, else calibration samples."""
         return self.calibration if self.test is None else self.test
 
     @cached_property
@@ -140,19 +153,22 @@ class Reference:
         """
         own = self.own
         bounded = np.arange(own.n_inputs) < own.n_inputs - int(own.bias)
-        return state_scales(own.A, own.B, FEASIBLE_AT, bounded, self.calibration.scalable)
+        return state_scales(own.A, own.B, FEASIBLE_AT, bounded, self.calibration.layout.scalable)
 
-    def accuracy(self, outputs: NDArray[np.float64]) -> float | None:
-        """Return the fraction of test samples classified correctly by outputs (q, m_test).
+    def accuracy(self, outputs: Callable[[States], NDArray[np.float64]]) -> float | None:
+        """Return the fraction of test samples classified correctly by outputs(states) (q, m).
 
         None without labels.
         """
-        return None if self.labels is None else share_correct(outputs, self.labels)
+        if self.test is None or self.test.labels is None:
+            return None
+        correct = sum(n_correct(outputs(states), labels) for states, labels in self.test.labelled())
+        return correct / self.test.n_samples
 
     @cached_property
     def dense_accuracy(self) -> float | None:
         """Accuracy of the network itself on the test samples."""
-        return self.accuracy(self.evaluation.Y)
+        return self.accuracy(lambda states: states.Y)
 
     @cached_property
     def control_accuracy(self) -> float | None:
@@ -163,8 +179,38 @@ class Reference:
         """
         if self.labels is None:
             return None
-        control = least_squares(self.calibration.U, self.calibration.Y)
-        return self.accuracy(control @ self.evaluation.U)
+        pairs = ((states.U, states.Y) for states in self.calibration.chunks())
+        control = least_squares(*reduce(joined, pairs))
+        return self.accuracy(lambda states: control @ states.U)
+
+
+def digest(net: Any) -> str:
+    """Return the SHA-256 of a network's parameters and buffers."""
+    found = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().double().numpy().tobytes())
+    return found.hexdigest()
+
+
+def joined(one: Pair, other: Pair) -> Pair:
+    """Return the least-squares problem of two sets of samples, with at most k + q samples.
+
+    Parameters
+    ----------
+    one, other : (regressors (k, m_i), targets (q, m_i))
+
+    Returns
+    -------
+    regressors, targets : (k, r), (q, r)
+        The triangular factor: ||targets - W regressors||_F is that of all samples for every W
+        (q, k). Not moments: they square the condition number, and directions of relative size 1e-8
+        would be lost.
+    """
+    stacked = np.hstack([np.vstack(one), np.vstack(other)])
+    triangle = np.asarray(np.linalg.qr(stacked.T, mode="r")).T
+    k = len(one[0])
+    return triangle[:k], triangle[k:]
 
 
 def least_squares(
@@ -190,13 +236,20 @@ def least_squares(
 
 
 def share_correct(outputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Return the accuracy of outputs (q, m) for class labels (m,).
+    """Return the accuracy of outputs (q, m) for class labels (m,), as `n_correct`."""
+    return n_correct(outputs, labels) / len(labels)
+
+
+def n_correct(outputs: NDArray[np.float64], labels: NDArray[np.int64] | None) -> int:
+    """Return for how many samples the outputs (q, m) name the class of labels (m,).
 
     The class is the largest output, or the sign where there is only one output. A sample with a
-    NaN output is wrong.
+    NaN output is wrong. 0 without labels.
     """
+    if labels is None:
+        return 0
     guess = outputs.argmax(axis=0) if len(outputs) > 1 else (outputs[0] > 0).astype(np.int64)
-    return float(np.mean((guess == labels) & np.isfinite(outputs).all(axis=0)))
+    return int(((guess == labels) & np.isfinite(outputs).all(axis=0)).sum())
 
 
 def class_labels(

@@ -9,10 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.network import States
-from cimf.statistics import Gram
-
-# Samples whose design is built at a time: 4096 x 16,000 columns is 0.5 GB.
-_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -48,25 +44,20 @@ DESIGNS: dict[str, Design] = {
 }
 
 
-def row_problems(states: States, allowed: NDArray[np.bool_]) -> tuple[Gram, NDArray[np.float64]]:
-    """Return the shared statistics of all rows of (A, B) and the weights of their columns.
+def column_weights(states: States, allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the weights of the columns of all rows of (A, B).
 
     Parameters
     ----------
     states : States
+        Of any samples.
     allowed : (n, N) bool
         Columns that each row may use.
 
     Returns
     -------
-    gram : Gram
-        Of the design (X^T, U^T), shape (m, N), and the targets Z^T, shape (m, n).
-    weights : (N,) where all rows are alike, else (n, N)
+    (N,) where all rows are alike, else (n, N)
         1: inside the ball; 0: the bias column, free; infinity: excluded.
     """
-    gram = Gram(states.n_columns, states.n_states)
-    for start in range(0, states.n_samples, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        gram.update(np.concatenate([states.X[:, part], states.U[:, part]]).T, states.Z[:, part].T)
     weights = np.where(allowed, np.where(states.free_columns, 0.0, 1.0), np.inf)
-    return gram, weights[0] if allowed.all() else weights
+    return weights[0] if allowed.all() else weights

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.judge import NonZeros, Solution
-from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.captured import Reference, n_correct
 from cimf.methods.stacked.tie_break import OWN
 from cimf.model import ImplicitModel, Wellposedness
 from cimf.network.state_blocks import Block, some_rows
@@ -196,30 +196,54 @@ def evaluate(
     wide : ImplicitModel, optional
         The same (A, B) with D on all inputs.
     """
-    states = reference.evaluation
-    reached = model.equilibrium(states.U)
-    outputs = model.output(reached.X, states.U)
+    samples = reference.evaluation
+    blocks = samples.layout.blocks
+    drift, error = np.zeros((len(blocks), 2)), np.zeros(2)
+    converged, worst, correct, correct_wide = 0, 0.0, 0, 0
+    for states, labels in samples.labelled():
+        reached = model.equilibrium(states.U)
+        outputs = model.output(reached.X, states.U)
+        converged += int(reached.converged.sum())
+        worst = max(worst, float(reached.residual.max(initial=0.0)))
+        drift += block_misfits(blocks, states.X, reached.X)
+        error += misfit(states.Y, outputs)
+        correct += n_correct(outputs, labels)
+        if wide is not None:
+            correct_wide += n_correct(wide.output(reached.X, states.U), labels)
+    labelled = samples.labels is not None
     return Evaluation(
-        samples=states.n_samples,
-        converged=int(reached.converged.sum()),
-        worst_residual=float(reached.residual.max(initial=0.0)),
-        state_drift=block_errors(states.blocks, states.X, reached.X),
-        output_error=relative_error(states.Y, outputs),
-        accuracy=reference.accuracy(outputs),
+        samples=samples.n_samples,
+        converged=converged,
+        worst_residual=worst,
+        state_drift=relative_errors(blocks, drift),
+        output_error=relative_error(error),
+        accuracy=correct / samples.n_samples if labelled else None,
         accuracy_with_inputs=(
-            None if wide is None else reference.accuracy(wide.output(reached.X, states.U))
+            correct_wide / samples.n_samples if labelled and wide is not None else None
         ),
     )
 
 
-def block_errors(
+def misfit(truth: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ||value - truth||_F^2 and ||truth||_F^2, shape (2,); samples in parts add up."""
+    # The sum of squares as np.linalg.norm takes it, to the bit.
+    flat = [array.ravel(order="K") for array in (value - truth, truth)]
+    return np.array([v.dot(v) for v in flat])
+
+
+def relative_error(misfit: NDArray[np.float64]) -> float:
+    """Return ||value - truth||_F / ||truth||_F of a `misfit`; absolute where the truth is zero."""
+    distance, size = np.sqrt(misfit)
+    return float(distance / (size or 1.0))
+
+
+def block_misfits(
     blocks: Sequence[Block], truth: NDArray[np.float64], value: NDArray[np.float64]
-) -> dict[str, float]:
-    """Return block -> relative Frobenius error of its rows; truth and value are (n, m)."""
-    return {block.name: relative_error(truth[block.rows], value[block.rows]) for block in blocks}
+) -> NDArray[np.float64]:
+    """Return the `misfit` of every block's rows, shape (blocks, 2); truth and value are (n, m)."""
+    return np.array([misfit(truth[block.rows], value[block.rows]) for block in blocks])
 
 
-def relative_error(truth: NDArray[np.float64], value: NDArray[np.float64]) -> float:
-    """Return ||value - truth||_F / ||truth||_F; absolute where the truth is zero."""
-    size = float(np.linalg.norm(truth))
-    return float(np.linalg.norm(value - truth)) / (size or 1.0)
+def relative_errors(blocks: Sequence[Block], misfits: NDArray[np.float64]) -> dict[str, float]:
+    """Return block -> relative Frobenius error, of the sum of `block_misfits`."""
+    return {block.name: relative_error(row) for block, row in zip(blocks, misfits, strict=True)}

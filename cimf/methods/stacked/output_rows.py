@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.methods.stacked.captured import Reference, least_squares
+from cimf.methods.stacked.captured import Pair, Reference, joined, least_squares
+from cimf.methods.stacked.model_report import block_misfits, relative_errors
+from cimf.methods.stacked.samples import Samples
 from cimf.methods.stacked.tie_break import own_outputs, prefer_own_outputs
 from cimf.model import ImplicitModel
 from cimf.model.equilibrium import solve_equilibrium
@@ -16,14 +20,35 @@ from cimf.network import States
 _CHEAP = 2e10
 
 
+class Outputs(NamedTuple):
+    """A model whose (C, D) were fitted, and what its fit found out.
+
+    Attributes
+    ----------
+    model : ImplicitModel
+    wide : ImplicitModel or None
+        The variant in which D uses all inputs, where labels make it worth reporting.
+    state_error : dict
+        Block -> ||Z - (A X + B U)||_F / ||Z||_F on the calibration samples.
+    notes : list of str
+    """
+
+    model: ImplicitModel
+    wide: ImplicitModel | None
+    state_error: dict[str, float]
+    notes: list[str]
+
+
 def with_outputs(
     reference: Reference,
     rows: NDArray[np.float64],
     refit: bool,
     inputs: bool,
     own_tol: float | None,
-) -> tuple[ImplicitModel, ImplicitModel | None, list[str]]:
+) -> Outputs:
     """Return the model of the rows (A, B), shape (n, N), with (C, D) by least squares.
+
+    The network and the model are run over the calibration samples together, chunk by chunk.
 
     Parameters
     ----------
@@ -34,49 +59,78 @@ def with_outputs(
         Let D use all inputs, not only the bias.
     own_tol : float or None
         Prefer the network's own rows of (C, D) where they are as good, see `prefer_own_outputs`.
-
-    Returns
-    -------
-    model : ImplicitModel
-    wide : ImplicitModel or None
-        The variant in which D uses all inputs, where labels make it worth reporting.
-    notes : list of str
     """
-    states, notes = reference.calibration, []
-    n = states.n_states
+    samples, notes = reference.calibration, []
+    layout = samples.layout
+    n = layout.n_states
     A, B = rows[:, :n], rows[:, n:]
-    X, usable = states.X, np.ones(states.n_samples, dtype=bool)
-    if refit:
-        reached = solve_equilibrium(A, B @ states.U, states.blocks)
-        X, usable = reached.X, reached.converged
-        if usable.sum() < min(states.n_samples, states.n_columns):
-            X, usable = states.X, np.ones_like(usable)
-            notes.append(
-                "too few calibration samples reached an equilibrium: (C, D) fit the captured states"
-            )
-    regressors, targets = np.concatenate([X, states.U])[:, usable], states.Y[:, usable]
-    units = np.linalg.norm(np.concatenate([states.X, states.U]), axis=1)
+    columns, every = output_columns(layout, inputs), output_columns(layout, True)
+    cheap = samples.n_samples * layout.n_columns**2 <= _CHEAP
+    wide = cheap and reference.labels is not None and not inputs
+    used = every if wide else columns
+    problem, state_error, usable = _fit_problem(samples, A, B, used, refit)
+    if usable < min(samples.n_samples, layout.n_columns):
+        problem, *_ = _fit_problem(samples, A, B, used, refit=False)
+        notes.append(
+            "too few calibration samples reached an equilibrium: (C, D) fit the captured states"
+        )
+    regressors, targets = problem
+    units = np.sqrt(samples.squares)
 
-    def fit(columns: NDArray[np.bool_]) -> NDArray[np.float64]:
-        outputs = np.zeros((states.n_outputs, states.n_columns))
-        outputs[:, columns] = least_squares(regressors[columns], targets, units[columns])
+    def fit(chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+        outputs = np.zeros((layout.n_outputs, layout.n_columns))
+        outputs[:, chosen] = least_squares(regressors[chosen[used]], targets, units[chosen])
         return outputs
 
     def model(outputs: NDArray[np.float64]) -> ImplicitModel:
-        return ImplicitModel(A, B, outputs[:, :n], outputs[:, n:], states.blocks, states.bias)
+        return ImplicitModel(A, B, outputs[:, :n], outputs[:, n:], layout.blocks, layout.bias)
 
-    columns = output_columns(states, inputs)
     outputs = fit(columns)
     if own_tol is not None and not (own := own_outputs(reference))[:, ~columns].any():
-        outputs, replaced = prefer_own_outputs(outputs, own, regressors, targets, own_tol)
+        outputs[:, used], replaced = prefer_own_outputs(
+            outputs[:, used], own[:, used], regressors, targets, own_tol
+        )
         if replaced:
             notes.append(
                 f"{replaced} rows of (C, D) are the network's own: they fit as well as least "
                 "squares, with fewer non-zeros"
             )
-    if inputs or reference.labels is None or regressors.size * len(regressors) > _CHEAP:
-        return model(outputs), None, notes
-    return model(outputs), model(fit(output_columns(states, True))), notes
+    return Outputs(model(outputs), model(fit(every)) if wide else None, state_error, notes)
+
+
+def _fit_problem(
+    samples: Samples,
+    A: NDArray[np.float64],
+    B: NDArray[np.float64],
+    used: NDArray[np.bool_],
+    refit: bool,
+) -> tuple[Pair, dict[str, float], int]:
+    """Run network and model over the samples.
+
+    Returns
+    -------
+    problem
+        The `used` rows of the states that the model reaches (of the captured states without
+        `refit`) and of the inputs, and the outputs to be fitted.
+    state_error
+        As `Outputs`.
+    usable : int
+        Number of samples in the problem: those that reached an equilibrium.
+    """
+    blocks = samples.layout.blocks
+    problem: Pair | None = None
+    misfits, usable = np.zeros((len(blocks), 2)), 0
+    for states in samples.chunks():
+        misfits += block_misfits(blocks, states.Z, A @ states.X + B @ states.U)
+        X, keep = states.X, np.ones(states.n_samples, dtype=bool)
+        if refit:
+            found = solve_equilibrium(A, B @ states.U, blocks)
+            X, keep = found.X, found.converged
+        part = np.concatenate([X, states.U])[used][:, keep], states.Y[:, keep]
+        problem = part if problem is None else joined(problem, part)
+        usable += int(keep.sum())
+    assert problem is not None  # no samples: refused by `Samples.capture`
+    return problem, relative_errors(blocks, misfits), usable
 
 
 def output_columns(states: States, inputs: bool) -> NDArray[np.bool_]:

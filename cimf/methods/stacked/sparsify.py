@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cimf.errors import InputError, UnknownNameError, warn_outside
 from cimf.judge import Solution, count_nonzeros
 from cimf.methods.stacked.captured import Reference
-from cimf.methods.stacked.designs import DESIGNS, row_problems
-from cimf.methods.stacked.model_report import Report, block_errors, evaluate
+from cimf.methods.stacked.designs import DESIGNS, column_weights
+from cimf.methods.stacked.model_report import Report, evaluate
+from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.output_rows import output_columns, with_outputs
 from cimf.methods.stacked.tie_break import own_rows, prefer_own_rows
 from cimf.model import ImplicitModel
@@ -39,8 +40,16 @@ _UNSHARED = (
 
 
 @dataclass(frozen=True)
+class Sparsified:
+    """A sparse implicit model, in the network's units, and what is known about it."""
+
+    model: ImplicitModel
+    report: Report
+
+
+@dataclass(frozen=True)
 class PathOptions:
-    """How the rows of a path are solved and its models made.
+    """How the rows are solved and the outputs fitted; checked when it is made.
 
     Attributes
     ----------
@@ -62,6 +71,13 @@ class PathOptions:
         Report rows whose certificate fails instead of raising.
     n_jobs : int, optional
         As `cimf.solve_path`.
+
+    Raises
+    ------
+    InputError
+        Unknown names; a backend without method "cvxpy"; as `cimf.solve_path` for tol and n_jobs.
+    BackendError
+        The named backend does not work here.
     """
 
     method: str = "auto"
@@ -73,52 +89,62 @@ class PathOptions:
     keep_going: bool = False
     n_jobs: int | None = None
 
-    def check(self, kappas: Sequence[float], design: str) -> list[float]:
-        """Refuse what no network could make right, before any work; return the kappas.
-
-        Raises
-        ------
-        InputError, BackendError
-            As `sparsify_path`.
-        """
-        if design == "layered":
-            raise InputError(
-                'design "layered" is a method of cimf.prune: cimf.prune(net, batches, sparsity=0.8)'
-            )
-        if design not in DESIGNS:
-            raise UnknownNameError("design", design, DESIGNS)
-        _check_solver(self.method, self.backend)
+    def __post_init__(self) -> None:
+        known = ["auto", *METHODS, "cvxpy"]
+        if self.method not in known:
+            raise UnknownNameError("method", self.method, known)
+        if self.backend != "auto":
+            backend_named(self.backend)
+            if self.method != "cvxpy":
+                raise InputError(
+                    "backend is used by method='cvxpy' only", options=["backend", "method"]
+                )
+            candidates(self.backend)
         check_limits(self.tol, self.n_jobs)
-        return _check_kappas(kappas, design, self.allow_ill_posed)
 
     @property
     def decisive(self) -> dict[str, Any]:
         """What can change a number: all but the number of threads."""
         return {name: value for name, value in asdict(self).items() if name != "n_jobs"}
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any], beside: Iterable[str] = ()) -> PathOptions:
+        """Return the record of options by name.
 
-DEFAULTS = PathOptions()
+        Parameters
+        ----------
+        options : mapping
+        beside : iterable of str
+            Other names that the caller takes, for the error.
 
-
-@dataclass(frozen=True)
-class Sparsified:
-    """A sparse implicit model, in the network's units, and what is known about it."""
-
-    model: ImplicitModel
-    report: Report
+        Raises
+        ------
+        UnknownNameError
+            A name that is no option.
+        InputError, BackendError
+            As the class.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UnknownNameError("option", name, [*beside, *known])
+        return cls(**options)
 
 
 def sparsify(
     net: Any,
     batches: Iterable[Any],
-    kappa: float | None = None,
+    kappa: float = 0.5,
     design: str = "full",
-    rescale: bool | None = None,
+    rescale: bool = True,
     *,
     test: Iterable[Any] | None = None,
     **options: Any,
 ) -> Sparsified:
     """Return the certified sparse implicit model of a trained network at one kappa.
+
+    The samples stream: memory holds their inputs, in their own dtype, and the moments of the
+    states, but never the states of more than one chunk of samples (0.25 GB).
 
     Parameters
     ----------
@@ -127,18 +153,16 @@ def sparsify(
     batches : iterable
         Calibration samples: input tensors, or (input, label) pairs whose labels are ignored.
     kappa : float
-        Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units; one
-        number, several go to `sparsify_path`. Default: 0.5.
+        Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units.
     design : str
         A key of `cimf.methods.stacked.designs.DESIGNS`: "full", "no-self-loop" or "causal".
     rescale : bool
         Measure every state in units in which the network itself is feasible at 0.99 (Theorem 8),
         so that the ball does not forbid the network. The model comes back in the network's units.
-        Default: True.
     test : iterable, optional
         Held-out batches; (input, integer label) pairs give accuracies.
     **options
-        The fields of `PathOptions`, and `progress`.
+        Attributes of `PathOptions`.
 
     Returns
     -------
@@ -148,21 +172,20 @@ def sparsify(
     Raises
     ------
     InputError
-        An unknown keyword, or one that the design does not use.
+        An unknown keyword; several kappas.
     CimfError
-        As `Reference.capture` and `sparsify_path`.
+        As `PathOptions`, `Reference.capture` and `sparsify_path`.
     """
-    progress = options.pop("progress", None)
-    chosen = _path_options("cimf.sparsify", options, {"kappa", "rescale", "test", "progress"})
-    kappa, rescale = 0.5 if kappa is None else kappa, rescale is None or rescale
-    if not isinstance(kappa, Real):
+    if np.ndim(kappa):
         raise InputError(
-            f"kappa must be one number, got {kappa!r}; several share one pass over the rows: "
-            "cimf.sparsify_path(Reference.capture(net, batches, test), [0.1, 0.5])"
+            f"one kappa is needed, got {kappa}; for several: cimf.sparsify_path("
+            "Reference.capture(net, batches, test), kappas)"
         )
-    levels = chosen.check([float(kappa)], design)
+    _check_design(design)
+    checked = PathOptions.of(options, ("kappa", "design", "rescale", "test"))
+    check_path([kappa], design, checked)
     reference = Reference.capture(net, batches, test)
-    return next(iter_path(reference, levels, design, rescale, chosen, progress))
+    return sparsify_path(reference, [kappa], design, rescale, checked)[0]
 
 
 def sparsify_path(
@@ -170,9 +193,10 @@ def sparsify_path(
     kappas: Sequence[float],
     design: str = "full",
     rescale: bool = True,
+    options: PathOptions | None = None,
     *,
+    moments: Moments | None = None,
     progress: Callable[[int], None] | None = None,
-    **options: Any,
 ) -> tuple[Sparsified, ...]:
     """Return one certified sparse implicit model per kappa, from one pass over the rows.
 
@@ -182,128 +206,193 @@ def sparsify_path(
         The captured network, ``Reference.capture(net, batches, test)``.
     kappas, design, rescale
         As `sparsify`.
+    options : PathOptions, optional
+    moments : Moments, optional
+        What the rows are solved on. Default: the moments of the calibration samples of
+        `reference`, to which (C, D) are fitted in any case.
     progress
         As `cimf.solve_path`.
-    **options
-        The fields of `PathOptions`.
 
     Raises
     ------
     InputError
-        Unknown names; a backend without method "cvxpy"; kappa negative, NaN, infinite or given
-        twice; kappa > 1 with feedback unless allowed.
-    BackendError
-        The named backend does not work here.
+        An unknown design; kappa negative, NaN, infinite or given twice; kappa > 1 with feedback
+        unless allowed; moments of another network or in other units; a network that was changed
+        after its capture.
     CertificateError
-        If a row is not certified, unless `keep_going`.
+        If a row is not certified, unless `options.keep_going`.
     """
-    chosen = _path_options("cimf.sparsify_path", options, {"progress"})
-    levels = chosen.check(kappas, design)
-    return tuple(iter_path(reference, levels, design, rescale, chosen, progress))
+    return tuple(
+        iter_path(reference, kappas, design, rescale, options, moments=moments, progress=progress)
+    )
 
 
 def iter_path(
     reference: Reference,
-    levels: Sequence[float],
+    kappas: Sequence[float],
     design: str,
     rescale: bool,
-    options: PathOptions,
+    options: PathOptions | None = None,
+    *,
+    moments: Moments | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Sparsified]:
-    """Yield the models of `sparsify_path` as they are done; the arguments have been checked."""
-    states, notes = reference.calibration, _notes(reference, rescale)
-    if states.n_samples < states.n_columns:
-        notes.append(
-            f"{states.n_samples} calibration samples for {states.n_columns} columns: rows can fit "
-            "the samples by chance; give more samples"
-        )
-        warn_outside(notes[-1])
-    rescale = rescale and bool(states.scalable.any())
-    scale = reference.scale if rescale else np.ones(states.n_states)
-    allowed = DESIGNS[design].allowed(states)
-    gram, weights = row_problems(states.scaled(scale), allowed)
-    tol = options.tol
-    if options.method == "cvxpy":
-        solutions: Sequence[Solution] = solve_path_cvxpy(
-            gram, levels, weights=weights, backend=options.backend, tol=tol, progress=progress
-        )
-    else:
-        solutions = solve_path(
-            gram,
-            levels,
-            weights=weights,
-            method=options.method,
-            tol=tol,
-            n_jobs=options.n_jobs,
-            progress=progress,
-        )
-    own = own_rows(reference) if rescale else None
-    output_pattern = np.broadcast_to(
-        output_columns(states, options.output_inputs), (states.n_outputs, states.n_columns)
-    )
-    units = scale[:, None] / np.concatenate([scale, np.ones(states.n_inputs)])
+    """Yield the models of `sparsify_path` as they are done; parameters and errors as there."""
+    options = options or PathOptions()
+    levels = check_path(kappas, design, options)
+    reference.check_unchanged()
+    problem = _RowProblems.of(reference, design, rescale, moments)
+    solutions = problem.solve(levels, options, progress)
     for kappa, solution in zip(levels, solutions, strict=True):
         if not options.keep_going:
             solution.raise_if_failed()
-        if own is not None:
-            solution = prefer_own_rows(solution, own, gram, kappa, weights)
-        model, wide, more = with_outputs(
-            reference,
-            solution.coef * units,
-            options.refit,
-            options.output_inputs,
-            tol if rescale else None,
+        yield problem.sparsified(kappa, solution, options)
+
+
+def check_path(
+    kappas: Sequence[float], design: str, options: PathOptions | None = None
+) -> list[float]:
+    """Refuse kappas and a design that no network could make right; return the kappas.
+
+    For those who have work to do before they have a `Reference`.
+
+    Raises
+    ------
+    InputError
+        As `sparsify_path`.
+    """
+    _check_design(design)
+    levels = as_float64("kappas", kappas, 1)
+    if not levels.size or (levels < 0).any():
+        raise InputError(f"kappas must be one or more numbers >= 0, got {list(kappas)}")
+    if len(np.unique(levels)) < len(levels):
+        raise InputError(f"every kappa may be given once, got {list(kappas)}")
+    allowed = not DESIGNS[design].feedback or (options or PathOptions()).allow_ill_posed
+    if levels.max() > 1 and not allowed:
+        raise InputError(
+            f"kappa = {levels.max():g} with design {design!r}: above 1 the bound does not imply a "
+            "unique equilibrium. Use kappa <= 1, or the design 'causal' (well-posed for any "
+            "kappa), or allow_ill_posed=True and read the report",
+            options=["allow_ill_posed"],
+        )
+    return levels.tolist()
+
+
+def _check_design(design: str) -> None:
+    if design == "layered":
+        raise InputError(
+            "design 'layered' gives a sparse network, not an implicit model: "
+            "cimf.prune(net, batches, sparsity=0.8)"
+        )
+    if design not in DESIGNS:
+        raise UnknownNameError("design", design, DESIGNS)
+
+
+@dataclass(frozen=True)
+class _RowProblems:
+    """The row problems of one network and design, at any kappa.
+
+    Attributes
+    ----------
+    allowed : (n, N) bool
+        Columns that each row may use.
+    weights : (N,) or (n, N)
+        As `column_weights`.
+    own : (n, N) or None
+        The network's own rows, where units make them feasible.
+    notes : list of str
+        What holds for every kappa.
+    """
+
+    reference: Reference
+    design: str
+    moments: Moments
+    allowed: NDArray[np.bool_]
+    weights: NDArray[np.float64]
+    own: NDArray[np.float64] | None
+    notes: list[str]
+
+    @classmethod
+    def of(
+        cls, reference: Reference, design: str, rescale: bool, moments: Moments | None
+    ) -> _RowProblems:
+        layout, notes = reference.calibration.layout, _notes(reference, rescale)
+        rescale = rescale and bool(layout.scalable.any())
+        if moments is None:
+            moments = Moments.of(reference, rescale)
+        scale = reference.scale if rescale else np.ones(layout.n_states)
+        moments.check(reference.digest, scale)
+        n_samples = moments.gram.n_samples
+        if n_samples < layout.n_columns:
+            notes.append(
+                f"{n_samples} calibration samples for {layout.n_columns} columns: rows can fit "
+                "the samples by chance; give more samples"
+            )
+            warn_outside(notes[-1])
+        allowed = DESIGNS[design].allowed(layout)
+        weights = column_weights(layout, allowed)
+        own = own_rows(reference) if rescale else None
+        return cls(reference, design, moments, allowed, weights, own, notes)
+
+    def solve(
+        self,
+        levels: list[float],
+        options: PathOptions,
+        progress: Callable[[int], None] | None,
+    ) -> Sequence[Solution]:
+        """Return one solution per level."""
+        gram, weights, tol = self.moments.gram, self.weights, options.tol
+        if options.method == "cvxpy":
+            return solve_path_cvxpy(
+                gram, levels, weights=weights, backend=options.backend, tol=tol, progress=progress
+            )
+        return solve_path(
+            gram, levels, weights=weights, method=options.method, tol=tol,
+            n_jobs=options.n_jobs, progress=progress,
+        )  # fmt: skip
+
+    def sparsified(self, kappa: float, solution: Solution, options: PathOptions) -> Sparsified:
+        """Return the model of a solution, with its report."""
+        reference, gram = self.reference, self.moments.gram
+        layout = reference.calibration.layout
+        own_tol = None
+        if self.own is not None:
+            own_tol = options.tol
+            solution = prefer_own_rows(solution, self.own, gram, kappa, self.weights)
+        scale = self.moments.scale
+        units = scale[:, None] / np.concatenate([scale, np.ones(layout.n_inputs)])
+        model, wide, state_error, more = with_outputs(
+            reference, solution.coef * units, options.refit, options.output_inputs, own_tol
+        )
+        output_pattern = np.broadcast_to(
+            output_columns(layout, options.output_inputs), (layout.n_outputs, layout.n_columns)
         )
         nonzeros = count_nonzeros(
             np.hstack([model.A, model.B]),
             np.hstack([model.C, model.D]),
-            bias=states.bias,
-            blocks=[(block.name, block.start, block.stop) for block in states.blocks],
-            admissible=(allowed, output_pattern),
+            bias=layout.bias,
+            blocks=[(block.name, block.start, block.stop) for block in layout.blocks],
+            admissible=(self.allowed, output_pattern),
             network_weights=reference.network_weights,
             network_parameters=reference.network_parameters,
         )
         if reference.convolutional and nonzeros.sparsity["network_weights"] < -1.0:
             more.append(_UNSHARED)
         report = Report(
-            design=design,
-            rescale=rescale,
+            design=self.design,
+            rescale=self.own is not None,
             kappa=kappa,
             solution=solution,
             inactive=_inactive(solution, gram, kappa),
             nonzeros=nonzeros,
             wellposedness=model.wellposedness(),
-            state_error=block_errors(
-                states.blocks, states.Z, model.A @ states.X + model.B @ states.U
-            ),
+            state_error=state_error,
             evaluation=evaluate(model, reference, wide),
             dense_accuracy=reference.dense_accuracy,
             control_accuracy=reference.control_accuracy,
-            notes=(*notes, *more),
+            notes=(*self.notes, *more),
         )
-        yield Sparsified(model, report)
-
-
-def _path_options(caller: str, options: Mapping[str, Any], own: set[str]) -> PathOptions:
-    """Return the record; `own` are the caller's keywords that are no fields of it."""
-    known = {field.name for field in fields(PathOptions)}
-    for name in options:
-        if name not in known:
-            raise UnknownNameError(f"{caller} keyword", name, own | known)
-    return PathOptions(**options)
-
-
-def _check_solver(method: str, backend: str) -> None:
-    """Refuse unknown names, and a backend that the method would not use or that does not work."""
-    known = ["auto", *METHODS, "cvxpy"]
-    if method not in known:
-        raise UnknownNameError("method", method, known)
-    if backend == "auto":
-        return
-    backend_named(backend)
-    if method != "cvxpy":
-        raise InputError("backend is used by method='cvxpy' only", options=["backend", "method"])
-    candidates(backend)
+        return Sparsified(model, report)
 
 
 def _inactive(solution: Solution, gram: Gram, kappa: float) -> int:
@@ -317,7 +406,7 @@ def _inactive(solution: Solution, gram: Gram, kappa: float) -> int:
 def _notes(reference: Reference, rescale: bool) -> list[str]:
     """Return what a reader must know about the network, whatever the kappa."""
     notes = []
-    scalable = reference.calibration.scalable
+    scalable = reference.calibration.layout.scalable
     if reference.half_precision:
         notes.append(
             f"weights were {reference.half_precision}: captured in float64 from the rounded weights"
@@ -332,20 +421,3 @@ def _notes(reference: Reference, rescale: bool) -> list[str]:
             "positively homogeneous"
         )
     return notes
-
-
-def _check_kappas(kappas: Sequence[float], design: str, allow_ill_posed: bool) -> list[float]:
-    """Return the kappas as floats, or say which one cannot be used and why."""
-    levels = as_float64("kappas", kappas, 1)
-    if not levels.size or (levels < 0).any():
-        raise InputError(f"kappas must be one or more numbers >= 0, got {list(kappas)}")
-    if len(np.unique(levels)) < len(levels):
-        raise InputError(f"every kappa may be given once, got {list(kappas)}")
-    if levels.max() > 1 and DESIGNS[design].feedback and not allow_ill_posed:
-        raise InputError(
-            f"kappa = {levels.max():g} with design {design!r}: above 1 the bound does not imply a "
-            "unique equilibrium. Use kappa <= 1, or the design 'causal' (well-posed for any "
-            "kappa), or allow_ill_posed=True and read the report",
-            options=["allow_ill_posed"],
-        )
-    return levels.tolist()

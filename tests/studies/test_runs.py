@@ -13,7 +13,8 @@ from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.sparsify import PathOptions, sparsify, sparsify_path
 from cimf.runs.folder import MANIFEST, UNFINISHED
 from cimf.studies import kappa_sweep as sweep
-from cimf.studies.kappa_sweep import run_layered, run_sweep
+from cimf.studies.kappa_sweep import run_sweep
+from cimf.studies.prune_run import run_prune
 
 
 def network():
@@ -148,7 +149,7 @@ def test_every_level_is_a_line_where_there_is_no_terminal(tmp_path, capsys):
     assert all("certified all, worst gap" in line for line in lines)
 
 
-@pytest.mark.parametrize("where", ["cimf.model.operators.implicit_summary",
+@pytest.mark.parametrize("where", ["cimf.studies.prune_run.implicit_summary",
                                    "cimf.evaluate.held_out.HeldOut.evaluated"])  # fmt: skip
 def test_the_network_outlives_what_is_computed_after_it(tmp_path, monkeypatch, where):
     def broken(*_):
@@ -156,22 +157,24 @@ def test_the_network_outlives_what_is_computed_after_it(tmp_path, monkeypatch, w
 
     monkeypatch.setattr(where, broken)
     with pytest.raises(RuntimeError, match="planted"):
-        run_layered(tmp_path, {}, network, 0.5)
+        run_prune(tmp_path, {}, network, 0.5, options={})
     state = load_file(tmp_path / "network.safetensors")
     assert sum(int((value == 0).sum()) for value in state.values() if value.ndim == 2) == 17
     assert "sparsity 48.57%" in (tmp_path / "report.txt").read_text()
     assert not (tmp_path / MANIFEST).exists()
     monkeypatch.undo()
-    run_layered(tmp_path, {}, network, 0.5)
+    run_prune(tmp_path, {}, network, 0.5, options={})
     assert record(tmp_path)["files"] == ["network.safetensors", "report.txt"]
 
 
-def test_layered_settings_are_the_fingerprint(tmp_path):
-    run_layered(tmp_path, {"seed": 0}, network, 0.5)
-    for settings, sparsity, support, name in (
-        ({"seed": 1}, 0.5, "obs", "seed"),
-        ({"seed": 0}, 0.4, "obs", "target_sparsity"),
-        ({"seed": 0}, 0.5, "magnitude", "support"),
+def test_everything_chosen_is_part_of_the_fingerprint(tmp_path):
+    run_prune(tmp_path, {"seed": 0}, network, 0.5, options={"n_jobs": 1})
+    for settings, sparsity, method, options, name in (
+        ({"seed": 1}, 0.5, "layered", {}, "seed"),
+        ({"seed": 0}, 0.4, "layered", {}, "sparsity"),
+        ({"seed": 0}, 0.5, "obs", {}, "method"),
+        ({"seed": 0}, 0.5, "layered", {"support": "magnitude"}, "options"),
     ):
         with pytest.raises(RunError, match=rf"\(other {name}\)"):
-            run_layered(tmp_path, settings, never, sparsity, support)
+            run_prune(tmp_path, settings, never, sparsity, method, options=options)
+    run_prune(tmp_path, {"seed": 0}, network, 0.5, options={"n_jobs": 2})
