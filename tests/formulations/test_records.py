@@ -49,6 +49,23 @@ def test_every_formulation_is_a_dpp_problem_with_a_record():
     assert found["constrained"].var_dict["a"].shape == (2, 8)
 
 
+def test_the_ball_is_written_for_rows_with_any_bounded_column():
+    X, U, Z, _ = model_data()
+    problem = Constrained(np.vstack([X, U]).T, Z[:2].T, [1.0, 2.0], bounded=np.arange(8) < 3)
+    assert [c.shape for c in problem.constraints] == [(2,)]
+    a = np.zeros((2, 8))
+    a[:, 5], a[0, 1], a[1, 2] = 100.0, 1.5, -2.25
+    problem.coefficients = a
+    np.testing.assert_allclose(problem.constraints[0].violation(), [0.5, 0.25])
+    np.testing.assert_allclose(problem.record.violation(a), [0.5, 0.25])
+    free = Constrained(np.vstack([X, U]).T, Z[0], 1.0, bounded=np.zeros(8, dtype=bool))
+    assert free.constraints == []
+    some = Constrained(np.vstack([X, U]).T, Z[:2].T, 1.0, weights=np.outer([0.0, 1.0], np.ones(8)))
+    assert [c.shape for c in some.constraints] == [(1,)]  # the first row has no bounded column
+    none = Constrained(np.vstack([X, U]).T, Z[0], 0.0, bounded=np.arange(8) < 3)
+    assert [c.shape for c in none.constraints] == [(3,)]  # equalities
+
+
 @pytest.mark.parametrize("name", ["constrained", "lasso"])
 def test_objective_of_rows_equals_cvxpy(name):
     problem = instances()[name]
@@ -128,6 +145,14 @@ def test_matching_is_relative_to_each_target_and_to_the_tolerance():
     assert record.violations(w)["matching"] == pytest.approx(0.4 - 0.25)
     w[3] = np.linalg.lstsq(np.vstack([X, U]).T, Y[0], rcond=None)[0] / np.linalg.norm(Y[0])
     assert record.violations(w)["matching"] == pytest.approx(1.0 - 0.25)  # a zero target
+
+
+def test_the_ball_of_radius_zero_is_written_as_equalities():
+    problem = Relaxed(*model_data(), kappa=[0.0, 1.0, 1.0, 0.0, 2.0])
+    zero, ball = problem.constraints
+    problem.coefficients = np.full((7, 8), 0.5)
+    np.testing.assert_allclose(zero.violation(), np.full((2, 5), 0.5))
+    np.testing.assert_allclose(ball.violation(), [1.5, 1.5, 0.5])
 
 
 def test_scales_of_records():
@@ -255,6 +280,9 @@ def test_preflight_names_the_row_and_the_reason():
     ):
         Exact(X, U, Z, Y)
     assert Exact(X, U, Z, Y, tolerance=0.01).record.tolerance == 0.01
+    Y[0] += 1e-5 * np.random.default_rng(6).normal(size=30)
+    with pytest.raises(FormulationError, match=r"row 1 of Y.*2 such rows"):
+        Exact(X, U, Z, Y)  # the worst of two
 
 
 def test_preflight_refuses_float32_states():

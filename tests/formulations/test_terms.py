@@ -144,6 +144,27 @@ def test_bad_parameters(make):
         make()
 
 
+def test_small_disagreements_are_found():
+    class Off(Loss):
+        def expression(self, rows):
+            return cp.sum(cp.abs(rows.values))
+
+        def value(self, rows):
+            return (1.0 + 1e-7) * float(np.abs(rows.values).sum())
+
+    with pytest.raises(FormulationError, match=r"value\(\) gives"):
+        Off().check(*SIZES).raise_if_failed()
+
+
+def test_weights_of_any_size():
+    """A weight of 0 is valid; rounding at 1e9 is no disagreement."""
+    point = rows(5)
+    for weight in (0.0, 0.25, 1e9):
+        loss = L1(weight)
+        loss.check(*SIZES).raise_if_failed()
+        assert loss.value(point) == pytest.approx(weight * np.abs(point.values).sum(), rel=1e-14)
+
+
 def concave(a, b):
     return -cp.sum_squares(a)
 
