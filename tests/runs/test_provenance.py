@@ -1,5 +1,6 @@
 import importlib.machinery
 import json
+import subprocess
 import sys
 import types
 
@@ -51,3 +52,26 @@ def test_commit_is_none_outside_a_repository_that_tracks_the_package(monkeypatch
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "runs" / "provenance.py"))
     assert provenance.commit() is None
+
+
+def test_the_commit_is_that_of_the_sources_and_says_where_they_changed(monkeypatch, tmp_path):
+    def git(*arguments):
+        own = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(
+            ["git", *own, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    for name in ("cimf/runs/provenance.py", "formulations/sets.py", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "cimf" / "provenance.py"))
+    head = git("rev-parse", "HEAD")
+    assert provenance.commit() == {"id": head, "modified": False}
+    (tmp_path / "notes.txt").write_text("new")
+    assert provenance.commit() == {"id": head, "modified": False}, "no source"
+    (tmp_path / "formulations" / "sets.py").write_text("new")
+    assert provenance.commit() == {"id": head, "modified": True}
