@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 from formulations.errors import CimfError, FormulationError, InputError, UnknownNameError
 
@@ -33,7 +34,18 @@ class CaptureError(CimfError, ValueError):
 
 
 class CertificateError(CimfError, RuntimeError):
-    """A solution failed its certificate: it is infeasible, or its gap is above the tolerance."""
+    """A solution failed its certificate: it is infeasible, or its gap is above the tolerance.
+
+    Attributes
+    ----------
+    solution : cimf.judge.Solution, cimf.judge.ModelSolution or None
+        The solution that failed, with its certificate.
+    result : object or None
+        What the function that raised would have returned: nothing that was computed is lost.
+    """
+
+    solution: Any = None
+    result: Any = None
 
 
 class DataError(CimfError, RuntimeError):

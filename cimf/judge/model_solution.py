@@ -79,10 +79,12 @@ class ModelSolution:
         return values[name]
 
     def raise_if_failed(self) -> ModelSolution:
-        """Return self; raise `CertificateError` if it is not certified."""
+        """Return self; raise `CertificateError`, which carries self, if it is not certified."""
         if not self.passed:
-            raise CertificateError(
+            error = CertificateError(
                 f"not certified at tolerance {self.tol:g}: relative gap {self.gap:.3g}, violations "
                 + ", ".join(f"{name} {value:.3g}" for name, value in self.violations.items())
             )
+            error.solution = self
+            raise error
         return self

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from cimf.errors import CertificateError
 from cimf.judge.certificate import Certificate
 
 
@@ -67,6 +68,10 @@ class Solution:
         )
 
     def raise_if_failed(self) -> Solution:
-        """Return self; raise `CertificateError` if a row is not certified."""
-        self.certificate.raise_if_failed()
+        """Return self; raise `CertificateError`, which carries self, if a row is not certified."""
+        try:
+            self.certificate.raise_if_failed()
+        except CertificateError as error:
+            error.solution = self
+            raise
         return self

@@ -15,7 +15,13 @@ from cimf.data.datasets import Dataset
 from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.model_report import Report
-from cimf.methods.stacked.sparsify import PathOptions, Sparsified, check_path, iter_path
+from cimf.methods.stacked.sparsify import (
+    PathOptions,
+    Sparsified,
+    check_path,
+    iter_path,
+    raise_if_failed,
+)
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import log, out, print_table, progress_bar
@@ -72,6 +78,11 @@ def run_sweep(
     -------
     list of Sparsified
         In the order of `configurations`, then `kappas`.
+
+    Raises
+    ------
+    CertificateError
+        As `sparsify_path`, once everything is written; its `result` holds all models.
     """
     options = options or PathOptions()
     for design, _ in configurations:
@@ -104,6 +115,8 @@ def run_sweep(
                     log(_finished(title, table[-1:]))
             seconds[f"solve and evaluate: {title}"] = time.perf_counter() - start
         _write(name, run, reference, results, seconds, paper)
+    if not options.keep_going:
+        raise_if_failed(results)
     return results
 
 

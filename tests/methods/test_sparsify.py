@@ -219,8 +219,19 @@ def test_a_failed_certificate_raises_or_is_reported_never_averaged(reference, mo
         return tuple(out)
 
     monkeypatch.setattr(module, "solve_path", corrupted)
-    with pytest.raises(CertificateError, match="1 of 16 rows"):
-        cimf.sparsify_path(reference, [0.1])
+    with pytest.raises(CertificateError, match=r"1 of 16 rows.*keep_going=True.*tol=") as caught:
+        cimf.sparsify_path(reference, [0.1, 0.2])
+    # Nothing is lost: every level is finished and carried.
+    finished = caught.value.result
+    assert [part.report.kappa for part in finished] == [0.1, 0.2]
+    assert caught.value.solution is finished[0].report.solution
+    kept = cimf.sparsify_path(reference, [0.1, 0.2], options=PathOptions(keep_going=True))
+    for part, same in zip(finished, kept, strict=True):
+        np.testing.assert_array_equal(part.model.A, same.model.A)
+    monkeypatch.setattr(module.Reference, "capture", lambda *_: reference)
+    with pytest.raises(CertificateError) as caught:
+        cimf.sparsify(None, None, kappa=0.1)
+    np.testing.assert_array_equal(caught.value.result.model.A, kept[0].model.A)
     report = cimf.sparsify_path(reference, [0.1], options=PathOptions(keep_going=True))[0].report
     assert report.certified == 15
     assert report.row()["worst_gap"] > 1e-9

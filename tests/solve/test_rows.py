@@ -490,8 +490,9 @@ def test_an_uncertified_row_says_so():
     bad = solution.gap > 1e-30
     assert bad.any()
     assert (solution.status[bad] == "inaccurate").all()
-    with pytest.raises(CertificateError, match="rows failed their certificate"):
+    with pytest.raises(CertificateError, match="rows failed their certificate") as caught:
         solution.raise_if_failed()
+    assert caught.value.solution is solution
 
 
 @pytest.mark.parametrize(

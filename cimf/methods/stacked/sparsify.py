@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.errors import InputError, UnknownNameError, warn_outside
+from cimf.errors import CertificateError, InputError, UnknownNameError, warn_outside
 from cimf.judge import Solution, count_nonzeros
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, column_weights
@@ -185,7 +185,11 @@ def sparsify(
     checked = PathOptions.of(options, ("kappa", "design", "rescale", "test"))
     check_path([kappa], design, checked)
     reference = Reference.capture(net, batches, test)
-    return sparsify_path(reference, [kappa], design, rescale, checked)[0]
+    try:
+        return sparsify_path(reference, [kappa], design, rescale, checked)[0]
+    except CertificateError as error:
+        error.result = error.result[0]
+        raise
 
 
 def sparsify_path(
@@ -220,11 +224,15 @@ def sparsify_path(
         unless allowed; moments of another network or in other units; a network that was changed
         after its capture.
     CertificateError
-        If a row is not certified, unless `options.keep_going`.
+        If a row is not certified, unless `options.keep_going`. Its `result` is the finished tuple,
+        of all kappas, and its `solution` the rows of the kappa that failed.
     """
-    return tuple(
+    results = tuple(
         iter_path(reference, kappas, design, rescale, options, moments=moments, progress=progress)
     )
+    if not (options or PathOptions()).keep_going:
+        raise_if_failed(results)
+    return results
 
 
 def iter_path(
@@ -237,16 +245,28 @@ def iter_path(
     moments: Moments | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Sparsified]:
-    """Yield the models of `sparsify_path` as they are done; parameters and errors as there."""
+    """Yield the models of `sparsify_path` as they are done, certified or not; as there else."""
     options = options or PathOptions()
     levels = check_path(kappas, design, options)
     reference.check_unchanged()
     problem = _RowProblems.of(reference, design, rescale, moments)
     solutions = problem.solve(levels, options, progress)
     for kappa, solution in zip(levels, solutions, strict=True):
-        if not options.keep_going:
-            solution.raise_if_failed()
         yield problem.sparsified(kappa, solution, options)
+
+
+def raise_if_failed(results: Sequence[Sparsified]) -> None:
+    """Raise for the first kappa with a row that is not certified; the error carries all results."""
+    for found in results:
+        try:
+            found.report.solution.raise_if_failed()
+        except CertificateError as error:
+            told = CertificateError(
+                f"kappa = {found.report.kappa:g}: {error}. Nothing is lost: `result` of this error "
+                "holds what was computed; keep_going=True returns it, and tol= is the tolerance"
+            )
+            told.solution, told.result = error.solution, tuple(results)
+            raise told from None
 
 
 def check_path(

@@ -29,7 +29,7 @@ def _judged(corr, half_sq, weights, signs, lam, a, grad):
             norm += weights[j] * abs(a[j])
             inner += grad[j] * a[j]
             cross += corr[j] * a[j]
-    loss = max(half_sq + 0.5 * (inner - cross), 0.0)
+    loss = max(half_sq + 0.5 * (inner - cross), 0.0)  # h = 1/2 ||z||^2 + 1/2 (<g, a> - <c, a>)
     largest = steepest(weights, signs, grad)
     s = 1.0 - inner / (2.0 * loss) if loss > 0.0 else 1.0
     if largest > 0.0:
@@ -56,6 +56,8 @@ def descend(gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad)
             curvature = gram[j, j]
             if curvature <= 0.0 or weights[j] == np.inf:
                 continue
+            # Soft thresholding of the minimiser along column j; the gradient follows exactly, so a
+            # pass costs N operations per coefficient that moved, not per column.
             push = curvature * a[j] - grad[j]
             bound = lam * weights[j]
             value = 0.0

@@ -36,6 +36,8 @@ def append(gram, scale, ridge, support, k, new, q, factor):
         for t in range(r, q):
             block[r, t] = g[new[t]] * (scale[new[t]] * d)
         block[r, r] += ridge
+    # With U the factor so far, the new columns are R = U^{-T} K_S,new, and their block that of the
+    # Schur complement K_new,new - R'R: level-3 BLAS, whatever the number of new columns.
     if k > 0:
         solve_transposed_rows(factor, k, rows, q)
         subtract_products(rows, q, k, block)

@@ -85,8 +85,8 @@ def solve_chunk(
     if gram.n_targets:
         solve_compiled(
             gram.gram, gram.corr, gram.target_sq, weights, columns.signs, scale, RIDGE,
-            *column_records(gram.gram, weights[0], columns.signs, scale, RIDGE), levels, ball,
-            tol * MARGIN, BUDGET, coef, lam, solves,
+            *column_records(gram.gram, weights[0], columns.signs, scale, RIDGE), gram.n_samples,
+            levels, ball, tol * MARGIN, BUDGET, coef, lam, solves,
         )  # fmt: skip
     return SolvedRows(coef, lam, solves, np.full(levels.shape, "exact"))
 
@@ -118,7 +118,7 @@ def column_records(gram, weights, signs, scale, ridge):
 @kernel
 def solve_compiled(
     gram, corr, target_sq, weights, signs, scale, ridge, free, free_factor, up, down, fuzz,
-    levels, ball, goal, budget, coef, lam, solves,
+    rank, levels, ball, goal, budget, coef, lam, solves,
 ):  # fmt: skip
     """Solve rows one after another: as `solve_chunk` and `pivoting.solve_levels`, for r rows.
 
@@ -140,6 +140,6 @@ def solve_compiled(
             gram, corr[i], np.sqrt(target_sq[i]), weights[own], scale, ridge, up, down, fuzz
         )
         factor, saved = solve_levels(
-            problem, free, free_factor, levels[i], ball, goal * 0.5 * target_sq[i], budget, factor,
-            saved, work, coef[i], lam[i], solves[i],
+            problem, free, free_factor, rank, levels[i], ball, goal * 0.5 * target_sq[i], budget,
+            factor, saved, work, coef[i], lam[i], solves[i],
         )  # fmt: skip

@@ -16,7 +16,7 @@ def grown(factor, size):
     """Return a factor with capacity for `size` columns, keeping its content."""
     if factor.shape[0] >= size:
         return factor
-    capacity = max(size, 2 * factor.shape[0])
+    capacity = max(size, 2 * factor.shape[0])  # doubling: a path copies its factor log k times
     larger = np.empty((capacity, capacity))
     k = factor.shape[0]
     for i in range(k):
@@ -31,6 +31,8 @@ def exchange(problem, state, factor, n_drop, n_new, work):
     Returns the state and the factor.
     """
     support, sign, k = state
+    # Removal first: the factor is smaller when the new columns are appended, and a column that only
+    # depends on one that leaves does not meet it.
     if n_drop:
         for i in range(k):
             if work.drop[i]:
@@ -101,6 +103,8 @@ def correct(problem, state, lam, kappa, at_kappa, allowed, factor, work):
             return True, at_kappa, lam, state, factor, solves
         if attempt > 0 and wrong > allowed:
             break
+        # Exchanging all violators at once may cycle; their number falls where it converges (the
+        # safeguard of Judice and Pires for block pivoting), else the caller takes a smaller step.
         since = 0 if wrong < best else since + 1
         best = min(best, wrong)
         if since > 1:

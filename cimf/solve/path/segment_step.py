@@ -18,10 +18,14 @@ from cimf.solve.compiled import kernel
 from cimf.solve.path.exact_rows import MARGIN, RIDGE, column_records, column_scale
 from cimf.solve.path.exchange import correct_at, rebuild
 from cimf.solve.path.segment_lines import (
+    JUDGED,
+    REFINEMENTS,
     Problem,
     begin,
     gap_at,
+    judged_gap,
     recentre,
+    refine,
     solve_at,
     workspace,
     write,
@@ -106,6 +110,11 @@ def _solve_segment(
     for _ in range(_MOVES):
         gap, _ = gap_at(problem, state, lam, kappa, ball, work)
         if gap <= goal + 0.5e-15 * target_sq:
+            for _ in range(REFINEMENTS):
+                if judged_gap(problem, state, lam, kappa, ball, factor, work) <= JUDGED * goal:
+                    break
+                lam = refine(problem, state, lam, kappa, at_kappa, factor, work)
+                solves += 1
             write(problem, state, kappa, work, out)
             return True, lam, solves
         recentre(problem, state, work)
