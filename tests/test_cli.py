@@ -66,18 +66,23 @@ def test_demo_writes_a_complete_results_folder(run, monkeypatch):
     monkeypatch.setattr(demo, "SCHEDULE", Schedule(epochs=6, learning_rate=1e-2, batch_size=64))
     monkeypatch.setattr(demo, "SIZES", (64, 12, 8, 10))
     assert run("demo").exit_code == 0
-    assert manifest("cimf-demo")["all_certified"] is True, "not among the files of a checkout"
+    assert manifest("cimf-demo/kappa")["all_certified"] is True, "not among the files of a checkout"
     result = run("demo", "--out", "results/x")
     assert result.exit_code == 0, result.output
     assert "dense network" in result.output
-    table = pd.read_csv("results/x/sweep.csv")
+    table = pd.read_csv("results/x/kappa/sweep.csv")
     configurations = table.groupby(["design", "rescale"]).ngroups
     assert len(table) == configurations * len(KAPPAS)
     assert (table["certified"] == table["rows"]).all()
     assert (table["converged"] == table["evaluated"]).all()
-    record = manifest("results/x")
-    for name in record["files"]:
-        assert (Path("results/x") / name).stat().st_size > 0
+    for part in ("kappa", "prune"):
+        for name in manifest(f"results/x/{part}")["files"]:
+            assert (Path("results/x") / part / name).stat().st_size > 0
+    assert Path("results/x/demo.png").stat().st_size > 10_000
+    pruned = pd.read_csv("results/x/prune/table.csv")
+    assert set(pruned["method"]) == {"layered", "obs", "magnitude-global"}
+    assert np.allclose(pruned["sparsity_network_weights"], pruned["target"], atol=2e-3)
+    record = manifest("results/x/kappa")
     assert record["all_certified"] is True
     assert record["worst_gap"] == pytest.approx(table["worst_gap"].max(), rel=1e-12)
     assert record["worst_gap"] <= 1e-9
@@ -86,14 +91,14 @@ def test_demo_writes_a_complete_results_folder(run, monkeypatch):
     assert record["samples"] == {"calibration": 1348, "evaluation": 449, "labelled": True}
     assert sum(record["rows_by_method"].values()) == len(table) * 20
     assert record["control_accuracy"] == table["control_accuracy"][0]
-    with Image.open("results/x/sweep.png") as image:
+    with Image.open("results/x/kappa/sweep.png") as image:
         pixels = np.asarray(image.convert("L"))
     assert pixels.shape[1] > 900
     assert 0.01 < (pixels < 128).mean() < 0.5, "the figure is empty or black"
-    text = Path("results/x/sweep.md").read_text()
+    text = Path("results/x/kappa/sweep.md").read_text()
     assert text.count("\n| ") == len(table) + 2
     assert "91.0 / 90.1" in text, "the paper's value at kappa 0.99"
-    assert Path("results/x/sweep.tex").read_text().count(r"\\") == len(table) + 1
+    assert Path("results/x/kappa/sweep.tex").read_text().count(r"\\") == len(table) + 1
 
 
 def test_a_run_is_reproducible_and_refreshable_but_not_replaceable(run):

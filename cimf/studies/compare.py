@@ -209,7 +209,7 @@ def compare(
     methods: Sequence[str] = ONE_SHOT,
     keep: Sequence[str] = (),
     overwrite: bool = False,
-) -> None:
+) -> list[dict[str, Any]]:
     """Run methods at sparsity levels on the same calibration samples and write a results folder.
 
     Parameters
@@ -247,6 +247,21 @@ def compare(
             f"weights; dense {case.dense:.2%}.{head}\n\n{markdown(title, table)}\n{sources}",
             _figures(name, methods, rows, case.dense),
         )
+    return rows
+
+
+def accuracy_lines(
+    methods: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Return sparsity and accuracy in percent, a line per method."""
+    lines = {}
+    for method in methods:
+        points = [row for row in rows if row["method"] == method]
+        lines[method] = (
+            [100 * row["sparsity_network_weights"] for row in points],
+            [100 * row["accuracy"] for row in points],
+        )
+    return lines
 
 
 def _figures(
@@ -257,17 +272,7 @@ def _figures(
         "accuracy.png": partial(
             plot_lines,
             title=name,
-            lines={
-                method: (
-                    [
-                        100 * row["sparsity_network_weights"]
-                        for row in rows
-                        if row["method"] == method
-                    ],
-                    [100 * row["accuracy"] for row in rows if row["method"] == method],
-                )
-                for method in methods
-            },
+            lines=accuracy_lines(methods, rows),
             across="sparsity of all convolution and linear weights (%)",
             up="test accuracy (%), logarithmic in the error",
             dense=100 * dense,

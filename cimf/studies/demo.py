@@ -1,18 +1,32 @@
-"""The demonstration: the main job on data that is embedded in scikit-learn, within a minute."""
+"""The demonstration: both main jobs on data that is embedded in scikit-learn, within a minute."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from cimf.data import datasets
+from cimf.files import atomic_path
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.sparsify import PathOptions, Sparsified
+from cimf.runs.terminal import out
+from cimf.studies.compare import OURS, Case, accuracy_lines, compare
 from cimf.studies.kappa_sweep import run_sweep
+from cimf.studies.line_figure import draw_lines
+from cimf.studies.sweep_figure import draw_sweep
+from cimf.studies.sweep_tables import tidy
 from cimf.train.supervised import Schedule, batches, trained_mlp
 
 SIZES = (64, 32, 16, 10)
 SCHEDULE = Schedule(epochs=40, learning_rate=1e-2, batch_size=128)
+LEVELS = (0.6, 0.8, 0.9)
+METHODS = (OURS, "obs", "magnitude-global")
 
 
 def run(
@@ -22,24 +36,87 @@ def run(
     overwrite: bool = False,
     options: PathOptions | None = None,
 ) -> list[Sparsified]:
-    """Train an MLP 64-32-16-10 on the digits and sweep kappa; see `run_sweep`."""
-    data = datasets.digits()
+    """Train an MLP on the digits, prune it at three levels, and sweep kappa.
 
-    def network() -> Reference:
+    Parameters
+    ----------
+    folder : path
+        Receives two results folders, ``prune`` (see `compare`) and ``kappa`` (see `run_sweep`), and
+        demo.png, both side by side.
+    options : PathOptions, optional
+        How the rows of the sweep are solved.
+
+    Returns
+    -------
+    list of Sparsified
+        The models of the sweep.
+    """
+    folder, data = Path(folder), datasets.digits()
+    name = f"digits, MLP {'-'.join(map(str, SIZES))}"
+    settings = {"network": {"sizes": SIZES, **asdict(SCHEDULE)}, "seed": seed}
+
+    @cache
+    def network() -> nn.Module:
+        return trained_mlp(SIZES, data, seed=seed, schedule=SCHEDULE)
+
+    def case() -> Case:
+        return Case(
+            network(),
+            torch.from_numpy(data.train_inputs),
+            torch.from_numpy(data.test_inputs),
+            torch.from_numpy(data.test_labels),
+            data.describe(),
+        )
+
+    def reference() -> Reference:
         return Reference.capture(
-            trained_mlp(SIZES, data, seed=seed, schedule=SCHEDULE),
+            network(),
             batches(data.train_inputs, data.train_labels),
             batches(data.test_inputs, data.test_labels),
         )
 
-    return run_sweep(
-        f"digits, MLP {'-'.join(map(str, SIZES))}",
-        folder,
-        {"network": {"sizes": SIZES, **asdict(SCHEDULE)}, "seed": seed},
-        network,
+    # The sweep first: it refuses options that cannot be right before anything is trained.
+    models = run_sweep(
+        f"{name}: implicit models",
+        folder / "kappa",
+        settings,
+        reference,
         configurations=(("full", True), ("full", False)),
         paper=True,
         dataset=data,
         overwrite=overwrite,
         options=options,
     )
+    pruned = compare(
+        f"{name}: the same network, sparse",
+        folder / "prune",
+        settings,
+        case,
+        levels=LEVELS,
+        methods=METHODS,
+        overwrite=overwrite,
+    )
+    _draw(folder / "demo.png", pruned, models)
+    out.print(f"written to {folder}/: prune/, kappa/, demo.png")
+    return models
+
+
+def _draw(path: Path, pruned: Sequence[Mapping[str, Any]], models: Sequence[Sparsified]) -> None:
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
+
+    figure = Figure(figsize=(13.0, 4.8), dpi=130, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    table = tidy(model.report for model in models)
+    draw_lines(
+        left,
+        "cimf.prune: the same network with sparse weights",
+        accuracy_lines(METHODS, pruned),
+        across="sparsity of all weights (%)",
+        up="test accuracy (%), logarithmic in the error",
+        dense=100 * float(table["dense_accuracy"].iloc[0]),
+        bold=[OURS],
+    )
+    left.legend(frameon=False, fontsize=8, loc="lower left")
+    draw_sweep(right, table, "cimf.sparsify: implicit models at the paper's κ")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})

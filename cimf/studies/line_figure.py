@@ -15,10 +15,24 @@ from cimf.studies.sweep_figure import line_style
 _TICKS = (0, 30, 50, 70, 80, 85, 90, 95, 98, 99)
 
 
-def plot_lines(
-    path: Path,
+Lines = Mapping[str, tuple[Sequence[Any], Sequence[float]]]
+
+
+def plot_lines(path: Path, title: str, lines: Lines, **options: Any) -> None:
+    """Write a PNG of named lines, atomically; parameters as `draw_lines`."""
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
+
+    figure = Figure(figsize=(8.0, 4.5), dpi=160, layout="constrained")
+    draw_lines(figure.add_subplot(), title, lines, **options)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def draw_lines(
+    axes: Any,
     title: str,
-    lines: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
+    lines: Lines,
     *,
     across: str,
     up: str,
@@ -26,7 +40,7 @@ def plot_lines(
     bold: Sequence[str] = (),
     logarithmic: bool = False,
 ) -> None:
-    """Write a PNG of named lines, atomically.
+    """Draw named lines.
 
     Parameters
     ----------
@@ -42,10 +56,6 @@ def plot_lines(
     logarithmic : bool
         The axis across, labelled at the values that are there.
     """
-    from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
-
-    figure = Figure(figsize=(8.0, 4.5), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
     for k, name in enumerate(sorted(lines, key=lambda name: name not in bold)):
         axes.plot(*lines[name], label=name, **line_style(k, len(lines)))
     if dense is not None:
@@ -64,10 +74,7 @@ def plot_lines(
     axes.set_ylabel(up)
     axes.grid(color="0.92", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     axes.set_title(title, fontsize=10, loc="left")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def _from_error(percent: Any) -> Any:

@@ -65,7 +65,17 @@ def line_style(k: int, count: int) -> dict[str, Any]:
 
 
 def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
-    """Write a PNG of the models of a sweep, atomically.
+    """Write a PNG of the models of a sweep, atomically; parameters as `draw_sweep`."""
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
+
+    figure = Figure(figsize=(7.2, 4.5), dpi=160, layout="constrained")
+    draw_sweep(figure.add_subplot(), table, title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def draw_sweep(axes: Any, table: pd.DataFrame, title: str) -> None:
+    """Draw the models of a sweep.
 
     Across: sparsity against the network's weights; left of 0 % a model has more weights than the
     network. Up: test accuracy, or the relative output error where there are no labels. Sparsity
@@ -76,11 +86,7 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
     table
         As `cimf.studies.sweep_tables.tidy`.
     """
-    from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
-
     labelled = bool(table["accuracy"].notna().all())
-    figure = Figure(figsize=(7.2, 4.5), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
     groups = list(table.groupby(["design", "rescale"], sort=False))
     for k, ((design, rescale), part) in enumerate(groups):
         part = part[part["nonzero_weights"] > 0]
@@ -138,8 +144,6 @@ def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower left" if labelled else "upper left")
     axes.set_title(title, fontsize=10, loc="left")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def _missing(fraction: pd.Series) -> pd.Series:
