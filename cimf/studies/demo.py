@@ -116,7 +116,7 @@ def _draw(path: Path, pruned: Sequence[Mapping[str, Any]], models: Sequence[Spar
         dense=100 * float(table["dense_accuracy"].iloc[0]),
         bold=[OURS],
     )
-    left.legend(frameon=False, fontsize=8, loc="lower left")
+    left.legend(frameon=False, fontsize=8, loc="center left")
     draw_sweep(right, table, "cimf.sparsify: implicit models at the paper's κ")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -62,6 +62,8 @@ def draw_lines(
         axes.axhline(dense, color="0.35", linewidth=1.0, zorder=0, label="dense network")
         axes.set_yscale("function", functions=(_from_error, lambda v: 100.0 - np.exp(-v)))
         low, high = axes.get_ylim()
+        high = min(high, 50.0 + dense / 2)  # half the error of the dense network is room enough
+        axes.set_ylim(low, high)
         axes.set_yticks([tick for tick in _TICKS if low <= tick <= high])
     places = list(dict.fromkeys(place for x, _ in lines.values() for place in x))
     if logarithmic:

@@ -13,6 +13,8 @@ from cimf.methods.layered import elimination
 from cimf.methods.layered.calibration import Calibration, Statistics
 from cimf.network.patches import PatchGram
 
+EVERYTHING = {"positions": None, "n_jobs": 1}
+
 
 def error(net, reference, u):
     with torch.no_grad():
@@ -157,6 +159,41 @@ def test_sums_over_shapes_that_differ(kind, shape):
     assert result.report.layers[1].mismatch == pytest.approx(
         error(result.network, net, u) * net(u).numel() / spread(net(u)), rel=1e-3
     )
+
+
+class Wide(nn.Module):
+    """The layer that a sum repeats is the larger one, so it is solved last."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(2)
+        self.axes = (2, 3) if kind == "images" else (1,)
+        self.channels = 1 if kind == "images" else -1
+        layer = (lambda n: nn.Conv2d(n, 4, 1)) if kind == "images" else (lambda n: nn.Linear(n, 4))
+        self.each, self.pooled = layer(5), layer(10)
+
+    def forward(self, x):
+        both = torch.cat([x, x.square()], self.channels).mean(self.axes, keepdim=True)
+        return self.pooled(both) + self.each(x)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("images", (5, 6, 3)), ("tokens", (7, 5))])
+def test_a_layer_that_is_repeated_over_positions_has_its_own_target(kind, shape):
+    """These were tracebacks: the target had the shape of the sum."""
+    net, u = Wide(kind), torch.randn(60, *shape)
+    report = cimf.prune(net, u, 0.5, **EVERYTHING).report
+    assert [layer.path for layer in report.layers] == ["each", "pooled"]
+    alone = Wide(kind)
+    with torch.no_grad():
+        alone.each.weight.zero_()
+        alone.each.bias.zero_()
+    counts = [np.zeros(4, int), np.array([8, 8, 7, 7])]
+    first, second = (
+        cimf.prune(one, u, 0.5, allocation=counts, support="magnitude", **EVERYTHING)
+        for one in (Wide(kind), alone)
+    )
+    torch.testing.assert_close(first.network.pooled.weight, second.network.pooled.weight)
+    assert first.report.layers[1].mismatch == pytest.approx(second.report.layers[1].mismatch)
 
 
 def spread(z):

@@ -143,6 +143,10 @@ def test_dead_columns_go_first_and_stay_as_they_were_where_they_are_kept():
     order, increase = rows.elimination(gram, 1, 1)
     assert np.array_equal(np.sort(order[:, :2], axis=1), [[2, 5]] * 3)
     assert (increase[:, :2].max(axis=1) < 1e-12 * gram.target_sq).all()
+    share = (
+        np.diagonal(gram.gram)[[2, 5]] * dense[:, [2, 5]] ** 2 / np.square(Z).sum(axis=0)[:, None]
+    )
+    np.testing.assert_allclose(share.max(axis=0), np.finfo(float).eps)  # in any unit
     coef, _ = rows.polished(gram, np.ones((3, 8), dtype=bool), 1)
     np.testing.assert_allclose(coef[:, [2, 5]], dense[:, [2, 5]], rtol=1e-12)
 
