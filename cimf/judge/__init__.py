@@ -1,7 +1,7 @@
 """How good a solution is: certificates, solutions that carry one, accounting of non-zeros."""
 
 from cimf.judge.accounting import DENOMINATORS, BlockCount, NonZeros, count_nonzeros
-from cimf.judge.certificate import Certificate, certify, certify_columns
+from cimf.judge.certificate import Certificate, certify, certify_columns, energy
 from cimf.judge.model_solution import ModelSolution
 from cimf.judge.solution import Solution
 
@@ -15,4 +15,5 @@ __all__ = [
     "certify",
     "certify_columns",
     "count_nonzeros",
+    "energy",
 ]

@@ -15,6 +15,17 @@ Free columns F (w = 0) are eliminated first: with P = pinv(G_FF), the excess 1/2
 and g_B is replaced by g_B - G_BF P g_F; at a least-squares optimum of a_F both are zero. A column
 with a sign constraint counts in the maximum only in the direction in which it may move.
 
+A gap is relative to what F leaves of the target, e = 1/2 ||z||^2 - 1/2 c_F' P c_F (`energy`):
+beside a free bias the mean of a target is no achievement, and relative to 1/2 ||z||^2 a target of
+mean 1e6 and deviation 0.1 would be certified whatever the coefficients. e is a difference of
+moments, known to about 16 units of rounding of 1/2 ||z||^2, its floor. Two kinds of rows are at
+that limit:
+
+* an objective below the floor: matched exactly to all that the moments say. Relative to
+  1/2 ||z||^2, and passed;
+* a gap that is rounding of 1/2 ||z||^2 and still more than tol e: *limited*. Nothing is certified,
+  and no solver can do better from these moments; centred data can.
+
 All this is computed from G and c, in float64. The rounding of g, about eps ||M_j|| (||z|| +
 sum_k ||M_k|| |a_k|), is not added to the bound: it is far below 1e-9 unless column norms differ by
 ten orders of magnitude or kappa is a thousand times the norm of the least-squares solution.
@@ -35,9 +46,15 @@ from formulations.columns import Columns, as_float64, per_row
 
 # Rows judged together: bounds the memory of the gradient to 256 x N.
 _CHUNK = 256
+# Rounding of the moments of a target, in units of ||z||^2: 3 to 15e-15 where deviations of 1e-7 of
+# the mean (1e-14) are to be told from none.
+FLOOR = 16 * float(np.finfo(np.float64).eps)
+# Rounding of a gap, in the same units: of the gradient times kappa, and of sums over samples of
+# equal values (a constant target: 3e-14 after 1,000 samples).
+_LIMIT = 1e-13
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate:
     """What was recomputed in float64 from the statistics, one entry per row.
 
@@ -46,7 +63,8 @@ class Certificate:
     objective : (r,)
         h(a) = 1/2 ||M a - z||^2, plus lam sum_j w_j |a_j| for Q(lam).
     gap : (r,)
-        Bound on the objective's excess over the optimum, divided by 1/2 ||z||^2 (relative gap).
+        Bound on the objective's excess over the optimum, divided by what the free columns leave of
+        1/2 ||z||^2 (relative gap; see the module).
     violation : (r,)
         max(0, sum_j w_j |a_j| - kappa), or the largest |a_j| that an excluded column or a sign
         forbids where that is larger. In the units of kappa and of the coefficients.
@@ -59,6 +77,9 @@ class Certificate:
         Tolerance that `passed` refers to: gap <= tol, and violation <= tol * kappa (for kappa = 0
         and for forbidden columns: exactly zero).
     passed : (r,) bool
+    limited : (r,) bool
+        Not passed, but the gap is rounding of 1/2 ||z||^2: the target is so near to the span of the
+        free columns that moments in float64 certify nothing more. Centre the data for that.
     """
 
     objective: NDArray[np.float64]
@@ -68,6 +89,14 @@ class Certificate:
     norm: NDArray[np.float64]
     tol: float
     passed: NDArray[np.bool_]
+    limited: NDArray[np.bool_]
+
+    def __repr__(self) -> str:
+        limited = f", {self.limited.sum()} at the limit of float64" if self.limited.any() else ""
+        return (
+            f"Certificate({self.passed.sum()} of {self.passed.size} rows passed{limited}, "
+            f"worst gap {self.worst_gap:.1e}, tol={self.tol:g})"
+        )
 
     @property
     def worst_gap(self) -> float:
@@ -75,8 +104,11 @@ class Certificate:
         return float(self.gap.max(initial=0.0))
 
     def raise_if_failed(self) -> None:
-        """Raise `CertificateError` naming the rows that failed, if any did."""
-        failed = np.flatnonzero(~self.passed)
+        """Raise `CertificateError` naming the rows that failed, if any did.
+
+        Rows that are `limited` neither failed nor are certified: no error can be told from none.
+        """
+        failed = np.flatnonzero(~(self.passed | self.limited))
         if failed.size:
             worst = failed[np.argmax(self.gap[failed])]
             raise CertificateError(
@@ -152,11 +184,11 @@ def certify_columns(
     if not finite.all():
         coef = np.where(finite[:, None], coef, 0.0)
     norm = columns.norm(coef)
+    block = _shared_block(gram, columns)
+    scale = _energy(gram, columns, block)
     if not (constrained or level.all()):
         columns = _least_squares_columns(columns, level, coef)
-    free = np.atleast_2d(columns.weights == 0.0)
-    # One elimination for all rows, unless their free columns differ.
-    block = _FreeBlock(gram.gram, free[0]) if (free == free[:1]).all() and len(free) else None
+        block = _shared_block(gram, columns)
     parts = []
     for start in range(0, gram.n_targets, _CHUNK):
         rows = slice(start, start + _CHUNK)
@@ -170,12 +202,35 @@ def certify_columns(
     objective = np.where(finite, objective, np.nan)
     gap, violation = np.where(finite, gap, np.inf), np.where(finite, violation, np.inf)
     half_sq = 0.5 * gram.target_sq
+    exact = np.isfinite(objective) & (objective <= FLOOR * half_sq)
     with np.errstate(invalid="ignore", divide="ignore"):
-        relative = np.where(gap == 0.0, 0.0, gap / half_sq)
-    limit = tol * level if constrained else np.zeros_like(level)
-    passed = (relative <= tol) & (violation <= limit)
+        relative = np.where(gap == 0.0, 0.0, gap / np.where(exact, half_sq, scale))
+    feasible = violation <= (tol * level if constrained else np.zeros_like(level))
+    passed = (relative <= tol) & feasible
+    limited = ~passed & feasible & (gap <= min(_LIMIT, tol) * half_sq)
     norm = np.where(finite, norm, np.inf)
-    return Certificate(objective, relative, violation, lam_out, norm, float(tol), passed)
+    return Certificate(objective, relative, violation, lam_out, norm, float(tol), passed, limited)
+
+
+def energy(gram: Gram, columns: Columns) -> NDArray[np.float64]:
+    """Return what the free columns leave of 1/2 ||z_i||^2, and not less than its rounding: (r,)."""
+    return _energy(gram, columns, _shared_block(gram, columns))
+
+
+def _energy(gram: Gram, columns: Columns, block: _FreeBlock | None) -> NDArray[np.float64]:
+    half_sq = 0.5 * gram.target_sq
+    reached = np.zeros_like(half_sq)
+    for i, corr in enumerate(gram.corr):
+        own = block if block is not None else _FreeBlock(gram.gram, columns.row(i) == 0.0)
+        half = own.half(corr)
+        reached[i] = 0.5 * float(half @ half)
+    return np.maximum(half_sq - reached, FLOOR * half_sq)
+
+
+def _shared_block(gram: Gram, columns: Columns) -> _FreeBlock | None:
+    """Return one elimination for all rows; None where their free columns differ."""
+    free = np.atleast_2d(columns.weights == 0.0)
+    return _FreeBlock(gram.gram, free[0]) if (free == free[:1]).all() and len(free) else None
 
 
 def _least_squares_columns(
@@ -210,6 +265,10 @@ class _FreeBlock:
             keep = value > np.finfo(np.float64).eps * self.index.size * max(value[-1], 0.0)
             self.root = (self.scale[:, None] * vector[:, keep]) / np.sqrt(value[keep])
 
+    def half(self, g: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return h with h'h = g_F' pinv(G_FF) g_F, for g (N,)."""
+        return np.asarray(self.root.T @ g[self.index]) if self.index.size else np.zeros(0)
+
     def eliminate(
         self, gradient: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -219,7 +278,7 @@ class _FreeBlock:
         reduced = np.empty_like(gradient)
         excess = np.empty(gradient.shape[0])
         for i, g in enumerate(gradient):  # row by row: bits independent of the other rows
-            half = self.root.T @ g[self.index]
+            half = self.half(g)
             excess[i] = 0.5 * float(half @ half)
             reduced[i] = g - (self.root @ half) @ self.cross
         return reduced, excess

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cimf.errors import CertificateError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelSolution:
     """A point, what it is worth, and a bound on how much better any other point can be.
 
@@ -60,6 +60,14 @@ class ModelSolution:
     parts: tuple[tuple[int, ...], ...]
     seconds: Mapping[str, float]
     tol: float
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in self.values.items())
+        word = "certified" if self.passed else "not certified"
+        return (
+            f"ModelSolution({shapes}; objective {self.objective:.6g}, {word}: gap {self.gap:.1e}, "
+            f"violation {self.violation:.1e} at tol={self.tol:g})"
+        )
 
     @property
     def violation(self) -> float:

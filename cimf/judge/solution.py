@@ -12,7 +12,7 @@ from cimf.errors import CertificateError
 from cimf.judge.certificate import Certificate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """Solutions of r row problems with the certificate that was computed for them.
 
@@ -39,6 +39,15 @@ class Solution:
     seconds: Mapping[str, float] = field(default_factory=dict)
     why: str = ""
 
+    def __repr__(self) -> str:
+        words, counts = np.unique(self.status, return_counts=True)
+        found = ", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True))
+        return (
+            f"{type(self).__name__}({self.coef.shape[0]} rows x {self.coef.shape[1]} columns, "
+            f"{np.count_nonzero(self.coef)} non-zeros; {found or 'no rows'}; worst gap "
+            f"{self.certificate.worst_gap:.1e} at tol={self.certificate.tol:g})"
+        )
+
     @property
     def objective(self) -> NDArray[np.float64]:
         """Objective of each row, shape (r,)."""
@@ -46,7 +55,7 @@ class Solution:
 
     @property
     def gap(self) -> NDArray[np.float64]:
-        """Relative gap (bound on the excess over the optimum, by 1/2 ||z||^2), shape (r,)."""
+        """Bound on the excess over the optimum, relative as in `Certificate.gap`, shape (r,)."""
         return self.certificate.gap
 
     @property
@@ -61,10 +70,16 @@ class Solution:
 
     @property
     def status(self) -> NDArray[np.str_]:
-        """'optimal', 'inaccurate' (gap above the tolerance) or 'infeasible', per row."""
+        """One word per row, shape (r,).
+
+        'optimal'; 'limited' (the gap is rounding of the uncentred target and certifies nothing, see
+        `Certificate.limited`); 'inaccurate' (gap above the tolerance); 'infeasible'.
+        """
         cert = self.certificate
-        return np.where(
-            cert.passed, "optimal", np.where(cert.gap <= cert.tol, "infeasible", "inaccurate")
+        return np.select(
+            [cert.passed, cert.limited, cert.gap <= cert.tol],
+            ["optimal", "limited", "infeasible"],
+            "inaccurate",
         )
 
     def raise_if_failed(self) -> Solution:

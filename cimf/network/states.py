@@ -53,7 +53,7 @@ class Reconstruction:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class States:
     """States of a network, samples in columns as in the paper, float64.
 
@@ -95,6 +95,12 @@ class States:
         check_blocks(self.blocks, self.n_states)
         if self.bias and not (self.n_inputs and (self.U[-1] == 1.0).all()):
             raise InputError("bias=True, but the last row of U is not all ones")
+
+    def __repr__(self) -> str:
+        return (
+            f"States({self.n_states} states in {len(self.blocks)} blocks, {len(self.U)} inputs, "
+            f"{self.n_outputs} outputs, {self.n_samples} samples, bias={self.bias})"
+        )
 
     @property
     def n_states(self) -> int:

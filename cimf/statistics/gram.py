@@ -119,6 +119,11 @@ class Gram:
         out._has_data = True
         return out
 
+    def __repr__(self) -> str:
+        return (
+            f"Gram({self.n_features} columns, {self.n_targets} targets, {self.n_samples} samples)"
+        )
+
     @property
     def n_features(self) -> int:
         """N, the number of columns of the design."""

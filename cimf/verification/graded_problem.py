@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.errors import InputError
-from cimf.judge import certify
+from cimf.judge import certify, energy
 from cimf.solve import solve_rows
 from cimf.statistics import Gram
 from formulations.columns import Columns, as_float64
@@ -119,10 +119,13 @@ class Problem:
 
     @cached_property
     def scale(self) -> float:
-        """Unit of gaps and excesses: 1/2 ||z||^2, or the size of the ball where z = 0."""
-        half_sq = 0.5 * float(self.gram.target_sq[0])
-        if half_sq > 0:
-            return half_sq
+        """Unit of gaps and excesses.
+
+        What the free columns leave of 1/2 ||z||^2, or the size of the ball where z = 0.
+        """
+        left = float(energy(self.gram, Columns(self.weights, self.signs))[0])
+        if left > 0:
+            return left
         in_ball = (self.weights > 0) & np.isfinite(self.weights)
         length = np.sqrt(np.diagonal(self.gram.gram)[in_ball]) / self.weights[in_ball]
         return 0.5 * float(self.kappa * length.max(initial=0.0)) ** 2 or 1.0

@@ -84,3 +84,14 @@ def test_degenerate_shapes():
         count_nonzeros(np.ones((2, 3)), np.ones((1, 4)), bias=False)
     with pytest.raises(InputError):
         count_nonzeros(np.full((2, 3), np.nan), np.ones((1, 3)), bias=False)
+
+
+def test_biases_by_hand():
+    states = np.array([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 4.0]])  # columns x1, x2, u, 1
+    outputs = np.array([[5.0, 0.0, 0.0, 0.0]])
+    count = count_nonzeros(states, outputs, bias=True, network_weights=6, network_parameters=10)
+    assert (count.weights, count.biases, count.dense) == (3, 2, 12)
+    assert count.emptied == (1,)
+    assert count.sparsity["network_weights"] == pytest.approx(1 - 3 / 6)
+    assert count.sparsity["network_parameters"] == pytest.approx(1 - 5 / 10)
+    assert count.sparsity["dense"] == pytest.approx(1 - 5 / 12)

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse
 
 from cimf.errors import CertificateError
+from cimf.judge import ModelSolution
 from cimf.judge.cone_certificate import ConeProgram, Cones, infeasible_within, lower_bound
 from cimf.solve.conic.backends import run
 
@@ -128,3 +129,22 @@ def test_infeasibility_proof():
     assert infeasible_within(program, np.array([1.0, 1.0])) == np.inf
     assert infeasible_within(program, np.array([1.0, 0.9])) == pytest.approx(8.0)
     assert infeasible_within(program, np.array([1.0, 0.0])) == 0.0
+
+
+def test_the_radius_of_a_proof_is_in_the_l1_norm():
+    """x + y <= -1, x >= 0, y >= 0; z misses A'z = 0 by 0.1 in both entries."""
+    A = scipy.sparse.csc_array([[1.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    empty = scipy.sparse.csc_array((2, 2))
+    program = ConeProgram(empty, np.zeros(2), A, np.array([-1.0, 0.0, 0.0]), Cones(nonneg=3), 0.0)
+    assert infeasible_within(program, np.array([1.0, 0.9, 0.9])) == pytest.approx(1 / 0.2)
+    assert infeasible_within(program, np.ones(3)) == np.inf
+
+
+def test_a_bound_above_the_objective_certifies_nothing():
+    fields = dict.fromkeys(ModelSolution.__dataclass_fields__, ())
+    fields |= {"values": {}, "violations": {}, "objective": 1.0, "bound": 1.1, "tol": 1e-7}
+    assert not ModelSolution(**fields | {"gap": -0.1}).passed
+    assert ModelSolution(**fields | {"gap": 1e-8}).passed
+    with pytest.raises(CertificateError, match=r"gap -0\.1"):
+        ModelSolution(**fields | {"gap": -0.1}).raise_if_failed()
+    assert "not certified: gap -1.0e-01" in repr(ModelSolution(**fields | {"gap": -0.1}))

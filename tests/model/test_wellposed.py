@@ -213,3 +213,22 @@ def test_state_scales_leave_other_activations_alone():
 def test_state_scales_refuse(args, message):
     with pytest.raises(InputError, match=message):
         state_scales(*args)
+
+
+def test_a_row_norm_of_exactly_1_proves_nothing():
+    """x = relu(x + 1) has no solution."""
+    found = ImplicitModel([[1.0]], [[1.0]], [[1.0]], [[0.0]]).wellposedness()
+    assert (found.row_norm, found.condition, found.wellposed) == (1.0, "none", False)
+    assert found.margin <= 0.0
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_small_chunks_of_unit_vectors_give_the_same_matrices(monkeypatch, sparse):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 2))
+    whole = ImplicitModel.from_network(net, sparse=sparse)
+    monkeypatch.setattr("cimf.model.convert._BATCH_NUMBERS", 50)  # 2 columns at a time
+    parts = ImplicitModel.from_network(net, sparse=sparse)
+    for name in "ABCD":
+        one, other = getattr(whole, name), getattr(parts, name)
+        assert abs(one - other).max() <= 1e-14

@@ -10,7 +10,9 @@ from cimf.errors import InputError, UnknownNameError
 from cimf.judge import certify
 from cimf.solve import solve_path, solve_rows
 from cimf.solve.bisection.algorithms import Bisection, bisect_rows
+from cimf.solve.path import exact_rows as exact
 from cimf.statistics import Gram
+from formulations.columns import Columns
 
 
 def random_gram(m=40, n=12, r=5, seed=0):
@@ -227,3 +229,32 @@ def test_an_inactive_ball_is_handed_over_and_says_so():
 def test_bad_options(options, error):
     with pytest.raises(error):
         bisect_rows(random_gram(), 0.7, **options)
+
+
+def test_each_row_starts_at_zero_with_steps():
+    rng = np.random.default_rng(5)
+    design, targets = rng.normal(size=(40, 12)), rng.normal(size=(40, 6))
+    gram = Gram.from_arrays(design, targets)
+    order = [3, 5, 0, 1, 4, 2]
+    one = bisect_rows(gram, 0.5, warm_start="steps")
+    other = bisect_rows(gram.rows(order), 0.5, warm_start="steps")
+    np.testing.assert_array_equal(other.inner, one.inner[order])
+    np.testing.assert_array_equal(other.steps, one.steps[order])
+
+
+@pytest.mark.parametrize("n_rows", [3, 70])
+def test_several_rows_of_a_chunk_have_their_own_weights(n_rows):
+    """More than 64 rows are solved in chunks of several."""
+    rng = np.random.default_rng(6)
+    gram = Gram.from_arrays(rng.normal(size=(40, 8)), rng.normal(size=(40, n_rows)))
+    weights = rng.uniform(0.5, 2.0, size=(n_rows, 8))
+    weights[np.arange(n_rows), rng.integers(0, 8, n_rows)] = 0.0
+    levels = np.full((n_rows, 1), 0.5)
+    columns = Columns.build(8, n_rows, weights=weights)
+    found = exact.solve_chunk(gram, columns, levels, True, 1e-9).coef[:, 0]
+    whole = solve_rows(gram, 0.5, weights=weights)
+    assert whole.certificate.passed.all()
+    np.testing.assert_array_equal(found, whole.coef)
+    for i in range(n_rows):
+        alone = solve_rows(gram.rows([i]), 0.5, weights=weights[i])
+        np.testing.assert_array_equal(found[i], alone.coef[0])

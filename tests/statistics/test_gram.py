@@ -299,3 +299,18 @@ def test_masked_and_complex_samples_are_refused(argument):
         data[argument] = bad(data[argument], 0.0)
         with pytest.raises(InputError, match=named):
             Gram.from_arrays(**data)
+
+
+def test_the_number_of_samples_is_in_the_checksum(tmp_path):
+    path = tmp_path / "gram.safetensors"
+    Gram.from_arrays(np.ones((123, 2)), np.ones((123, 1))).save(path)
+    whole = path.read_bytes()
+    assert whole.count(b'"123"') == 1
+    path.write_bytes(whole.replace(b'"123"', b'"124"'))
+    with pytest.raises(RunError, match="checksum"):
+        Gram.load(path)
+
+
+def test_a_short_repr():
+    gram = Gram.from_arrays(np.ones((9, 4)), np.ones((9, 2)))
+    assert repr(gram) == "Gram(4 columns, 2 targets, 9 samples)"

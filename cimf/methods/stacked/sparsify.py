@@ -39,12 +39,15 @@ _UNSHARED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sparsified:
     """A sparse implicit model, in the network's units, and what is known about it."""
 
     model: ImplicitModel
     report: Report
+
+    def __repr__(self) -> str:
+        return f"Sparsified({self.model!r}, {self.report.solution!r})"
 
 
 @dataclass(frozen=True)

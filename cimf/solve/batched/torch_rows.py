@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cimf.judge import energy
 from cimf.solve.path import exact_rows as exact
 from cimf.statistics import Gram
 from formulations.columns import Columns, shrink
@@ -82,7 +83,7 @@ def solve_chunk(
 class _Problem:
     """All rows on the device, columns scaled.
 
-    gram (N, N); corr, weights, signs (r, N); half_sq (r,).
+    gram (N, N); corr, weights, signs (r, N); half_sq, goal (r,), the absolute gap aimed at.
     """
 
     gram: torch.Tensor
@@ -90,8 +91,8 @@ class _Problem:
     weights: torch.Tensor
     signs: torch.Tensor
     half_sq: torch.Tensor
+    goal: torch.Tensor
     ball: bool
-    goal: float
 
     @classmethod
     def build(
@@ -100,6 +101,10 @@ class _Problem:
         def moved(array: NDArray[Any]) -> torch.Tensor:
             return torch.as_tensor(array, dtype=torch.float64, device=device)
 
+        left, half_sq = energy(gram, columns), 0.5 * gram.target_sq
+        # As `exact.absolute_goal`.
+        aim = np.where(left > 10.0 * exact.RIDGE * half_sq, goal * left, goal * half_sq)
+        aim = np.where(left < half_sq, np.maximum(aim, exact.ROUNDING * half_sq), aim)
         scale = exact.column_scale(gram)
         matrix, d = moved(gram.gram), moved(scale)
         weights = np.where(scale > 0, columns.weights * np.where(scale > 0, scale, 1.0), np.inf)
@@ -109,14 +114,14 @@ class _Problem:
             moved(np.broadcast_to(weights, gram.corr.shape).copy()),
             moved(np.broadcast_to(columns.signs, gram.corr.shape).copy()),
             moved(0.5 * gram.target_sq),
+            moved(aim),
             ball,
-            goal,
         )
 
     def rows(self, index: torch.Tensor) -> _Problem:
         """Return the problem of some rows."""
-        parts = (self.corr[index], self.weights[index], self.signs[index], self.half_sq[index])
-        return _Problem(self.gram, *parts, self.ball, self.goal)
+        rows = (self.corr, self.weights, self.signs, self.half_sq, self.goal)
+        return _Problem(self.gram, *(part[index] for part in rows), self.ball)
 
 
 def _solve_level(
@@ -265,7 +270,7 @@ def _gap(
         norm = torch.where(bounded, problem.weights * coef.abs(), 0.0).sum(dim=1)
         shrunk = torch.where((steepest > lam) & (lam > 0), 1.0 - lam / steepest, 0.0)
         gap = inner + lam * norm + shrunk * (shrunk * problem.half_sq - inner)
-    return gap <= problem.goal * problem.half_sq
+    return gap <= problem.goal
 
 
 def _on_segments(

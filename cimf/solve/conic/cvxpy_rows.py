@@ -28,7 +28,7 @@ Progress = Callable[[int], None]
 GROUND_TRUTH = 1e-7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CvxpySolution(Solution):
     """A `Solution` of row problems that also says what the backend itself returned.
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cimf.solve.blas import solve_transposed
 from cimf.solve.compiled import kernel
 from cimf.solve.path.cholesky import append
 from cimf.solve.path.exchange import grown
@@ -23,6 +24,8 @@ from formulations.columns import Columns
 RIDGE = 1e-12
 # A point that is not exact is accepted at this fraction of the tolerance.
 MARGIN = 0.1
+# Gaps below this, in units of 1/2 ||z||^2, are rounding where free columns leave less than that.
+ROUNDING = 1e-15
 # Linear systems per row. Real states need 5 to 650 (N = 897), the design of Mairal and Yu
 # 1,600 at N = 7; past this a row is reported as it stands.
 BUDGET = 10_000
@@ -116,6 +119,30 @@ def column_records(gram, weights, signs, scale, ridge):
 
 
 @kernel
+def absolute_goal(goal, corr, target_sq, scale, free, free_factor):
+    """Return a relative goal times the unit of the certificate, `cimf.judge.energy`.
+
+    Not below the rounding of the moments; and where the free columns leave no more than the ridge
+    of their factor does, of 1/2 ||z||^2: a constant target beside a free bias got coefficients of
+    1e-13 on every column.
+    """
+    half_sq = 0.5 * target_sq
+    f = free.shape[0]
+    if f == 0:
+        return goal * half_sq
+    half = np.empty(f)
+    for i in range(f):
+        half[i] = scale[free[i]] * corr[free[i]]
+    solve_transposed(free_factor, f, half)
+    left = half_sq
+    for i in range(f):
+        left -= 0.5 * half[i] * half[i]
+    if left <= 10.0 * RIDGE * half_sq:
+        return goal * half_sq
+    return max(goal * left, ROUNDING * half_sq)
+
+
+@kernel
 def solve_compiled(
     gram, corr, target_sq, weights, signs, scale, ridge, free, free_factor, up, down, fuzz,
     rank, levels, ball, goal, budget, coef, lam, solves,
@@ -140,6 +167,7 @@ def solve_compiled(
             gram, corr[i], np.sqrt(target_sq[i]), weights[own], scale, ridge, up, down, fuzz
         )
         factor, saved = solve_levels(
-            problem, free, free_factor, rank, levels[i], ball, goal * 0.5 * target_sq[i], budget,
-            factor, saved, work, coef[i], lam[i], solves[i],
+            problem, free, free_factor, rank, levels[i], ball,
+            absolute_goal(goal, corr[i], target_sq[i], scale, free, free_factor), budget, factor,
+            saved, work, coef[i], lam[i], solves[i],
         )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.solve.compiled import kernel
-from cimf.solve.path.exact_rows import MARGIN, RIDGE, column_records, column_scale
+from cimf.solve.path.exact_rows import MARGIN, RIDGE, absolute_goal, column_records, column_scale
 from cimf.solve.path.exchange import correct_at, rebuild
 from cimf.solve.path.segment_lines import (
     JUDGED,
@@ -179,10 +179,10 @@ class Segments:
         solves : int
             Linear systems.
         """
-        target_sq = self.gram.target_sq[row]
+        corr, target_sq = self.gram.corr[row], self.gram.target_sq[row]
+        records = self._shared or self._records(row)
         return _solve_segment(
-            self._matrix, self.gram.corr[row], target_sq,
-            np.ascontiguousarray(self.columns.row(row)), self.scale, RIDGE,
-            *(self._shared or self._records(row)), np.sign(guess), lam, kappa, self.ball,
-            self.goal * 0.5 * target_sq, out,
+            self._matrix, corr, target_sq, np.ascontiguousarray(self.columns.row(row)), self.scale,
+            RIDGE, *records, np.sign(guess), lam, kappa, self.ball,
+            absolute_goal(self.goal, corr, target_sq, self.scale, *records[:2]), out,
         )  # fmt: skip

@@ -1,0 +1,138 @@
+"""Certificates beside free columns: relative to what these leave of the target."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cimf.errors import CertificateError
+from cimf.judge import certify, energy
+from cimf.solve.rows import solve_rows
+from cimf.statistics import Gram
+from cimf.verification import Problem
+from formulations.columns import Columns
+
+BIAS = np.array([True, True, True, False])
+
+
+def _offset(offset, noise=0.1, m=60):
+    """A target that is linear in three columns, with noise, and a mean."""
+    rng = np.random.default_rng(0)
+    design = np.column_stack([rng.normal(size=(m, 3)), np.ones(m)])
+    target = design[:, :3] @ [0.3, -0.2, 0.1] + noise * rng.normal(size=m)
+    return design, target + offset
+
+
+def test_the_unit_of_a_gap_is_what_the_free_columns_leave():
+    design, target = _offset(3.0)
+    free = design[:, 1:]
+    left = target - free @ np.linalg.lstsq(free, target, rcond=None)[0]
+    gram = Gram.from_arrays(design, target)
+    weights = np.array([[1.0, 0.0, 0.0, 0.0]])
+    columns = Columns.build(4, 1, weights=weights)
+    np.testing.assert_allclose(energy(gram, columns), 0.5 * left @ left, rtol=1e-12)
+    np.testing.assert_array_equal(energy(gram, Columns.build(4, 1)), 0.5 * gram.target_sq)
+    problem = Problem("p", design, target, 0.5, weights[0])
+    assert problem.scale == pytest.approx(0.5 * left @ left, rel=1e-12)
+    # Rows with free columns of their own: each has its own energy.
+    both = Gram.from_arrays(design, np.column_stack([target, target]))
+    rows = Columns.build(4, 2, weights=[[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    centred = target - target.mean()
+    np.testing.assert_allclose(
+        energy(both, rows), [0.5 * left @ left, 0.5 * centred @ centred], rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("lam", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4])
+def test_a_relative_gap_does_not_depend_on_the_mean(offset, lam):
+    design, target = _offset(offset)
+    mean = np.array([0.0, 0.0, 0.0, target.mean()])
+    level = {"lam": 0.1} if lam else {"kappa": 0.5}
+    cert = certify(Gram.from_arrays(design, target), mean, bounded=BIAS, **level)
+    plain = certify(
+        Gram.from_arrays(design, target - offset),
+        mean - [0.0, 0.0, 0.0, offset],
+        bounded=BIAS,
+        **level,
+    )
+    np.testing.assert_allclose(cert.gap, plain.gap, rtol=1e-6)
+    assert not cert.passed[0]
+
+
+@pytest.mark.parametrize("method", ["exact", "bisection", "torch"])
+def test_solvers_aim_at_that_unit(method):
+    """At 1/2 ||z||^2 an error of 1e-10 would be 1e-7 of what there is to explain."""
+    design, target = _offset(10.0)
+    gram = Gram.from_arrays(design, target)
+    for kappa in (0.1, 0.5, 5.0):
+        solution = solve_rows(gram, kappa, bounded=BIAS, method=method)
+        assert solution.status.tolist() == ["optimal"]
+        centred = design - [*design[:, :3].mean(axis=0), 0.0]
+        truth = solve_rows(
+            Gram.from_arrays(centred[:, :3], target - target.mean()), kappa, tol=1e-12
+        )
+        left = 0.5 * np.square(target - target.mean()).sum()
+        assert abs(solution.objective[0] - truth.objective[0]) <= 2e-9 * left
+
+
+def test_a_mean_of_1e6_certifies_nothing():
+    """a = 0 was certified with gap 6e-12 at an excess of 75 % of the centred energy."""
+    design, target = _offset(1e6)
+    gram = Gram.from_arrays(design, target)
+    nothing = certify(gram, [0.0, 0.0, 0.0, target.mean()], kappa=2.0, bounded=BIAS)
+    assert not nothing.passed[0]
+    assert nothing.gap[0] > 0.1
+    best = solve_rows(gram, 2.0, bounded=BIAS)
+    assert best.status[0] in ("limited", "inaccurate")
+
+
+def test_a_target_at_the_limit_of_its_moments_is_named():
+    design, target = _offset(1e6, noise=0.0)
+    target = 1e6 + 0.3 * (target - 1e6)
+    gram = Gram.from_arrays(design, target)
+    cert = certify(gram, [0.09, -0.06, 0.03, 1e6], kappa=0.5, bounded=BIAS)
+    if not cert.passed[0]:
+        assert cert.limited[0]
+        cert.raise_if_failed()
+    wrong = certify(gram, [0.09, -0.06, 0.03, 1e6 + 1.0], kappa=0.5, bounded=BIAS)
+    assert not (wrong.passed | wrong.limited).any()
+    with pytest.raises(CertificateError):
+        wrong.raise_if_failed()
+
+
+@pytest.mark.parametrize("constant", [0.1, 1.0, -3.7e5])
+@pytest.mark.parametrize("m", [10, 1000])
+def test_a_constant_target_is_matched_by_the_bias(constant, m):
+    design = _offset(0.0, m=m)[0]
+    gram = Gram.from_arrays(design, np.full(m, constant))
+    solution = solve_rows(gram, 0.5, bounded=BIAS)
+    assert solution.status[0] in ("optimal", "limited")
+    solution.raise_if_failed()
+    np.testing.assert_allclose(
+        solution.coef, [[0.0, 0.0, 0.0, constant]], atol=1e-12 * abs(constant)
+    )
+    if m == 10:
+        assert solution.status[0] == "optimal"
+
+
+def test_a_target_in_the_span_of_the_free_columns_passes():
+    rng = np.random.default_rng(1)
+    design = rng.normal(size=(50, 6))
+    weights = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    target = design[:, 2:] @ rng.normal(size=(4, 8))
+    solution = solve_rows(Gram.from_arrays(design, target), 0.5, weights=weights)
+    assert (solution.status == "optimal").all()
+    assert solution.certificate.worst_gap <= 1e-12
+    other = certify(Gram.from_arrays(design, target), 1.001 * solution.coef, 0.5, weights=weights)
+    assert not (other.passed | other.limited).any()
+
+
+def test_a_short_repr():
+    design, target = _offset(0.0)
+    solution = solve_rows(Gram.from_arrays(design, target), 0.5, bounded=BIAS)
+    text = repr(solution)
+    assert len(text) < 200
+    assert "1 rows x 4 columns" in text
+    assert "1 optimal" in text
+    assert "1 of 1 rows passed" in repr(solution.certificate)
