@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cimf.judge import Certificate as Certificate
     from cimf.judge import Solution as Solution
     from cimf.judge import certify as certify
-    from cimf.methods.stacked.sparsify import PathOptions as PathOptions
+    from cimf.methods.stacked.path_options import PathOptions as PathOptions
     from cimf.methods.stacked.sparsify import sparsify as sparsify
     from cimf.methods.stacked.sparsify import sparsify_path as sparsify_path
     from cimf.model import ImplicitModel as ImplicitModel
@@ -40,7 +40,7 @@ _HOMES = {
     "CimfError": "cimf.errors",
     "Gram": "cimf.statistics",
     "ImplicitModel": "cimf.model",
-    "PathOptions": "cimf.methods.stacked.sparsify",
+    "PathOptions": "cimf.methods.stacked.path_options",
     "Solution": "cimf.judge",
     "States": "cimf.network",
     "capture_states": "cimf.network",

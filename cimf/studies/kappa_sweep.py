@@ -13,7 +13,8 @@ from cimf.data.datasets import Dataset
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.captured import Reference, as_list
-from cimf.methods.stacked.sparsify import PathOptions, Sparsified, check_path, sparsify_path
+from cimf.methods.stacked.path_options import PathOptions, check_path
+from cimf.methods.stacked.sparsify import Sparsified, sparsify_path
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import out, print_table, progress_bar
@@ -66,7 +67,7 @@ def run_sweep(
     dataset : Dataset, optional
         The data, for the settings and the manifest.
     **options
-        Attributes of `cimf.methods.stacked.sparsify.PathOptions`.
+        Attributes of `cimf.methods.stacked.path_options.PathOptions`.
 
     Returns
     -------

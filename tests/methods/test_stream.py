@@ -18,7 +18,7 @@ from cimf.errors import InputError
 from cimf.methods.stacked import samples as streamed
 from cimf.methods.stacked.captured import Reference, joined, least_squares
 from cimf.methods.stacked.moments import Moments, moments
-from cimf.methods.stacked.sparsify import PathOptions
+from cimf.methods.stacked.path_options import PathOptions
 from cimf.train.supervised import Schedule, batches, mlp, trained_mlp
 
 SIZES = (6, 10, 7, 3)
