@@ -113,6 +113,7 @@ def test_memory_does_not_grow_with_the_samples(net, monkeypatch):
     chunks_of(monkeypatch, 1000)
     inputs = torch.randn(16_000, 6, generator=torch.Generator().manual_seed(0))
     peaks = []
+    cimf.sparsify(net, [inputs[:4000]], design="causal", n_jobs=1)  # compiles and imports
     for m in (4000, 16_000):
         tracemalloc.start()
         cimf.sparsify(net, [inputs[:m]], design="causal", n_jobs=1)
