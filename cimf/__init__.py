@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cimf.judge import Solution as Solution
     from cimf.judge import certify as certify
     from cimf.methods.by_name import METHODS as METHODS
-    from cimf.methods.stacked.sparsify import PathOptions as PathOptions
+    from cimf.methods.stacked.path_options import PathOptions as PathOptions
     from cimf.methods.stacked.sparsify import sparsify as sparsify
     from cimf.methods.stacked.sparsify import sparsify_path as sparsify_path
     from cimf.model import ImplicitModel as ImplicitModel
@@ -43,7 +43,7 @@ _HOMES = {
     "Gram": "cimf.statistics",
     "ImplicitModel": "cimf.model",
     "METHODS": "cimf.methods.by_name",
-    "PathOptions": "cimf.methods.stacked.sparsify",
+    "PathOptions": "cimf.methods.stacked.path_options",
     "Solution": "cimf.judge",
     "States": "cimf.network",
     "capture_states": "cimf.network",

@@ -67,7 +67,7 @@ def demo(
     """Train a small network on embedded digits and regenerate a Table-1-style sweep."""
     with one_line_errors():
         with loading():
-            from cimf.methods.stacked.sparsify import PathOptions
+            from cimf.methods.stacked.path_options import PathOptions
             from cimf.studies.demo import run
         options = PathOptions(method=method, backend=backend, n_jobs=n_jobs)
         run(out, seed=seed, overwrite=overwrite, options=options)
@@ -113,7 +113,7 @@ def sparsify(
         settings = {"target": target, "source": source_digest(function), "seed": seed}
         with loading():
             from cimf.methods.stacked.captured import Reference
-            from cimf.methods.stacked.sparsify import PathOptions
+            from cimf.methods.stacked.path_options import PathOptions
             from cimf.studies.kappa_sweep import KAPPAS, run_sweep
         run_sweep(
             target,

@@ -8,7 +8,7 @@ is counted and checked, and nobody but the judge (`cimf.evaluate`) sees test dat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from numbers import Real
@@ -230,8 +230,15 @@ def run_method(
     return Pruned(outcome.network, replace(report, layers=outcome.layers, notes=notes))
 
 
-def as_record(kind: type[T], given: Mapping[str, Any], what: str) -> T:
+def as_record(kind: type[T], given: Mapping[str, Any], what: str, beside: Iterable[str] = ()) -> T:
     """Return the options as their record.
+
+    Parameters
+    ----------
+    what : str
+        What the error calls an option.
+    beside : iterable of str
+        Other names that the caller takes, for the error.
 
     Raises
     ------
@@ -243,7 +250,7 @@ def as_record(kind: type[T], given: Mapping[str, Any], what: str) -> T:
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in given:
         if name not in known:
-            raise UnknownNameError(what, name, known)
+            raise UnknownNameError(what, name, [*beside, *known])
     return kind(**given)
 
 

@@ -14,7 +14,7 @@ from cimf.methods.stacked.captured import Reference, least_squares
 from cimf.methods.stacked.designs import DESIGNS, column_weights
 from cimf.methods.stacked.model_report import block_misfits, relative_errors
 from cimf.methods.stacked.moments import Moments
-from cimf.methods.stacked.sparsify import PathOptions
+from cimf.methods.stacked.path_options import PathOptions
 from cimf.methods.stacked.tie_break import own_rows, prefer_own_outputs, prefer_own_rows
 from cimf.solve.conic.backends import probe
 from cimf.train.supervised import Schedule, batches, mlp, trained_mlp
@@ -367,6 +367,7 @@ X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
         (None, {}, "batches must be an iterable of tensors, got NoneType"),
         ([X], {"test": 3}, "test must be an iterable of tensors, got int"),
         ([X], {"kapa": 0.5}, "unknown option 'kapa'; known: .*kappa.*method.*tol"),
+        ([X], {"refit": "no"}, "refit must be True or False"),
         ([X], {"kappa": [0.1, 0.5]}, "for several: cimf.sparsify_path"),
         ([X], {"design": "layered"}, r"cimf.prune\(net, batches, sparsity=0.8\)"),
         ([X], {"design": "layered", "target_sparsity": 0.5}, "cimf.prune"),

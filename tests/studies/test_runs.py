@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from cimf.errors import CertificateError, InputError, RunError, UnknownNameError
 from cimf.methods.stacked.captured import Reference
-from cimf.methods.stacked.sparsify import PathOptions, sparsify, sparsify_path
+from cimf.methods.stacked.path_options import PathOptions, sparsify, sparsify_path
 from cimf.runs.folder import MANIFEST, UNFINISHED
 from cimf.studies import kappa_sweep as sweep
 from cimf.studies.kappa_sweep import run_sweep

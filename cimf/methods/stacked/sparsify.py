@@ -10,28 +10,27 @@ problem (5). All rows share one Gram matrix, and every row carries a certificate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.errors import CertificateError, InputError, UnknownNameError, warn_outside
+from cimf.errors import CertificateError, InputError, warn_outside
 from cimf.judge import Solution, count_nonzeros
+from cimf.methods.base import as_record
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, column_weights
 from cimf.methods.stacked.model_report import Report, evaluate
 from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.output_rows import output_columns, with_outputs
+from cimf.methods.stacked.path_options import PathOptions, check_design, check_path
 from cimf.methods.stacked.tie_break import own_rows, prefer_own_rows
 from cimf.model import ImplicitModel
 from cimf.solve import solve_path
-from cimf.solve.conic.backends import backend_named, candidates
 from cimf.solve.conic.cvxpy_rows import solve_path_cvxpy
-from cimf.solve.rows import METHODS, check_limits
 from cimf.statistics import Gram
-from formulations.columns import as_float64
 
 _UNSHARED = (
     "the model has more weights than the network, because (A, B) repeats the shared weights of its "
@@ -48,90 +47,6 @@ class Sparsified:
 
     def __repr__(self) -> str:
         return f"Sparsified({self.model!r}, {self.report.solution!r})"
-
-
-@dataclass(frozen=True)
-class PathOptions:
-    """How the rows are solved and the outputs fitted; checked when it is made.
-
-    Attributes
-    ----------
-    method : str
-        As `cimf.solve_path`; or "cvxpy", which solves every row by `backend`.
-    backend : str
-        "auto", "mosek" or "clarabel", for method "cvxpy".
-    tol : float
-        Relative gap at which a row is certified.
-    refit : bool
-        Fit (C, D) to the states that the sparse model itself reaches on the calibration samples
-        (True), or to the captured states, problem (5) literally (False).
-    output_inputs : bool
-        Let D use all inputs. By default D holds only the bias, so that no accuracy comes from a
-        linear map of the input.
-    allow_ill_posed : bool
-        Permit kappa > 1 where the design has feedback: well-posedness is then not implied.
-    keep_going : bool
-        Report rows whose certificate fails instead of raising.
-    n_jobs : int, optional
-        As `cimf.solve_path`.
-
-    Raises
-    ------
-    InputError
-        Unknown names; a backend without method "cvxpy"; as `cimf.solve_path` for tol and n_jobs.
-    BackendError
-        The named backend does not work here.
-    """
-
-    method: str = "auto"
-    backend: str = "auto"
-    tol: float = 1e-9
-    refit: bool = True
-    output_inputs: bool = False
-    allow_ill_posed: bool = False
-    keep_going: bool = False
-    n_jobs: int | None = None
-
-    def __post_init__(self) -> None:
-        known = ["auto", *METHODS, "cvxpy"]
-        if self.method not in known:
-            raise UnknownNameError("method", self.method, known)
-        if self.backend != "auto":
-            backend_named(self.backend)
-            if self.method != "cvxpy":
-                raise InputError(
-                    "backend is used by method='cvxpy' only", options=["backend", "method"]
-                )
-            candidates(self.backend)
-        check_limits(self.tol, self.n_jobs)
-
-    @property
-    def decisive(self) -> dict[str, Any]:
-        """What can change a number: all but the number of threads."""
-        return {name: value for name, value in asdict(self).items() if name != "n_jobs"}
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], beside: Iterable[str] = ()) -> PathOptions:
-        """Return the record of options by name.
-
-        Parameters
-        ----------
-        options : mapping
-        beside : iterable of str
-            Other names that the caller takes, for the error.
-
-        Raises
-        ------
-        UnknownNameError
-            A name that is no option.
-        InputError, BackendError
-            As the class.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise UnknownNameError("option", name, [*beside, *known])
-        return cls(**options)
 
 
 def sparsify(
@@ -184,8 +99,8 @@ def sparsify(
             f"one kappa is needed, got {kappa}; for several: cimf.sparsify_path("
             "Reference.capture(net, batches, test), kappas)"
         )
-    _check_design(design)
-    checked = PathOptions.of(options, ("kappa", "design", "rescale", "test"))
+    check_design(design)
+    checked = as_record(PathOptions, options, "option", ("kappa", "design", "rescale", "test"))
     check_path([kappa], design, checked)
     reference = Reference.capture(net, batches, test)
     try:
@@ -270,45 +185,6 @@ def raise_if_failed(results: Sequence[Sparsified]) -> None:
             )
             told.solution, told.result = error.solution, tuple(results)
             raise told from None
-
-
-def check_path(
-    kappas: Sequence[float], design: str, options: PathOptions | None = None
-) -> list[float]:
-    """Refuse kappas and a design that no network could make right; return the kappas.
-
-    For those who have work to do before they have a `Reference`.
-
-    Raises
-    ------
-    InputError
-        As `sparsify_path`.
-    """
-    _check_design(design)
-    levels = as_float64("kappas", kappas, 1)
-    if not levels.size or (levels < 0).any():
-        raise InputError(f"kappas must be one or more numbers >= 0, got {list(kappas)}")
-    if len(np.unique(levels)) < len(levels):
-        raise InputError(f"every kappa may be given once, got {list(kappas)}")
-    allowed = not DESIGNS[design].feedback or (options or PathOptions()).allow_ill_posed
-    if levels.max() > 1 and not allowed:
-        raise InputError(
-            f"kappa = {levels.max():g} with design {design!r}: above 1 the bound does not imply a "
-            "unique equilibrium. Use kappa <= 1, or the design 'causal' (well-posed for any "
-            "kappa), or allow_ill_posed=True and read the report",
-            options=["allow_ill_posed"],
-        )
-    return levels.tolist()
-
-
-def _check_design(design: str) -> None:
-    if design == "layered":
-        raise InputError(
-            "design 'layered' gives a sparse network, not an implicit model: "
-            "cimf.prune(net, batches, sparsity=0.8)"
-        )
-    if design not in DESIGNS:
-        raise UnknownNameError("design", design, DESIGNS)
 
 
 @dataclass(frozen=True)

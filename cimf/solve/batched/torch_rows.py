@@ -13,7 +13,7 @@ the rows that are solved together; the certificate does not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,8 +120,8 @@ class _Problem:
 
     def rows(self, index: torch.Tensor) -> _Problem:
         """Return the problem of some rows."""
-        rows = (self.corr, self.weights, self.signs, self.half_sq, self.goal)
-        return _Problem(self.gram, *(part[index] for part in rows), self.ball)
+        names = ("corr", "weights", "signs", "half_sq", "goal")
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
 def _solve_level(
