@@ -81,7 +81,7 @@ def test_an_exported_graph_is_the_network_for_any_number_of_samples(net, ids, sa
     net.eval()
     for count in (1, 2, 40):
         torch.testing.assert_close(graph.module(ids[:count]), net(ids[:count]))
-        torch.testing.assert_close(graph.measure(ids[:count]), net(ids[:count]))
+        torch.testing.assert_close(graph.run(ids[:count]), net(ids[:count]))
     assert len(graph.layers) == 2 * 6 + 1
     assert type(graph.export()) is Classifier
     layer = graph.layers[0]
@@ -99,7 +99,6 @@ def test_a_layer_before_dropout_and_addition_corrects_its_shortcut(net, ids):
 
 def test_padding_and_unread_tokens_do_not_count(net, ids):
     graph = LayerGraph(net, ids)
-    graph.measure(ids)
     counting = positions_that_count(graph, ids.split(15))
     text, first = ids != PADDING, torch.zeros_like(ids, dtype=torch.bool)
     first[:, 0] = True
@@ -167,7 +166,7 @@ def test_models_of_the_transformers_library(name, ids):
     config = getattr(transformers, f"{name}Config")(**SMALL, **CONFIGS[name])
     model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
     with pytest.raises(
-        CaptureError, match=r"SequenceClassifierOutput.*cimf\.text\.TokenClassifier"
+        CaptureError, match=r"SequenceClassifierOutput.*cimf\.data\.text\.TokenClassifier"
     ):
         Calibration(model, ids)
     net = TokenClassifier(model, PADDING)
@@ -194,11 +193,10 @@ class Choosing(nn.Module):
         return self.lin(x) if x.sum() > 0 else x
 
 
-@pytest.mark.parametrize("sample", [None, torch.ones(4, 3)])
-def test_dynamic_control_flow_names_the_module(sample):
+def test_dynamic_control_flow_names_the_module():
     net = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), Choosing()))
     with pytest.raises(CaptureError, match=r"forward pass of '1.1' \(Choosing\).*control flow"):
-        LayerGraph(net, sample)
+        LayerGraph(net, torch.ones(4, 3))
 
 
 class Pair(nn.Module):
@@ -233,14 +231,18 @@ class TiedHead(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("net", "words"),
+    ("net", "width", "words"),
     [
-        (nn.TransformerEncoderLayer(4, 2), r"'self_attn' \(MultiheadAttention\).*three nn.Linear"),
-        (TiedHead(), r"'head' \(Linear\) shares its weight with 'words'.*clone"),
-        (Pair(), "returns a tuple"),
-        (Functional(), r"'lin' \(Linear\) has its weight read by"),
+        (
+            nn.TransformerEncoderLayer(4, 2),
+            4,
+            r"self_attn' \(MultiheadAttention\).*three nn.Linear",
+        ),
+        (TiedHead(), 3, r"'head' \(Linear\) shares its weight with 'words'.*clone"),
+        (Pair(), 3, "returns a tuple"),
+        (Functional(), 3, r"'lin' \(Linear\) has its weight read by"),
     ],
 )
-def test_what_cannot_be_matched_is_refused_with_advice(net, words):
+def test_what_cannot_be_matched_is_refused_with_advice(net, width, words):
     with pytest.raises(CaptureError, match=words):
-        LayerGraph(net, torch.ones(4, 3))
+        LayerGraph(net, torch.ones(4, width))

@@ -89,7 +89,7 @@ def test_the_stored_matrices_are_the_operators_and_their_equilibrium_the_network
         expected = net.double()(u.double()).numpy().T
     net.float()
     np.testing.assert_allclose(stored.predict(U), expected, atol=1e-5)  # folded in float32
-    own = ImplicitModel.from_network(model.network.module, (2, 6, 6), sparse=True)
+    own = ImplicitModel.from_network(model.network.graph.module, (2, 6, 6), sparse=True)
     assert own.A.nnz == stored.A.nnz
     assert abs(own.A - stored.A).max() < 1e-14
 

@@ -23,8 +23,8 @@ LAYERS = {
 def case(name):
     torch.manual_seed(1)
     module, shape = LAYERS[name]
-    graph = LayerGraph(nn.Sequential(module.double()))
     x = torch.randn(6, *shape, dtype=torch.float64)
+    graph = LayerGraph(nn.Sequential(module.double()), x)
     return graph.layers[0], x, module(x).detach()
 
 
@@ -48,9 +48,8 @@ def test_rows_times_patches_are_the_layer(name):
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "circular"])
 def test_repeats_count_the_entries_of_the_unrolled_matrix(name):
     module, shape = LAYERS[name]
-    graph = LayerGraph(nn.Sequential(module.double()))
-    layer = graph.layers[0]
-    graph.measure(torch.zeros(1, *shape, dtype=torch.float64))
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    layer = LayerGraph(nn.Sequential(module.double()), x).layers[0]
     layer.set_rows(torch.ones(layer.n_rows, layer.n_columns), 0 * layer.module.bias
                    if layer.has_bias else None)  # fmt: skip
     eye = torch.eye(int(np.prod(shape)), dtype=torch.float64).reshape(-1, *shape)

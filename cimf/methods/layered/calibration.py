@@ -146,7 +146,7 @@ class Calibration:
             raise CaptureError("the network must return one tensor with the samples first")
         if not torch.isfinite(expected).all():
             raise CaptureError("the network's output has NaN or infinite values")
-        error = _difference(self.graph.measure(u.clone()), expected)
+        error = _difference(self.graph.run(u), expected)
         if not error <= _SAME:
             raise CaptureError(
                 f"the traced network differs from the network itself by {error:.1e}: its forward "
