@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cimf.errors import InputError
 from cimf.methods.layered.calibration import SparseNetwork
 from cimf.methods.layered.layer_report import Evaluation
-from cimf.methods.stacked.captured import as_list, class_labels, share_correct
-from cimf.network.batches import as_batches, run
+from cimf.methods.stacked.captured import class_labels, share_correct
+from cimf.network.batches import as_batches, as_list, run
 from cimf.network.layers import working_dtype
 
 

@@ -96,12 +96,15 @@ def _as_tensor(value: Any, what: str) -> Tensor:
     """Return real numbers (b, ...) on the CPU, outside of autograd and inference mode."""
     if isinstance(value, np.ma.MaskedArray):
         raise InputError(f"{what} is a masked array: fill what is masked, or leave it out")
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
-        value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
+    if isinstance(value, np.ndarray):
+        try:
+            value = torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
+        except TypeError as error:
+            raise InputError(f"{what} is an array of {value.dtype}; numbers are needed") from error
     if not isinstance(value, Tensor):
-        kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value)
-        kind = kind if isinstance(kind, str) else f"a {kind.__name__}"
-        raise InputError(f"{what} is {kind}; a tensor or an (input, label) pair is needed")
+        raise InputError(
+            f"{what} is a {type(value).__name__}; a tensor or an (input, label) pair is needed"
+        )
     if value.ndim < 2:
         raise InputError(
             f"{what} has shape {tuple(value.shape)}; (samples, ...) is needed, with at least two "

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from cimf.errors import CaptureError, InputError
 from cimf.network.batches import run
@@ -98,9 +100,9 @@ def _make_plain(module: nn.Module) -> None:
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)
-        elif isinstance(hook, weight_norm.WeightNorm):  # type: ignore[attr-defined]
+        elif isinstance(hook, WeightNorm):
             torch.nn.utils.remove_weight_norm(module, hook.name)
-        elif isinstance(hook, spectral_norm.SpectralNorm):  # type: ignore[attr-defined]
+        elif isinstance(hook, SpectralNorm):
             torch.nn.utils.remove_spectral_norm(module, hook.name)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cimf.data.datasets import Dataset
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import DENOMINATORS
-from cimf.methods.stacked.captured import Reference, as_list
+from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.sparsify import Sparsified, check_path, sparsify, sparsify_path
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
@@ -142,7 +142,7 @@ def run_layered(
     check_limits(1.0, n_jobs)
     from cimf.methods.layered.supports import SUPPORTS
     from cimf.model.operators import implicit_summary
-    from cimf.network.batches import as_batches
+    from cimf.network.batches import as_batches, as_list
     from cimf.network.export import save_state
     from cimf.network.layers import working_dtype
 

@@ -182,6 +182,53 @@ def test_models_of_the_transformers_library(name, ids):
     assert abs(zeros - sum(weight.numel() for weight in linear) / 2) <= 0.5
 
 
+VISION = {
+    "ViT": {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4},
+    "DeiT": {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4},
+    "Swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2},
+    "ConvNext": {"hidden_sizes": [4, 6], "depths": [1, 1], "num_stages": 2},
+}
+
+
+class Logits(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).logits
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_vision_models_of_the_transformers_library(name):
+    """Class tokens, position embeddings, tables of attention biases and scales stay as they are."""
+    transformers = pytest.importorskip("transformers", reason="needs cimf[text]")
+    torch.manual_seed(0)
+    options = {"image_size": 16, "num_labels": 3, **VISION[name]}
+    if name == "Swin":
+        options["patch_size"] = 2
+    elif name != "ConvNext":
+        options["num_hidden_layers"] = 2
+    config = getattr(transformers, f"{name}Config")(**options)
+    net = Logits(getattr(transformers, f"{name}ForImageClassification")(config)).eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    u = torch.randn(40, 3, 16, 16)
+    graph = LayerGraph(net, u[:4])
+    with torch.no_grad():
+        expected = net(u)
+        for found in (graph.run(u), graph.export()(u)):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    result = Calibration(net, u, n_jobs=1).sparsify(0.5).network
+    matched = {f"{layer.path}.{kind}" for layer in graph.layers for kind in ("weight", "bias")}
+    state = result.state_dict()
+    zeros = sum(int((state[f"{layer.path}.weight"] == 0).sum()) for layer in graph.layers)
+    assert zeros == round(graph.n_weights / 2)
+    assert graph.uncalled == ()
+    for key, value in net.state_dict().items():
+        assert key in matched or torch.equal(state[key], value), key
+
+
 class Choosing(nn.Module):
     """Control flow that depends on values, two modules deep."""
 

@@ -79,6 +79,7 @@ class Calibration:
         As `sparsify_layers`.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         net: nn.Module,
@@ -117,6 +118,7 @@ class Calibration:
         return torch.cat([sample, *extreme])
 
     @property
+    @torch.inference_mode(False)
     def survey(self) -> Survey:
         """Loss curves on the teacher's states, taken at the first use."""
         if self._survey is None:
@@ -212,6 +214,7 @@ class Calibration:
                 raise UnknownNameError("layer", path, known)
         return [layer for path, layer in known.items() if path in paths]
 
+    @torch.inference_mode(False)
     def sparsify(
         self,
         target_sparsity: float | None = None,
