@@ -154,8 +154,9 @@ class LayerGraph:
         device and mode are those of the network; wrappers and reparametrisations (pruning masks,
         weight norm) are gone.
         """
-        net = copy.deepcopy(self.original)
-        self._write(net, rows or {})
+        with torch.inference_mode(False):
+            net = copy.deepcopy(self.original)
+            self._write(net, rows or {})
         return net
 
     @torch.no_grad()

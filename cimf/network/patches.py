@@ -21,7 +21,7 @@ from cimf.statistics import Gram
 _PIECE = 8_000_000
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One matched layer.
 
@@ -32,7 +32,7 @@ class Layer:
     node : fx.Node
         The call of the module in the folded graph.
     module : nn.Module
-        The folded copy; its weight is what the rows replace.
+        The folded copy; nothing changes it: other rows are given to the call.
     norm : str
         Path of the folded batch norm, or "".
     input_shape, output_shape : tuple of int
@@ -119,19 +119,12 @@ class Layer:
             return {}
         weight, bias = rows[self.path]
         own = self.module.weight
-        found = {"weight": weight.to(own.dtype).reshape(own.shape)}
+        found = {"weight": weight.to(own.dtype).reshape(own.shape).contiguous()}
         return found if bias is None else {**found, "bias": bias.to(own.dtype)}
 
     def __call__(self, x: Tensor, rows: Mapping[str, tuple[Tensor, Tensor | None]]) -> Tensor:
         """Return the layer's output for its input x, with other rows."""
         return functional_call(self.module, self.parameters(rows), (x,))
-
-    def set_rows(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Replace the folded weight by rows (r, N) and the bias by (r,)."""
-        with torch.no_grad():
-            self.module.weight.copy_(weight.reshape(self.module.weight.shape))
-            if bias is not None:
-                self.module.bias.copy_(bias)
 
 
 def grid(

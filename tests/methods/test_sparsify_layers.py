@@ -321,7 +321,7 @@ def test_broken_networks_are_refused():
 def test_a_network_that_comes_back_wrong_is_refused(monkeypatch):
     net, u = small_net()
     calibration = Calibration(net, u, **SIZES)
-    monkeypatch.setattr(calibration.graph, "export", lambda: net)
+    monkeypatch.setattr(calibration.graph, "export", lambda *_: net)
     with pytest.raises(CaptureError, match="its own rows"):
         calibration.sparsify(0.8)
     monkeypatch.undo()

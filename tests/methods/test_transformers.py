@@ -85,9 +85,9 @@ def test_an_exported_graph_is_the_network_for_any_number_of_samples(net, ids, sa
     assert len(graph.layers) == 2 * 6 + 1
     assert type(graph.export()) is Classifier
     layer = graph.layers[0]
-    layer.set_rows(2 * layer.weight, layer.module.bias)
-    assert not torch.allclose(graph.module(ids), net(ids)), "the comparison can fail"
-    torch.testing.assert_close(graph.export().eval()(ids), graph.module(ids))
+    rows = {layer.path: (2 * layer.weight, layer.module.bias)}
+    assert not torch.allclose(graph.run(ids, rows), net(ids)), "the comparison can fail"
+    torch.testing.assert_close(graph.export(rows).eval()(ids), graph.run(ids, rows))
 
 
 def test_a_layer_before_dropout_and_addition_corrects_its_shortcut(net, ids):

@@ -239,6 +239,7 @@ def test_networks_and_samples_made_without_autograd(mode):
     plain = sparsify_layers(mlp(), U, 0.5, n_jobs=1).network.state_dict()
     assert all(torch.equal(sparse[key], value) for key, value in plain.items())
     assert not graph.layers[0].module.weight.is_inference()
+    assert not sparse["0.weight"].is_inference()
     torch.testing.assert_close(found, expected)
     np.testing.assert_allclose(states.Y.T, expected.numpy(), atol=1e-6)
 

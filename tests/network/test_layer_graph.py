@@ -68,9 +68,9 @@ def test_folded_graph_and_export_are_the_network(name):
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     # The test can fail: one changed row shows in both.
     layer = graph.layers[0]
-    layer.set_rows(2 * layer.weight, layer.module.bias)
-    assert not torch.allclose(graph.module(u), expected)
-    torch.testing.assert_close(graph.export()(u), graph.module(u))
+    rows = {layer.path: (2 * layer.weight, layer.module.bias)}
+    assert not torch.allclose(graph.run(u, rows), expected)
+    torch.testing.assert_close(graph.export(rows)(u), graph.run(u, rows))
 
 
 def test_zeros_of_the_rows_are_zeros_of_the_exported_weights():
@@ -78,8 +78,8 @@ def test_zeros_of_the_rows_are_zeros_of_the_exported_weights():
     layer = graph.layers[0]
     rows = layer.weight
     rows[:, ::2] = 0.0
-    layer.set_rows(rows, layer.module.bias)
-    assert torch.equal(graph.export()[0].weight.flatten(1) == 0, rows == 0)
+    net = graph.export({layer.path: (rows, layer.module.bias)})
+    assert torch.equal(net[0].weight.flatten(1) == 0, rows == 0)
 
 
 @pytest.mark.parametrize("projection", [False, True])

@@ -36,7 +36,7 @@ from cimf.methods.layered.sensitivity import positions_that_count
 from cimf.methods.layered.supports import SUPPORTS, Choice, Convex, Rule
 from cimf.methods.layered.survey import Survey, as_rows, damped_groups, dense_rows
 from cimf.network.batches import as_batches
-from cimf.network.layers import Layer, LayerGraph, working_dtype
+from cimf.network.layers import Layer, LayerGraph, Rows, working_dtype
 from cimf.network.patches import PatchGram
 from cimf.solve.rows import check_limits
 
@@ -79,7 +79,6 @@ class Calibration:
         As `sparsify_layers`.
     """
 
-    @torch.inference_mode(False)
     def __init__(
         self,
         net: nn.Module,
@@ -118,7 +117,6 @@ class Calibration:
         return torch.cat([sample, *extreme])
 
     @property
-    @torch.inference_mode(False)
     def survey(self) -> Survey:
         """Loss curves on the teacher's states, taken at the first use."""
         if self._survey is None:
@@ -156,9 +154,9 @@ class Calibration:
             )
 
     @torch.no_grad()
-    def _check_export(self, network: nn.Module) -> None:
-        """Compare the network that is returned with the graph's present rows, on a few samples."""
-        expected = self.graph.module(self.batches[0][:_COMPARED].clone())
+    def _check_export(self, network: nn.Module, rows: Rows) -> None:
+        """Compare the network that is returned with the graph with its rows, on a few samples."""
+        expected = self.graph.run(self.batches[0][:_COMPARED], rows)
         error = _difference(self._run(network), expected)
         coarsest = max(
             torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()
@@ -214,7 +212,6 @@ class Calibration:
                 raise UnknownNameError("layer", path, known)
         return [layer for path, layer in known.items() if path in paths]
 
-    @torch.inference_mode(False)
     def sparsify(
         self,
         target_sparsity: float | None = None,
@@ -251,8 +248,8 @@ class Calibration:
             check_target(target_sparsity)
             counts = given_counts(allocation, sizes)
         budget = {layer.path: count for layer, count in zip(self.graph.layers, counts, strict=True)}
-        teacher = [dense_rows(layer) for layer in self.graph.layers]
         records: list[LayerRecord] = []
+        chosen: dict[str, tuple[Tensor, Tensor | None]] = {}
 
         def solve(layer: Layer, statistics: PatchGram) -> tuple[Tensor, Tensor | None]:
             found = _solve_layer(
@@ -268,23 +265,20 @@ class Calibration:
             records.append(found[1])
             if progress is not None:
                 progress(layer.path)
-            return as_rows(found[0], int(layer.has_bias))
+            chosen[layer.path] = as_rows(found[0], int(layer.has_bias))
+            return chosen[layer.path]
 
-        try:
-            mismatch = propagate(
-                self.graph,
-                self.batches,
-                solve,
-                correct=correct,
-                positions=self.positions,
-                precision=self.precision,
-                counting=self.counting,
-            )
-            network = self.graph.export()
-            self._check_export(network)
-        finally:
-            for layer, dense in zip(self.graph.layers, teacher, strict=True):
-                layer.set_rows(*as_rows(dense, int(layer.has_bias)))
+        mismatch = propagate(
+            self.graph,
+            self.batches,
+            solve,
+            correct=correct,
+            positions=self.positions,
+            precision=self.precision,
+            counting=self.counting,
+        )
+        network = self.graph.export(chosen)
+        self._check_export(network, chosen)
         for record in records:
             record.mismatch = mismatch[record.path]
         report = LayeredReport.build(

@@ -123,8 +123,8 @@ def _squared_gradients(
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
-            with torch.enable_grad():
-                values, output = _forward(graph, batch, index)
+            with torch.inference_mode(False), torch.enable_grad():
+                values, output = _forward(graph, batch.clone(), index)
                 for k in range(projections):
                     grads = torch.autograd.grad(
                         METRICS[metric](output, generator),

@@ -156,11 +156,7 @@ class Survey:
                     for g, problem in enumerate(curve.problems)
                 ]
             )
-            weight = layer.module.weight.clone()
-            bias = layer.module.bias.clone() if free else None
-            layer.set_rows(*as_rows(coef, free))
-            change = self.graph.module(self.probe) - output
-            layer.set_rows(weight.flatten(1), bias)
+            change = self.graph.run(self.probe, {layer.path: as_rows(coef, free)}) - output
             measured = float(change.double().square().sum()) / len(self.probe)
             out.append(measured / predicted if predicted > 0 else 1.0)
         return out
