@@ -38,8 +38,8 @@ def plain_copy(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     InputError
         `net` is not an nn.Module.
     CaptureError
-        It cannot be copied; a module's `forward` was replaced on the instance; a weight is complex,
-        NaN or infinite. The message names the module.
+        It cannot be copied; a module's `forward` was replaced on the instance; a weight is lazy,
+        complex, NaN or infinite. The message names the module.
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"net must be a torch.nn.Module, got {type(net).__name__}")
@@ -60,8 +60,7 @@ def plain_copy(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         out: nn.Module = copy.deepcopy(net, memo).to(dtype)
     except Exception as error:
         raise CaptureError(
-            f"the network cannot be copied: {error} (quantised networks are not supported; a lazy "
-            "one must have been run once)"
+            f"the network cannot be copied: {error} (quantised networks are not supported)"
         ) from error
     modes = [(module, module.training) for module in out.modules()]
     out.eval()
@@ -77,6 +76,8 @@ def plain_copy(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
                 "original's. Write a subclass with that forward"
             )
         for name, value in module.named_parameters(recurse=False):
+            if nn.parameter.is_lazy(value):
+                raise CaptureError(f"{what} has no {name} yet: run the network once on samples")
             if value.is_complex():
                 raise CaptureError(f"{what} has a complex {name}; real weights are needed")
             if value.is_floating_point() and not torch.isfinite(value).all():

@@ -146,6 +146,11 @@ def _refuse_owner(path: str, module: nn.Module) -> None:
 
 def _refuse_product(net: nn.Module, node: fx.Node, name: str) -> None:
     path, owner, own = _owner(net, name)
+    if own not in owner._parameters:
+        raise CaptureError(
+            f"the network applies a matrix that is no parameter of it in {op_name(node)!r}: a "
+            "module that is read from a closure must be registered (self.name = module)"
+        )
     _refuse_owner(path, owner)
     raise CaptureError(
         f"{_words(path, owner)} applies its {own} as a matrix in {op_name(node)!r}: write it with "

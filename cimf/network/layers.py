@@ -105,7 +105,7 @@ class LayerGraph:
         check_hooks(self.original, reference, sample)
         if not torch.isfinite(expected).all():
             raise CaptureError("the network's output has NaN or infinite values")
-        graph = self.graph = trace(reference, self.dtype, sample)
+        graph = self.traced = trace(reference, self.dtype, sample)
         refuse_matrices(graph, reference)
         shapes = graph.shapes(sample)
         if not difference(self.module(sample), expected) <= tolerance(self.dtype):
@@ -132,7 +132,7 @@ class LayerGraph:
     @property
     def module(self) -> fx.GraphModule:
         """The folded copy."""
-        return self.graph.module
+        return self.traced.module
 
     @property
     def n_weights(self) -> int:
@@ -178,7 +178,7 @@ class LayerGraph:
 
         def moved(value: Tensor, size: Tensor) -> Tensor:
             signs = torch.randint(0, 2, (2, *value.shape), generator=generator) * 2 - 1
-            return value * (1 + 0.5 * signs[0]) + 0.1 * size * signs[1]
+            return value * (1 + 0.1 * signs[0]) + 0.02 * size * signs[1]
 
         rows = {}
         for layer in self.layers:
@@ -208,8 +208,16 @@ def _find_layers(
                 f"{graph.where(node)} is used more than once: its rows have no single design"
             )
         nodes[str(node.target)] = node
-    # Of two layers that meet in an addition the larger one goes last: it corrects the other.
-    for node in sorted(nodes.values(), key=lambda node: graph.called(node).weight.numel()):
+
+    def rank(node: fx.Node) -> tuple[bool, int]:
+        wider = any(
+            user.target in _ADDITIONS and shapes[user] != shapes[node] for user in node.users
+        )
+        return not wider, graph.called(node).weight.numel()
+
+    # Of two layers that meet in an addition the larger one goes last, it corrects the other, unless
+    # its output is smaller than the sum.
+    for node in sorted(nodes.values(), key=rank):
         _postpone(node)
     order = {node: k for k, node in enumerate(graph.nodes)}
     graph.module.graph.lint()
@@ -264,5 +272,5 @@ def _summand(
 def stages(graph: LayerGraph) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...], Layer | None]]:
     """Yield every node in order, what may be forgotten after it, and its layer if it is matched."""
     by_node = {layer.node: layer for layer in graph.layers}
-    for node, dead in graph.graph.steps():
+    for node, dead in graph.traced.steps():
         yield node, dead, by_node.get(node)

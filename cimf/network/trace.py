@@ -56,8 +56,6 @@ def trace(
     try:
         with _naming_the_place(root):
             graph = _Tracer(leaves).trace(root)
-            if graph.find_nodes(op="placeholder")[0].target.startswith("*"):
-                raise CaptureError("its forward takes any number of inputs")
     except CaptureError:
         if sample is None:
             raise
@@ -70,9 +68,10 @@ def trace(
 
 
 def _refuse_several_inputs(net: nn.Module) -> None:
+    parameters = inspect.signature(net.forward).parameters
     required = [
         name
-        for name, parameter in inspect.signature(net.forward).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
@@ -80,6 +79,11 @@ def _refuse_several_inputs(net: nn.Module) -> None:
         raise CaptureError(
             f"the network takes {len(required)} inputs ({', '.join(required)}); exactly one tensor "
             "is supported"
+        )
+    if any(p.kind is p.VAR_POSITIONAL for p in list(parameters.values())[:1]):
+        raise CaptureError(
+            "the network takes any number of inputs; exactly one tensor is supported: give its "
+            "forward one argument"
         )
 
 

@@ -320,6 +320,17 @@ def test_matrices_that_are_applied_outside_of_a_layer_are_refused(apply):
         LayerGraph(net, U)
 
 
+class Pooled(nn.Module):
+    """A layer of the mean over the tokens, (b, 1, D)."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.lin = nn.Linear(n_in, n_out)
+
+    def forward(self, x):
+        return self.lin(x.mean(1, keepdim=True))
+
+
 class Sum(nn.Module):
     """Two layers whose outputs are added, of any shapes."""
 
@@ -333,7 +344,7 @@ class Sum(nn.Module):
 
 @pytest.mark.parametrize(
     ("a", "b", "shape", "found"),
-    [  # the larger layer goes last: only it can have a summand
+    [  # the larger layer goes last, or the one whose output has the shape of the sum
         (nn.Linear(4, 1), nn.Linear(4, 6), (4,), {"b": True, "a": False}),
         (
             nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 3, 1)),
@@ -348,15 +359,27 @@ class Sum(nn.Module):
             None,
         ),
         (nn.Linear(4, 6), nn.Linear(4, 6, bias=False), (4,), None),
+        (Pooled(4, 6), nn.Linear(4, 6), (5, 4), {"a.lin": False, "b": True}),
+        (nn.Linear(4, 1), nn.Linear(4, 6), (5, 4), {"a": False, "b": True}),
+        (
+            nn.Conv2d(2, 1, 3, padding=1),
+            nn.Conv2d(2, 4, 1),
+            (2, 5, 5),
+            {"a": False, "b": True},
+        ),
     ],
 )
 def test_a_sum_is_a_target_only_where_it_has_the_shape_of_the_layer(a, b, shape, found):
     torch.manual_seed(0)
-    graph = LayerGraph(Sum(a, b).eval(), torch.randn(2, *shape))
+    net, u = Sum(a, b).eval(), torch.randn(30, *shape)
+    graph = LayerGraph(net, u[:2])
     summands = {layer.path: layer.summand is not None for layer in graph.layers}
     if found is not None:
         assert summands == found
-    shapes = graph.graph.shapes(torch.randn(2, *shape))
+    with torch.no_grad():
+        same = sparsify_layers(net, u, 0.0, n_jobs=1).network(u)
+        torch.testing.assert_close(same, net(u), atol=1e-4, rtol=0)
+    shapes = graph.traced.shapes(u[:2])
     for layer in graph.layers:
         if layer.summand is not None:
             (add,) = layer.node.users
@@ -397,6 +420,40 @@ def test_integer_images_are_floating_numbers():
     for kind in (torch.uint8, torch.bool, torch.int16):
         found = sparsify_layers(net, pixels.to(kind).numpy(), 0.5, n_jobs=1).network.state_dict()
         assert all(torch.equal(found[key], value) for key, value in first.items())
+
+
+class Applies(nn.Module):
+    """Applies a function to its layer's output."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.lin, self.function = nn.Linear(4, 4), function
+
+    def forward(self, x):
+        return self.function(torch.relu(self.lin(x)))
+
+
+class AnyNumber(Applies):
+    def forward(self, *inputs):
+        return super().forward(inputs[0])
+
+
+OTHER = nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (nn.Sequential(nn.LazyLinear(3), nn.ReLU()), r"'0' \(LazyLinear\) has no weight yet"),
+        (Applies(lambda x: OTHER(x)), "no parameter of it in 'linear'.*must be registered"),
+        (AnyNumber(torch.tanh), "any number of inputs"),
+        (Applies(lambda x: x + OTHER.weight.sum() * x.mean(0)), "'add' .*mixes the samples"),
+        (Applies(lambda x: x.log() - x.log()), "NaN or infinite values"),
+    ],
+)
+def test_other_networks_that_are_refused(net, words):
+    with pytest.raises(CaptureError, match=words):
+        LayerGraph(net, U)
 
 
 def test_bound_methods_of_other_networks_are_no_layers():
