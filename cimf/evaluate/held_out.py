@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from cimf.errors import InputError
 from cimf.methods.base import Pruned
 from cimf.methods.pruning_report import Evaluation
-from cimf.methods.stacked.captured import as_list, class_labels, share_correct
-from cimf.network.batches import as_batches, run
+from cimf.methods.stacked.captured import class_labels, share_correct
+from cimf.network.batches import as_batches, as_list, run
+from cimf.network.copies import plain_copy
 from cimf.network.layers import working_dtype
 
 
@@ -70,7 +70,7 @@ class HeldOut:
 def _outputs(net: nn.Module, inputs: Sequence[Tensor]) -> NDArray[np.float64]:
     """Return the outputs (m, ...) of a copy of the network in the inputs' floating-point type."""
     kind = next((u.dtype for u in inputs if u.is_floating_point()), torch.float32)
-    runner = copy.deepcopy(net).to(kind).eval()
+    runner = plain_copy(net, kind).eval()
     device = next(net.parameters()).device
     outputs = [run(runner, u.to(device), "test") for u in inputs]
     if not all(isinstance(y, Tensor) for y in outputs):

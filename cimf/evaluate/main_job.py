@@ -10,7 +10,7 @@ from torch import nn
 from cimf.evaluate.held_out import HeldOut
 from cimf.methods.base import Pruned, Task
 from cimf.methods.by_name import METHODS, prune_task
-from cimf.methods.stacked.captured import as_list
+from cimf.network.batches import as_list
 
 
 def prune(

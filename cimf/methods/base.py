@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cimf.errors import CimfError, InputError, UnknownNameError, warn_outside
 from cimf.methods.pruning_report import LayerRecord, PruningReport
 from cimf.network.batches import as_batches
+from cimf.network.copies import plain_copy
 from cimf.network.layers import LayerGraph, working_dtype
 
 T = TypeVar("T")
@@ -45,6 +46,8 @@ class Task:
 
     Attributes
     ----------
+    net : nn.Module
+        A copy of the network without wrappers (data parallel, compiled) and reparametrisations.
     inputs : list of Tensor (b, ...)
         The calibration inputs on the CPU.
 
@@ -55,8 +58,8 @@ class Task:
     """
 
     def __init__(self, net: nn.Module, batches: Any, train: Any = None) -> None:
-        self.net, self.train = net, train
         self.inputs: list[Tensor] = as_batches(batches, working_dtype(net))
+        self.net, self.train = plain_copy(net), train
         self._kept: dict[Any, Any] = {}
 
     @cached_property

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from cimf.judge import DENOMINATORS
+from cimf.network.exported import MATCHED
 from cimf.network.layers import LayerGraph
 from cimf.network.state_blocks import some_rows
-from cimf.network.trace import MATCHED
 
 
 @dataclass(frozen=True)
@@ -137,18 +137,16 @@ class PruningReport:
     ) -> PruningReport:
         """Count the non-zeros of the network that is returned, not those of the row problems."""
         entries = admissible = weights = total = 0
+        matrices = layer_weights(network)
         for layer in graph.layers:
-            rows = network.get_parameter(f"{layer.path}.weight").detach().flatten(1)
+            rows = matrices[layer.path].flatten(1)
             kept = (rows != 0).cpu().numpy()
             places = math.prod(layer.output_shape) if layer.has_bias else 0
             entries += int(kept.sum(axis=0) @ layer.repeats) + places
             admissible += layer.n_rows * int(layer.repeats.sum()) + places
             weights, total = weights + int(kept.sum()), total + kept.size
-        matrices = _matrices(network)
-        called = {layer.path for layer in graph.layers}
-        uncalled = {path: weight for path, weight in matrices.items() if path not in called}
         every = sum(weight.numel() for weight in matrices.values())
-        nonzero = weights + sum(int(weight.count_nonzero()) for weight in uncalled.values())
+        nonzero = weights + sum(int(matrices[path].count_nonzero()) for path in graph.uncalled)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         outputs = [math.prod(layer.output_shape) for layer in graph.layers]
         states = sum(outputs)
@@ -160,9 +158,9 @@ class PruningReport:
             "dense": (entries, states * (states - outputs[-1] + inputs)),
         }
         notes: tuple[str, ...] = ()
-        if uncalled:
+        if graph.uncalled:
             notes = (
-                f"not called in eval mode, and left as they are: {', '.join(uncalled)} "
+                f"not called in eval mode, and left as they are: {', '.join(graph.uncalled)} "
                 f"({every - total:,} of {every:,} weights); the target is met by the other "
                 f"{total:,}, {1.0 - weights / total:.2%} of which are zero",
             )
@@ -232,7 +230,7 @@ class PruningReport:
         return lines
 
 
-def _matrices(network: nn.Module) -> dict[str, Tensor]:
+def layer_weights(network: nn.Module) -> dict[str, Tensor]:
     """Return the weights of all convolutions and linear layers by the path of their module."""
     return {
         path: module.weight.detach()

@@ -13,8 +13,7 @@ from torch import nn
 
 from cimf.errors import CaptureError, InputError
 from cimf.network.activations import Activation
-from cimf.network.cut import Network, trace_network
-from cimf.network.cut_run import run
+from cimf.network.cut import Network, run, trace_network
 from cimf.network.probe import probe
 from cimf.network.state_blocks import Block
 
@@ -36,10 +35,11 @@ def convert_network(
     activations: Mapping[type[nn.Module], Activation | str] | None = None,
 ) -> tuple[tuple[Any, Any, Any, Any], tuple[Block, ...]]:
     """Return (A, B, C, D) and the blocks of a network; see `ImplicitModel.from_network`."""
-    network = trace_network(net, activations)
-    shape = _input_shape(network) if input_shape is None else tuple(input_shape)
-    if any(not isinstance(d, int) or d < 1 for d in shape) or not shape:
+    shape = None if input_shape is None else tuple(input_shape)
+    if shape is not None and (any(not isinstance(d, int) or d < 1 for d in shape) or not shape):
         raise InputError(f"input_shape must hold positive integers, got {shape}")
+    network = trace_network(net, activations, None if shape is None else random_samples(shape))
+    shape = shape or _input_shape(network)
     found = probe(network, shape)
     n = sum(block.stop - block.start for block in found.blocks)
     n_rows, n_columns = n + found.n_outputs, n + found.n_inputs + 1
@@ -58,11 +58,17 @@ def convert_network(
     return (A, B, C, D), found.blocks
 
 
+def random_samples(shape: Sequence[int]) -> torch.Tensor:
+    """Return two samples of this shape, to run a network on where there are no others."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+
+
 def _input_shape(network: Network) -> tuple[int, ...]:
     """Return (in_features,) if the input goes into a Linear layer first."""
-    for node in network.module.graph.nodes:
+    for node in network.graph.nodes:
         if node.op == "call_module":
-            layer = network.module.get_submodule(str(node.target))
+            layer = network.graph.called(node)
             if isinstance(layer, nn.Linear):
                 return (layer.in_features,)
             break
@@ -141,8 +147,8 @@ def _zeros(sources: Sequence[tuple[tuple[int, ...], int]], count: int) -> list[t
 
 def _outputs(network: Network, values: Sequence[torch.Tensor]) -> np.ndarray:
     """Return (Z, Y), shape (n + q, k), of the network cut open at the input and states `values`."""
-    lane = run(network, values[0], values[1:])
-    return _rows([*reversed(lane.z), lane.y])
+    opened = run(network, values[0], values[1:])
+    return _rows([*reversed(opened.z), opened.y])
 
 
 def _rows(values: Sequence[torch.Tensor]) -> np.ndarray:

@@ -21,7 +21,6 @@ from torch import Tensor, fx
 from cimf.errors import CaptureError
 from cimf.model.convert import UNIT, linear_part
 from cimf.network.cut import Network
-from cimf.network.cut_run import Lane
 from cimf.network.state_blocks import Block
 
 # Numbers in the activations of one batch of unit vectors: 128 MB in float64.
@@ -58,7 +57,6 @@ class Reader:
     Parameters
     ----------
     network : Network
-        Without operations in place.
     blocks : sequence of Block
         In row order, the last nonlinearity on top.
     shape : tuple of int
@@ -72,24 +70,24 @@ class Reader:
             torch.zeros(self.chunk, *block.shape, dtype=torch.float64) for block in blocks[::-1]
         ]
         u = torch.zeros(self.chunk, *shape, dtype=torch.float64)
-        self._lane = Lane(network, u, zeros)
+        self._network, self._lane = network, network.lane(u, zeros)
         with torch.no_grad():
-            for node in network.module.graph.nodes:
-                self._lane.env[node] = self._lane.run_node(node)
-        self.n_outputs = self._lane.y[0].numel()
+            for node in network.graph.nodes:
+                self._lane[node] = output = network.graph.evaluate(node, self._lane)
+        self.n_outputs = output[0].numel()
         self.pieces = tuple(_pieces(network, blocks, math.prod(shape)))
 
     @torch.no_grad()
     def columns(self, piece: Piece, index: NDArray[np.intp]) -> Any:
         """Return columns of a piece as CSC, shape (n + q, k); at most `chunk` of them."""
-        env, count = self._lane.env, len(index)
+        env, count = self._lane, len(index)
         kept = {node: env[node] for node in (piece.source, *piece.nodes)}
         constant = [(_rows(env[node])[:1].T, start) for node, start in piece.targets]
         unit = torch.zeros_like(kept[piece.source])
         unit.view(self.chunk, -1)[torch.arange(count), torch.from_numpy(index)] = UNIT
         env[piece.source] = unit
         for node in piece.nodes:
-            env[node] = self._lane.run_node(node)
+            env[node] = self._network.graph.evaluate(node, env)
         none = np.zeros(0, np.int32)
         parts = [(np.zeros(0), none, none)]
         for (node, _), (zero, start) in zip(piece.targets, constant, strict=True):
@@ -163,11 +161,10 @@ def read_matrices(
 
 
 def _pieces(network: Network, blocks: tuple[Block, ...], n_inputs: int) -> Iterator[Piece]:
-    graph = network.module.graph
+    graph = network.graph
     n_states = sum(block.stop - block.start for block in blocks)
     start = dict(zip(network.cuts, (block.start for block in blocks[::-1]), strict=True))
-    source = next(node for node in graph.nodes if node.op == "placeholder")
-    widths = [(source, n_states, n_inputs)]
+    widths = [(graph.source, n_states, n_inputs)]
     widths += [
         (node, block.start, block.stop - block.start)
         for node, block in zip(network.cuts, blocks[::-1], strict=True)

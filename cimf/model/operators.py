@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from cimf.errors import CaptureError, CimfError, InputError
 from cimf.model import ImplicitModel
+from cimf.model.convert import random_samples
 from cimf.model.explicit import read_matrices
 from cimf.model.operator_norms import OperatorNorms, operator_norms
-from cimf.network.cut import Network, float64_copy, trace_network
-from cimf.network.cut_run import run
-from cimf.network.layers import LayerGraph
+from cimf.network.cut import Network, find_cuts, run, trace_network
+from cimf.network.fold import fold_norms
+from cimf.network.graph import Graph
 from cimf.network.probe import probe
 from cimf.network.state_blocks import apply_blocks
 from formulations.columns import as_float64
@@ -70,7 +71,7 @@ def implicit_summary(net: nn.Module, inputs: Tensor) -> str:
         return f"no implicit model: {error}"
     reached = model.equilibrium(u.flatten(1).numpy().T)
     with torch.no_grad():
-        expected = float64_copy(net)(u).numpy().T
+        expected = model.network.reference(u).numpy().T
     difference = np.abs(reached.Y - expected).max() / (np.abs(expected).max() or 1.0)
     text = (
         f"implicit model: {model.n_states:,} states; its equilibrium gives the network's output to "
@@ -106,8 +107,10 @@ class OperatorModel:
     """
 
     def __init__(self, net: nn.Module, shape: tuple[int, ...]) -> None:
-        self._folded = LayerGraph(net).module
-        self.network: Network = trace_network(self._folded)
+        sample = random_samples(shape)
+        self.network = trace_network(net, sample=sample)
+        graph = self.network.graph
+        fold_norms(graph, graph.shapes(sample))
         found = probe(self.network, torch.Size(shape))
         self.blocks, self.shape = found.blocks, tuple(shape)
         self.n_states = max((block.stop for block in self.blocks), default=0)
@@ -162,8 +165,7 @@ class OperatorModel:
         Raises
         ------
         CaptureError
-            The matrices would be larger, or (an operation in place that tracing does not see) they
-            differ from the operators.
+            The matrices would be larger, or they differ from the operators.
         """
         matrices = read_matrices(
             self.network, self.blocks, self.shape, np.concatenate(self._offset), memory_limit
@@ -218,16 +220,16 @@ class OperatorModel:
     @cached_property
     def _absolute(self) -> Network:
         """The network with the absolute values of its weights and without biases."""
-        module = copy.deepcopy(self._folded)
-        for node in module.graph.nodes:
-            if node.op != "call_module":
+        graph = Graph(copy.deepcopy(self.network.graph.module), torch.float64)
+        for node in graph.nodes:
+            called = graph.called(node)
+            if called is None:
                 continue
-            called = module.get_submodule(str(node.target))
             if isinstance(called, nn.BatchNorm1d | nn.BatchNorm2d):
                 raise CaptureError(f"layer {node.target!r}: a batch norm without a layer before it")
             for name, parameter in called.named_parameters(recurse=False):
                 parameter.copy_(parameter.abs() if name != "bias" else 0 * parameter)
-        absolute = trace_network(module)
+        absolute = Network(self.network.reference, graph, find_cuts(graph))
         # |A x| <= |A| |x| for random signs x: fails where a sign is in no weight.
         signs = np.sign(np.random.default_rng(0).standard_normal((self.n_states, 8)))
         none = np.zeros((self.n_inputs - 1, 8))
@@ -246,12 +248,12 @@ class OperatorModel:
             torch.from_numpy(np.ascontiguousarray(X[block.rows].T)).reshape(m, *block.shape)
             for block in reversed(self.blocks)
         ]
-        lane = run(
+        opened = run(
             network, torch.from_numpy(np.ascontiguousarray(u.T)).reshape(m, *self.shape), states
         )
         none = np.zeros((0, m))  # a linear network has no states
-        Z = np.concatenate([none, *(z.reshape(m, -1).numpy().T for z in reversed(lane.z))])
-        return Z, lane.y.reshape(m, -1).numpy().T
+        Z = np.concatenate([none, *(z.reshape(m, -1).numpy().T for z in reversed(opened.z))])
+        return Z, opened.y.reshape(m, -1).numpy().T
 
     def _linear(self, X: Array, u: Array) -> tuple[Array, Array]:
         Z, Y = self._open(self.network, X, u)

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cimf.network.capture import capture_states as capture_states
     from cimf.network.capture import iter_states as iter_states
-    from cimf.network.cut import HookWarning as HookWarning
     from cimf.network.states import Reconstruction as Reconstruction
     from cimf.network.states import States as States
 
 _HOMES = {
-    "HookWarning": "cimf.network.cut",
     "Reconstruction": "cimf.network.states",
     "States": "cimf.network.states",
     "capture_states": "cimf.network.capture",
     "iter_states": "cimf.network.capture",
 }
 
-__all__ = ["HookWarning", "Reconstruction", "States", "capture_states", "iter_states"]
+__all__ = ["Reconstruction", "States", "capture_states", "iter_states"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,56 +13,110 @@ from cimf.errors import InputError
 
 # Batches are cut into pieces of this many samples: the unit of convolution and of the grid offset.
 _PIECE = 250
+# The only types that torch's embeddings accept: what may be token ids.
+_IDS = (torch.int32, torch.int64)
 
 
-def as_batches(batches: Any, dtype: torch.dtype, name: str = "calibration") -> list[Tensor]:
-    """Return inputs as a list of CPU tensors of at most `_PIECE` samples.
-
-    Floating-point inputs are converted to `dtype`, integers (token ids) stay integers.
-
-    Parameters
-    ----------
-    batches : iterable, or one tensor
-        Input tensors (b, ...), or (input, label) pairs.
-    name : str
-        What errors call them.
+def as_list(name: str, batches: Any) -> list[Any]:
+    """Return batches as a list; one tensor or array is one batch.
 
     Raises
     ------
     InputError
-        No batches, an empty one, NaN or infinity, something that is no tensor, or samples of
-        different shapes. The message numbers the batch.
+        If they are not iterable.
     """
+    return list(_iterable(name, batches))
+
+
+def as_batches(batches: Any, dtype: torch.dtype, name: str = "calibration") -> list[Tensor]:
+    """Return inputs as a list of CPU tensors of at most 250 samples, see `iter_batches`."""
+    return list(iter_batches(batches, dtype, name))
+
+
+def iter_batches(
+    batches: Any, dtype: torch.dtype, name: str, *, ids: bool = True, piece: int = _PIECE
+) -> Iterator[Tensor]:
+    """Yield inputs as CPU tensors of at most `piece` samples.
+
+    Parameters
+    ----------
+    batches : iterable, or one tensor or array
+        Input tensors or arrays (b, ...), or (input, label) pairs; labels are not looked at.
+    dtype : torch.dtype
+        Of everything that is yielded but token ids.
+    name : str
+        What errors call them.
+    ids : bool
+        Integers of 32 and 64 bits may be token ids and stay as they are; smaller ones and bool
+        (images) cannot, torch's embeddings refuse them. False: all numbers become `dtype`.
+
+    Raises
+    ------
+    InputError
+        No batches, an empty one, NaN or infinity (numbered by batch and sample), complex numbers, a
+        masked array, something that is no tensor, or samples of different shapes.
+    """
+    first: Tensor | None = None
+    for k, batch in enumerate(_iterable(name, batches)):
+        what = f"{name} batch {k}"
+        value = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        u = _as_tensor(value, what)
+        if not (ids and u.dtype in _IDS):
+            u = u.to(dtype)
+            wrong = (~torch.isfinite(u)).flatten(1).sum(1)
+            if wrong.any():
+                raise InputError(
+                    f"{what} holds {int(wrong.sum())} NaN or infinite value(s) in "
+                    f"{int((wrong > 0).sum())} of its samples, first in sample "
+                    f"{int((wrong > 0).int().argmax())}"
+                )
+        if first is not None and u.shape[1:] != first.shape[1:]:
+            raise InputError(
+                f"{what} has samples of shape {tuple(u.shape[1:])}, those before "
+                f"{tuple(first.shape[1:])}: all must be alike (pad token ids to one length; one "
+                "(input, label) pair by itself must be in a list: [(input, label)])"
+            )
+        first = u[:1]
+        yield from u.split(piece)
+    if first is None:
+        raise InputError(f"the {name} batches are empty: there are no samples")
+
+
+def _iterable(name: str, batches: Any) -> Iterable[Any]:
     if isinstance(batches, Tensor | np.ndarray):
-        batches = [batches]
+        return [batches]
     if not isinstance(batches, Iterable):
         raise InputError(
             f"the {name} batches must be an iterable of tensors, got {type(batches).__name__}"
         )
-    out: list[Tensor] = []
-    for k, batch in enumerate(batches):
-        what = f"{name} batch {k}"
-        value = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
-        if not isinstance(value, Tensor | np.ndarray):
-            raise InputError(
-                f"{what} is a {type(value).__name__}; a tensor or an (input, label) pair is needed"
-            )
-        u = torch.as_tensor(value).detach().cpu()
-        if u.ndim < 2 or not u.numel():
-            raise InputError(f"{what} has shape {tuple(u.shape)}; (samples, ...) is needed")
-        if out and u.shape[1:] != out[0].shape[1:]:
-            raise InputError(
-                f"the samples of {what} have shape {tuple(u.shape[1:])}, those before "
-                f"{tuple(out[0].shape[1:])}: all must be alike (pad token ids to one length)"
-            )
-        if u.is_floating_point():
-            u = u.to(dtype)
-            if not torch.isfinite(u).all():
-                raise InputError(f"{what} holds NaN or infinite values")
-        out += u.split(_PIECE)
-    if not out:
-        raise InputError(f"the {name} batches are empty: there are no samples")
-    return out
+    return batches
+
+
+def _as_tensor(value: Any, what: str) -> Tensor:
+    """Return real numbers (b, ...) on the CPU, outside of autograd and inference mode."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"{what} is a masked array: fill what is masked, or leave it out")
+    if isinstance(value, np.ndarray):
+        try:
+            value = torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
+        except TypeError as error:
+            raise InputError(f"{what} is an array of {value.dtype}; numbers are needed") from error
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"{what} is a {type(value).__name__}; a tensor or an (input, label) pair is needed"
+        )
+    if value.ndim < 2:
+        raise InputError(
+            f"{what} has shape {tuple(value.shape)}; (samples, ...) is needed, with at least two "
+            "dimensions (a data set of single samples needs a DataLoader)"
+        )
+    if not value.numel():
+        raise InputError(f"{what} is empty: shape {tuple(value.shape)}")
+    if value.is_complex():
+        raise InputError(f"{what} is complex; real inputs are needed")
+    with torch.inference_mode(False):
+        value = value.cpu()
+        return value.clone() if value.is_inference() else value.detach()
 
 
 def run(net: nn.Module, u: Tensor, name: str) -> Any:

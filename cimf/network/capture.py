@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from cimf.errors import CaptureError, InputError
+from cimf.errors import CaptureError
 from cimf.network.activations import Activation
-from cimf.network.cut import Network, trace_network
-from cimf.network.cut_run import KeepFloat64, run
+from cimf.network.batches import iter_batches
+from cimf.network.cut import Network, run, trace_network
+from cimf.network.graph import KeepPrecision
 from cimf.network.probe import TOLERANCE, Probe, probe
 from cimf.network.state_blocks import Block, apply_blocks
 from cimf.network.states import Reconstruction, States
 
-# A single tensor is run in pieces of this many samples, to bound the memory of the activations.
+# Batches are run in pieces of this many samples, to bound the memory of the activations.
 _PIECE = 1024
+# Samples on which forward passes that symbolic tracing cannot follow, and hooks, are run.
+_SAMPLE = 8
 
 
 def capture_states(
@@ -82,11 +85,9 @@ def iter_states(
         for states in iter_states(net, loader):
             gram.update(states.design(), states.Z.T)
     """
-    inputs = _iterate_inputs(batches)
-    first = next(inputs, None)
-    if first is None:
-        raise InputError("batches is empty: no samples to capture")
-    network = trace_network(net, activations)
+    inputs = iter_batches(batches, torch.float64, "input", ids=False, piece=_PIECE)
+    first = next(inputs)
+    network = trace_network(net, activations, first[:_SAMPLE])
     found = probe(network, first.shape[1:])
     if not found.blocks:
         raise CaptureError(
@@ -101,58 +102,11 @@ def iter_states(
             progress(done)
 
 
-def _iterate_inputs(batches: Any) -> Iterator[torch.Tensor]:
-    """Yield checked float64 input tensors (b, ...) on the CPU."""
-    if isinstance(batches, np.ndarray):
-        batches = torch.as_tensor(batches)
-    if isinstance(batches, torch.Tensor):
-        batches = batches.split(_PIECE) if batches.ndim and batches.shape[0] else [batches]
-    if not isinstance(batches, Iterable):
-        raise InputError(f"batches must be an iterable of tensors, got {type(batches).__name__}")
-    shape = None
-    for k, batch in enumerate(batches):
-        u = _input_of(batch, k)
-        if shape is not None and u.shape[1:] != shape:
-            raise InputError(
-                f"batch {k} has samples of shape {tuple(u.shape[1:])}, those before "
-                f"{tuple(shape)}. (One (input, label) pair by itself must be in a list: "
-                "[(input, label)])"
-            )
-        shape = u.shape[1:]
-        yield u
-
-
-def _input_of(batch: Any, k: int) -> torch.Tensor:
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    if isinstance(batch, np.ndarray):
-        batch = torch.as_tensor(batch)
-    if not isinstance(batch, torch.Tensor):
-        raise InputError(
-            f"batch {k} is a {type(batch).__name__}; a tensor or an (input, label) pair is needed"
-        )
-    if batch.ndim < 2:
-        raise InputError(
-            f"batch {k} has shape {tuple(batch.shape)}; (samples, ...) is needed, with at least "
-            "two dimensions (a data set of single samples needs a DataLoader)"
-        )
-    if not batch.numel():
-        raise InputError(f"batch {k} is empty: shape {tuple(batch.shape)}")
-    if batch.is_complex():
-        raise InputError(f"batch {k} is complex; real inputs are needed")
-    u = batch.detach().to("cpu", torch.float64)
-    if not torch.isfinite(u).all():
-        raise InputError(
-            f"batch {k} holds {int((~torch.isfinite(u)).sum())} NaN or infinite value(s)"
-        )
-    return u
-
-
 def _capture_batch(network: Network, found: Probe, u: torch.Tensor) -> States:
-    lane = run(network, u)
-    X, Z = (_stack(tensors) for tensors in (lane.x, lane.z))
-    Y = _rows(lane.y)
-    with torch.no_grad(), KeepFloat64():
+    opened = run(network, u)
+    X, Z = (_stack(tensors) for tensors in (opened.x, opened.z))
+    Y = _rows(opened.y)
+    with torch.no_grad(), KeepPrecision(torch.float64):
         plain = network.reference(u.clone())
     _check_finite(found.blocks, X, Z, Y)
     errors = Reconstruction(
@@ -210,6 +164,6 @@ def _check_output(Y: np.ndarray, plain: np.ndarray) -> float:
     if not error <= TOLERANCE:
         raise CaptureError(
             f"the traced network differs from the network itself by {error:.1e}: its forward pass "
-            "does something that tracing does not see"
+            "does something that tracing does not see, or reads what was changed in place"
         )
     return float(error)

@@ -1,23 +1,23 @@
-"""A network as the toolkit sees it: a float64 copy in eval mode, traced, its nonlinearities found.
+"""A traced network with its nonlinearities found, and run cut open at them.
 
-Tracing is symbolic (torch.fx), so functional activations, residual additions and modules used twice
-are seen like everything else, and control flow that depends on the data is refused. What lies
-between the nonlinearities is not looked up in a list of layers: `cimf.network.probe` tests that it
-is affine.
+What lies between the nonlinearities is not looked up in a list of layers: `cimf.network.probe`
+tests that it is affine.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from cimf.errors import CaptureError, InputError, warn_outside
+from cimf.errors import CaptureError
 from cimf.network.activations import ACTIVATIONS, Activation, as_activation
+from cimf.network.copies import check_hooks, plain_copy, working_copy
+from cimf.network.graph import Graph, Lane, as_output, op_name
+from cimf.network.trace import trace
 
 # Modules by type; their attributes have the names of the family's parameters.
 _MODULES: dict[type[nn.Module], str] = {
@@ -57,14 +57,20 @@ _CLAMPS: dict[str, tuple[str, ...]] = {
     "clamp_max": ("max",),
 }
 # Values that depend on the shape or type of a tensor only.
-_SHAPE_QUERIES = {"size", "dim", "numel", "shape", "dtype", "device", "ndim", "ndimension"}
+_SHAPE_QUERIES = {
+    "size",
+    "sym_size",
+    "dim",
+    "numel",
+    "shape",
+    "dtype",
+    "device",
+    "ndim",
+    "ndimension",
+}
 
 
-class HookWarning(UserWarning):
-    """The network has forward hooks, which capture does not run."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Network:
     """A traced network.
 
@@ -72,38 +78,71 @@ class Network:
     ----------
     reference : nn.Module
         The float64 copy in eval mode, not traced: what Y is compared with.
-    module : fx.GraphModule
-        The same computation as a graph.
+    graph : Graph
+        The same computation.
     cuts : dict of fx.Node to (str, Activation)
         The nonlinearities in order of execution: a unique name and what they apply.
-    last_uses : dict of fx.Node to list of fx.Node
-        Values that nothing needs after a node.
     """
 
     reference: nn.Module
-    module: fx.GraphModule
+    graph: Graph
     cuts: dict[fx.Node, tuple[str, Activation]]
-    last_uses: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        seen: set[fx.Node] = set()
-        for node in reversed(self.module.graph.nodes):
-            dead = [value for value in node.all_input_nodes if value not in seen]
-            self.last_uses[node] = dead
-            seen.update(dead)
+    def lane(self, u: Tensor, states: Sequence[Tensor] | None = None) -> Lane:
+        """Return a lane for inputs u (k, ...), cut open at `states` where they are given.
 
-    def where(self, node: fx.Node) -> str:
-        """Return words that name a node: a layer's path and type, or a function and its owner."""
-        if node.op == "call_module":
-            kind = type(self.module.get_submodule(str(node.target))).__name__
-            return f"layer {str(node.target)!r} ({kind})"
-        owner = node.meta.get("owner", "")
-        place = f"layer {owner!r}" if owner else "the network's own forward"
-        return f"{_op_name(node)!r} in {place}"
+        Parameters
+        ----------
+        states : sequence of Tensor (k, ...), optional
+            Values that replace the output of each nonlinearity, in order of execution.
+        """
+        given = {} if states is None else dict(zip(self.cuts, states, strict=True))
+        return Lane({self.graph.source: u, **given})
+
+
+class Opened(NamedTuple):
+    """Input and output of every nonlinearity in order of execution, (k, ...), and the output."""
+
+    n_samples: int
+    z: list[Tensor]
+    x: list[Tensor]
+    output: object
+
+    @property
+    def y(self) -> Tensor:
+        """The output (k, ...); raises `CaptureError` if it is not one tensor of that form."""
+        return as_output(self.output, self.n_samples)
+
+
+@torch.no_grad()
+def run(network: Network, u: Tensor, states: Sequence[Tensor] | None = None) -> Opened:
+    """Run a network on float64 inputs u (k, ...), cut open at `states` where they are given.
+
+    Raises
+    ------
+    CaptureError
+        A layer fails, or the samples are not in the first dimension of a state.
+    """
+    lane = network.lane(u, states)
+    z, x = [], []
+    for node in network.graph.walk(lane):
+        if node in network.cuts:
+            before = lane[node.all_input_nodes[0]]
+            if before.shape[:1] != u.shape[:1]:
+                raise CaptureError(
+                    f"{network.graph.where(node)} acts on a tensor of shape {tuple(before.shape)} "
+                    f"for {len(u)} samples: the samples must be in the first dimension"
+                )
+            z.append(before)
+            x.append(lane[node])
+        out = lane[node]
+    return Opened(len(u), z, x, out)
 
 
 def trace_network(
-    net: nn.Module, activations: Mapping[type[nn.Module], Activation | str] | None = None
+    net: nn.Module,
+    activations: Mapping[type[nn.Module], Activation | str] | None = None,
+    sample: Tensor | None = None,
 ) -> Network:
     """Copy, convert and trace a network.
 
@@ -113,138 +152,47 @@ def trace_network(
         Not modified: neither its mode, its parameters, its gradients nor its hooks.
     activations : mapping of module type to Activation or name, optional
         Modules of your own that apply one elementwise function.
+    sample : Tensor, optional
+        float64 inputs (b, ...), for forward passes that cannot be traced symbolically, and to see
+        that forward hooks change nothing.
 
     Raises
     ------
     InputError
         `net` is not an nn.Module.
     CaptureError
-        It cannot be copied or traced, takes several inputs, or has NaN or infinite weights; the
-        message names the layer.
+        It cannot be copied or traced, see `plain_copy` and `trace`; the message names the layer.
     """
-    if not isinstance(net, nn.Module):
-        raise InputError(f"net must be a torch.nn.Module, got {type(net).__name__}")
     custom = {kind: as_activation(value) for kind, value in (activations or {}).items()}
-    reference = float64_copy(net)
-    for path, value in reference.named_parameters():
-        if not torch.isfinite(value).all():
-            raise CaptureError(
-                f"the weights are damaged: {path!r} holds {int((~torch.isfinite(value)).sum())} "
-                "NaN or infinite value(s)"
-            )
-    tracer = _Tracer(custom)
-    try:
-        graph = tracer.trace(reference)
-    except Exception as error:
-        place = f"layer {tracer.path!r}" if tracer.path else "the network's own forward"
-        raise CaptureError(
-            f"{place} ({tracer.kind}) cannot be traced: {error}. Its operations must not depend on "
-            "values or shapes of the data (if, for, len, int() on tensors)"
-        ) from error
-    module = fx.GraphModule(reference, graph)
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    required = [node for node in inputs if not node.args and not str(node.target).startswith("*")]
-    if len(required or inputs[:1]) != 1:
-        names = ", ".join(str(node.target) for node in required)
-        raise CaptureError(
-            f"the network takes {len(required)} inputs ({names}); exactly one tensor is supported"
-        )
-    return Network(reference, module, _find_cuts(module, (required or inputs)[0], custom))
+    plain = plain_copy(net, torch.float64)
+    reference = working_copy(plain, torch.float64)
+    graph = trace(reference, torch.float64, sample, custom)
+    if sample is not None:
+        check_hooks(plain, reference, sample)
+    return Network(reference, graph, find_cuts(graph, custom))
 
 
-def float64_copy(net: nn.Module) -> nn.Module:
-    """Return a float64 copy on the CPU, in eval mode, without gradients and forward hooks.
-
-    Raises
-    ------
-    CaptureError
-        If the network cannot be copied or converted.
-    """
-    while isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(
-        net, "_orig_mod"
-    ):
-        net = getattr(net, "_orig_mod", None) or net.module  # type: ignore[assignment]
-    # A tensor that is not a leaf (a pruned or normalised weight) refuses deepcopy: copy its value.
-    memo: dict[int, Any] = {
-        id(value): value.detach().clone()
-        for module in net.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
-    try:
-        out = copy.deepcopy(net, memo).to("cpu", torch.float64).eval()
-    except Exception as error:
-        raise CaptureError(
-            f"the network cannot be copied to float64 on the CPU: {error} (quantised networks are "
-            "not supported; a lazy one must have been run once)"
-        ) from error
-    out.requires_grad_(False)
-    hooked = []
-    for path, module in out.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                setattr(module, name, value.detach().to("cpu", torch.float64))
-        if module._forward_hooks:
-            hooked.append(path or type(module).__name__)
-            module._forward_hooks.clear()
-    if hooked:
-        warn_outside(
-            f"forward hooks on {', '.join(hooked[:5])} are not run during capture; if they change "
-            "the layer's output, the states are those without them",
-            HookWarning,
-        )
-    return out
-
-
-class _Tracer(fx.Tracer):
-    """fx tracer that remembers which layer every operation belongs to."""
-
-    def __init__(self, custom: Mapping[type[nn.Module], Activation]) -> None:
-        super().__init__(param_shapes_constant=True)
-        self.custom = custom
-        self.path, self.kind = "", "top level"
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in self.custom or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        before = self.path, self.kind
-        self.path, self.kind = self.path_of_module(m), type(m).__name__
-        out = super().call_module(m, forward, args, kwargs)
-        self.path, self.kind = before  # left as it is on an exception: the place of the failure
-        return out
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta["owner"] = self.path
-        return node
-
-
-def _op_name(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target))
-
-
-def _find_cuts(
-    module: fx.GraphModule, source: fx.Node, custom: Mapping[type[nn.Module], Activation]
+def find_cuts(
+    graph: Graph, custom: Mapping[type[nn.Module], Activation] | None = None
 ) -> dict[fx.Node, tuple[str, Activation]]:
     """Return the nodes that apply a known activation to something that depends on the input."""
     cuts: dict[fx.Node, tuple[str, Activation]] = {}
     used: dict[str, int] = {}
-    depends = {source}
-    for node in module.graph.nodes:
-        shape_only = _op_name(node) in _SHAPE_QUERIES or (
+    depends = {graph.source}
+    for node in graph.nodes:
+        shape_only = op_name(node) in _SHAPE_QUERIES or (
             node.target is getattr and node.args[1] in _SHAPE_QUERIES
         )
         if shape_only or not depends.intersection(node.all_input_nodes):
             continue
         depends.add(node)
         if node.op == "call_module":
-            found = _from_module(module.get_submodule(str(node.target)), custom)
+            found = _from_module(graph.called(node), custom or {})
             base = str(node.target)
         elif node.op in ("call_function", "call_method"):
             found = _from_call(node)
             owner = node.meta.get("owner", "")
-            base = f"{owner}.{_op_name(node)}" if owner else _op_name(node)
+            base = f"{owner}.{op_name(node)}" if owner else op_name(node)
         else:
             continue
         if found is not None:
@@ -278,7 +226,7 @@ def _from_call(node: fx.Node) -> Activation | None:
     home = getattr(node.target, "__module__", None) or "torch"
     if node.op == "call_function" and home.partition(".")[0] not in ("torch", "_operator"):
         return None
-    op = _op_name(node).removesuffix("_")
+    op = op_name(node).removesuffix("_")
     extra = node.args[1:]
     named = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "input")}
     if op in _CLAMPS:

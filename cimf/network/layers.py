@@ -9,121 +9,35 @@ known by then (a shortcut), the sum is the target and the other summand is the f
 from __future__ import annotations
 
 import copy
-import math
 import operator
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
 from cimf.errors import CaptureError, InputError
-from cimf.network.trace import MATCHED, NORMS, trace
+from cimf.network.batches import run
+from cimf.network.copies import check_hooks, difference, plain_copy, tolerance, working_copy
+from cimf.network.exported import MATCHED
+from cimf.network.fold import fold_norms, unfold
+from cimf.network.graph import Graph, as_output
+from cimf.network.graph import evaluate_node as evaluate_node
+from cimf.network.layer_checks import (
+    check_layers,
+    refuse_matrices,
+    refuse_mixed_samples,
+    refuse_shared,
+)
+from cimf.network.patches import Layer as Layer
+from cimf.network.trace import trace
 
 _ADDITIONS = {operator.add, torch.add, torch.ops.aten.add.Tensor, "add"}
 
-
-@dataclass
-class Layer:
-    """One matched layer.
-
-    Attributes
-    ----------
-    path : str
-        Of the module in the network.
-    node : fx.Node
-        The call of the module in the folded graph.
-    module : nn.Module
-        The folded copy; its weight is what the rows replace.
-    norm : str
-        Path of the folded batch norm, or "".
-    input_shape, output_shape : tuple of int
-        Of one sample at the layer; () before `LayerGraph.measure` ran.
-    summand : fx.Node or None
-        What is added to the layer's output before anything else sees it, known when the layer runs.
-    """
-
-    path: str
-    node: fx.Node
-    module: Any
-    norm: str = ""
-    summand: fx.Node | None = None
-    input_shape: tuple[int, ...] = ()
-    output_shape: tuple[int, ...] = ()
-
-    @property
-    def source(self) -> fx.Node:
-        """The node whose value the layer reads."""
-        return self.node.all_input_nodes[0]
-
-    @property
-    def groups(self) -> int:
-        """How many blocks of rows have a design of their own."""
-        return int(getattr(self.module, "groups", 1))
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether the last column of the rows is a free bias."""
-        return self.module.bias is not None
-
-    @property
-    def weight(self) -> Tensor:
-        """The folded weight as rows, shape (r, N): one row per output channel, float64."""
-        return self.module.weight.detach().double().flatten(1)
-
-    @property
-    def n_rows(self) -> int:
-        """Output channels r."""
-        return int(self.module.weight.shape[0])
-
-    @property
-    def n_columns(self) -> int:
-        """Columns of a row without the bias: input channels of its group times kernel size."""
-        return int(self.module.weight[0].numel())
-
-    @property
-    def n_weights(self) -> int:
-        """Entries of the layer's weight."""
-        return self.n_rows * self.n_columns
-
-    @property
-    def repeats(self) -> NDArray[np.int64]:
-        """How often each column of a row occurs in the unrolled matrix (A, B, C, D), shape (N,).
-
-        A convolution's weight acts at every output position whose patch reaches inside the image
-        there; padding with anything but zeros reaches inside everywhere.
-        """
-        module = self.module
-        if isinstance(module, nn.Linear):
-            return np.full(self.n_columns, math.prod(self.output_shape[:-1]))
-        total = np.ones(1, dtype=np.int64)
-        before = module._reversed_padding_repeated_twice[::-1][1::2]  # left of each axis
-        for axis, (size, stride, gap) in enumerate(
-            zip(module.kernel_size, module.stride, module.dilation, strict=True), start=1
-        ):
-            place = np.arange(self.output_shape[axis]) * stride - before[axis - 1]
-            place = place + gap * np.arange(size)[:, None]
-            inside = (place >= 0) & (place < self.input_shape[axis])
-            if module.padding_mode != "zeros":
-                inside[:] = True
-            total = (total[:, None] * inside.sum(axis=1)).ravel()
-        return np.tile(total, self.n_columns // len(total))
-
-    @property
-    def channel_axis(self) -> int:
-        """Axis of the output that counts the rows; the others are samples and positions."""
-        return -1 if isinstance(self.module, nn.Linear) else 1
-
-    def set_rows(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Replace the folded weight by rows (r, N) and the bias by (r,)."""
-        with torch.no_grad():
-            self.module.weight.copy_(weight.reshape(self.module.weight.shape))
-            if bias is not None:
-                self.module.bias.copy_(bias)
+Rows = Mapping[str, tuple[Tensor, Tensor | None]]
+"""By layer: rows (r, N) of its folded weight, and its bias (r,) or None."""
 
 
 def working_dtype(net: nn.Module) -> torch.dtype:
@@ -151,167 +65,175 @@ class LayerGraph:
     ----------
     net : nn.Module
         Not modified. Statistics are taken on a float32 copy (float64 where the network is).
-    sample : Tensor, optional
-        Input (b, ...) in `working_dtype`, for networks that cannot be traced symbolically, see
-        `cimf.network.trace`.
+    sample : Tensor
+        Inputs (b, ...) in `working_dtype` on which everything is checked: that the graph is the
+        network, that samples do not mix, that every layer is W x + b with its own weight, and that
+        the network uses the weights which `export` writes.
 
     Attributes
     ----------
+    original : nn.Module
+        The network as a `plain_copy`: of this one `export` returns copies.
     module : fx.GraphModule
         The folded copy; running it gives the network's output.
     layers : list of Layer
         In the order in which they are solved.
+    uncalled : tuple of str
+        Paths of convolutions and linear modules that are not called in eval mode.
 
     Raises
     ------
     InputError
         `net` is not an nn.Module, or fails on the sample.
     CaptureError
-        It cannot be copied or traced, see `cimf.network.trace.trace`, uses a matched module twice,
-        or has no layer. The message names the module's path.
+        It cannot be copied or traced, a layer is used twice, shares a parameter or is not what it
+        seems to be, or there is none. The message names the module's path.
     """
 
-    def __init__(self, net: nn.Module, sample: Tensor | None = None) -> None:
-        self.original = net
-        self.dtype = dtype = working_dtype(net)
-        try:
-            root = copy.deepcopy(net).to("cpu", dtype).eval().requires_grad_(False)
-        except Exception as error:
-            raise CaptureError(f"the network cannot be copied to {dtype}: {error}") from error
-        self.module = trace(root, sample)
-        ranks = {} if sample is None else _ranks(self.module, sample[:2].clone())
-        self.layers = self._find_layers(ranks)
+    def __init__(self, net: nn.Module, sample: Tensor) -> None:
+        self.dtype = working_dtype(net)
+        with torch.inference_mode(False), torch.no_grad():
+            self.original = plain_copy(net)
+            self._build(sample)
+
+    def _build(self, sample: Tensor) -> None:
+        if len(sample) == 1:  # samples that mix show only beside others
+            sample = torch.cat([sample, sample.flatten(1).roll(1, 1).view_as(sample)])
+        refuse_shared(self.original)
+        reference = working_copy(self.original, self.dtype)
+        expected = as_output(run(reference, sample, "calibration"), len(sample))
+        check_hooks(self.original, reference, sample)
+        if not torch.isfinite(expected).all():
+            raise CaptureError("the network's output has NaN or infinite values")
+        graph = self.traced = trace(reference, self.dtype, sample)
+        refuse_matrices(graph, reference)
+        shapes = graph.shapes(sample)
+        if not difference(self.module(sample), expected) <= tolerance(self.dtype):
+            raise CaptureError(
+                f"the traced network differs from the network itself by "
+                f"{difference(self.module(sample), expected):.1e}: its forward pass does something "
+                "that tracing does not see, or reads what was changed in place"
+            )
+        refuse_mixed_samples(graph, sample)
+        norms = fold_norms(graph, shapes)
+        self.layers = _find_layers(graph, norms, shapes)
+        if isinstance(self.original, MATCHED):
+            self.layers = [replace(layer, path="") for layer in self.layers]
         if not self.layers:
             raise CaptureError("the network has no convolution and no linear layer to match")
+        called = {layer.path for layer in self.layers}
+        self.uncalled = tuple(
+            path
+            for path, module in self.original.named_modules()
+            if isinstance(module, MATCHED) and path not in called
+        )
+        self._check_export(sample)
+
+    @property
+    def module(self) -> fx.GraphModule:
+        """The folded copy."""
+        return self.traced.module
 
     @property
     def n_weights(self) -> int:
         """Entries of all matched weights, biases left out."""
         return sum(layer.n_weights for layer in self.layers)
 
-    def measure(self, u: Tensor) -> Tensor:
-        """Run the samples u (b, ...), note every layer's shapes, and return the output."""
-        env: dict[fx.Node, Any] = {}
-        output: Any = None
-        for node, dead, layer in stages(self):
-            env[node] = u if node.op == "placeholder" else evaluate_node(self.module, node, env)
-            if layer is not None:
-                layer.input_shape = tuple(env[layer.source].shape[1:])
-                layer.output_shape = tuple(env[node].shape[1:])
-            output = env[node]
-            for value in dead:
-                del env[value]
-        return output
+    def run(self, u: Tensor, rows: Rows | None = None) -> Tensor:
+        """Return the output for inputs u (b, ...), with other rows of some layers."""
+        changed = {}
+        for layer in self.layers:
+            for name, value in layer.parameters(rows or {}).items():
+                changed[f"{layer.node.target}.{name}"] = value
+        return functional_call(self.module, changed, (u,))
 
-    def _find_layers(self, ranks: Mapping[fx.Node, int]) -> list[Layer]:
-        graph = self.module.graph
-        layers: dict[str, Layer] = {}
-        calls = Counter(
-            self.module.get_submodule(str(node.target))
-            for node in graph.nodes
-            if node.op == "call_module"
-        )
-        for node in list(graph.nodes):
-            if node.op != "call_module":
-                continue
-            path = str(node.target)
-            found: Any = self.module.get_submodule(path)
-            if not isinstance(found, MATCHED):
-                continue
-            if path in layers:
-                raise CaptureError(
-                    f"layer {path!r} ({type(found).__name__}) is used more than once: its rows "
-                    "have no single design"
-                )
-            layers[path] = Layer(path, node, found, self._fold(node, found, calls, ranks))
-        # Of two layers that meet in an addition the larger one goes last: it corrects the other.
-        for layer in sorted(layers.values(), key=lambda layer: layer.n_weights):
-            _postpone(layer.node)
-        order = {node: k for k, node in enumerate(graph.nodes)}
-        ordered = sorted(layers.values(), key=lambda layer: order[layer.node])
-        for layer in ordered:
-            layer.summand = _summand(layer.node, order)
-        graph.lint()
-        self.module.recompile()
-        return ordered
+    def export(self, rows: Rows | None = None) -> nn.Module:
+        """Return a copy of the network with its layers' weights replaced by rows.
 
-    def _fold(
-        self,
-        node: fx.Node,
-        layer: Any,
-        calls: Mapping[nn.Module, int],
-        ranks: Mapping[fx.Node, int],
-    ) -> str:
-        """Fold the batch norm behind a layer into it; return its path, or "" if there is none.
-
-        A norm that is called more than once stays as it is: `export` could not write it for all.
-        So does one behind a linear layer over tokens: its channels are the tokens.
+        A folded batch norm stays in place as the identity up to the layer's bias. Class, dtype,
+        device and mode are those of the network; wrappers and reparametrisations (pruning masks,
+        weight norm) are gone.
         """
-        users = list(node.users)
-        if len(users) != 1 or users[0].op != "call_module":
-            return ""
-        path = str(users[0].target)
-        norm: Any = self.module.get_submodule(path)
-        if not isinstance(norm, NORMS) or calls[norm] > 1:
-            return ""
-        if isinstance(layer, nn.Linear) and ranks.get(node, 2) != 2:
-            return ""
-        if norm.running_var is None or norm.running_mean is None:
-            raise CaptureError(
-                f"layer {path!r} ({type(norm).__name__}) has no running statistics: its output "
-                "depends on the batch. Use track_running_stats=True"
-            )
-        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-        shift = -norm.running_mean.double() * scale
-        if norm.weight is not None:
-            scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-        weight, bias = layer.weight.double(), layer.bias
-        if bias is not None:
-            shift = shift + scale * bias
-        shape = (-1, *[1] * (weight.ndim - 1))
-        layer.weight = nn.Parameter((weight * scale.view(shape)).to(self.dtype), False)
-        layer.bias = nn.Parameter(shift.to(self.dtype), False)
-        users[0].replace_all_uses_with(node)
-        self.module.graph.erase_node(users[0])
-        return path
-
-    def export(self) -> nn.Module:
-        """Return a copy of the network that was given, with the layers' present rows as weights.
-
-        A folded batch norm stays in place as the identity up to the layer's bias: variance and
-        weight cancel, so the zeros of the rows are zeros of the weights. Class, dtype, device and
-        mode are those of the network.
-        """
-        net = copy.deepcopy(self.original)
-        with torch.no_grad():
-            for layer in self.layers:
-                target: Any = net.get_submodule(layer.path)
-                weight, bias = layer.module.weight.double(), layer.module.bias
-                if layer.norm:
-                    norm: Any = net.get_submodule(layer.norm)
-                    deviation = torch.sqrt(norm.running_var.double() + norm.eps).cpu()
-                    if target.bias is not None:
-                        target.bias.zero_()
-                    if norm.weight is not None:
-                        norm.weight.copy_(deviation)
-                        norm.bias.copy_(bias)
-                        norm.running_mean.zero_()
-                    else:
-                        weight = weight * deviation.view(-1, *[1] * (weight.ndim - 1))
-                        norm.running_mean.copy_(-bias.double() * deviation)
-                elif bias is not None:
-                    target.bias.copy_(bias)
-                target.weight.copy_(weight)
+        with torch.inference_mode(False):
+            net = copy.deepcopy(self.original)
+            self._write(net, rows or {})
         return net
 
+    @torch.no_grad()
+    def _write(self, net: nn.Module, rows: Rows) -> None:
+        for layer in self.layers:
+            target: Any = net.get_submodule(layer.path)
+            new = layer.parameters(rows) or dict(layer.module.named_parameters())
+            weight, bias = new["weight"].double(), new.get("bias")
+            if layer.norm and bias is not None:
+                unfold(target, net.get_submodule(layer.norm), weight, bias)
+                continue
+            target.weight.copy_(weight)
+            if bias is not None:
+                target.bias.copy_(bias)
 
-@torch.no_grad()
-def _ranks(module: fx.GraphModule, u: Tensor) -> dict[fx.Node, int]:
-    """Return the number of axes of every tensor in the graph, from a run on samples u (b, ...)."""
-    env: dict[fx.Node, Any] = {}
-    for node in module.graph.nodes:
-        env[node] = u if node.op == "placeholder" else evaluate_node(module, node, env)
-    return {node: value.ndim for node, value in env.items() if isinstance(value, Tensor)}
+    def _check_export(self, sample: Tensor) -> None:
+        """Change every row and see that the network which is written does what the graph says."""
+        generator = torch.Generator().manual_seed(0)
+
+        def moved(value: Tensor, size: Tensor) -> Tensor:
+            signs = torch.randint(0, 2, (2, *value.shape), generator=generator) * 2 - 1
+            return value * (1 + 0.1 * signs[0]) + 0.02 * size * signs[1]
+
+        rows = {}
+        for layer in self.layers:
+            weight, bias = layer.module.weight.flatten(1), layer.module.bias
+            size = weight.square().mean().sqrt()
+            rows[layer.path] = moved(weight, size), None if bias is None else moved(bias, size)
+        net = working_copy(self.original, self.dtype, hooks=True)
+        self._write(net, rows)
+        found = check_layers(net, self.layers, sample)
+        error = difference(found, self.run(sample, rows))
+        if not error <= tolerance(self.dtype):
+            raise CaptureError(
+                f"with other weights the network differs from its graph by {error:.1e}: it reads a "
+                "weight or a batch norm in more than one place, or its weights are overwritten"
+            )
+
+
+def _find_layers(
+    graph: Graph, norms: Mapping[str, str], shapes: Mapping[fx.Node, tuple[int, ...]]
+) -> list[Layer]:
+    nodes: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        if not isinstance(graph.called(node), MATCHED):
+            continue
+        if str(node.target) in nodes:
+            raise CaptureError(
+                f"{graph.where(node)} is used more than once: its rows have no single design"
+            )
+        nodes[str(node.target)] = node
+
+    def rank(node: fx.Node) -> tuple[bool, int]:
+        wider = any(
+            user.target in _ADDITIONS and shapes[user] != shapes[node] for user in node.users
+        )
+        return not wider, graph.called(node).weight.numel()
+
+    # Of two layers that meet in an addition the larger one goes last, it corrects the other, unless
+    # its output is smaller than the sum.
+    for node in sorted(nodes.values(), key=rank):
+        _postpone(node)
+    order = {node: k for k, node in enumerate(graph.nodes)}
+    graph.module.graph.lint()
+    graph.module.recompile()
+    return [
+        Layer(
+            path,
+            node,
+            graph.called(node),
+            norms.get(path, ""),
+            _summand(node, order, shapes),
+            shapes[node.all_input_nodes[0]][1:],
+            shapes[node][1:],
+        )
+        for path, node in sorted(nodes.items(), key=lambda item: order[item[1]])
+    ]
 
 
 def _postpone(node: fx.Node) -> None:
@@ -325,8 +247,13 @@ def _postpone(node: fx.Node) -> None:
         follower = follower.next
 
 
-def _summand(node: fx.Node, order: dict[fx.Node, int]) -> fx.Node | None:
-    """Return what a layer's output is added to, where that is all that happens to the output."""
+def _summand(
+    node: fx.Node, order: Mapping[fx.Node, int], shapes: Mapping[fx.Node, tuple[int, ...]]
+) -> fx.Node | None:
+    """Return what a layer's output is added to, where that is all that happens to the output.
+
+    The sum has the shape of the layer's output; the summand may be smaller and be repeated.
+    """
     users = list(node.users)
     if len(users) != 1:
         return None
@@ -334,7 +261,7 @@ def _summand(node: fx.Node, order: dict[fx.Node, int]) -> fx.Node | None:
     if add.op not in ("call_function", "call_method") or add.target not in _ADDITIONS:
         return None
     others = [value for value in add.args if value is not node]
-    if len(add.args) != 2 or add.kwargs or len(others) != 1:
+    if len(add.args) != 2 or add.kwargs or len(others) != 1 or shapes[add] != shapes[node]:
         return None
     other = others[0]
     if isinstance(other, fx.Node) and order[other] < order[node]:
@@ -344,32 +271,6 @@ def _summand(node: fx.Node, order: dict[fx.Node, int]) -> fx.Node | None:
 
 def stages(graph: LayerGraph) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...], Layer | None]]:
     """Yield every node in order, what may be forgotten after it, and its layer if it is matched."""
-    nodes = list(graph.module.graph.nodes)
     by_node = {layer.node: layer for layer in graph.layers}
-    last: dict[fx.Node, list[fx.Node]] = {}
-    seen: set[fx.Node] = set()
-    for node in reversed(nodes):
-        needed = [value for value in node.all_input_nodes if value not in seen]
-        last[node] = needed
-        seen.update(needed)
-    for node in nodes:
-        yield node, tuple(last[node]), by_node.get(node)
-
-
-def evaluate_node(module: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-    """Return the value of a node from the values of its inputs."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda value: env[value])
-    if node.op == "call_module":
-        return module.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_function":
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "get_attr":
-        value: Any = module
-        for name in str(node.target).split("."):
-            value = getattr(value, name)
-        return value
-    if node.op == "output":
-        return args[0]
-    raise CaptureError(f"the network takes several inputs ({node.target!r}); one is supported")
+    for node, dead in graph.traced.steps():
+        yield node, dead, by_node.get(node)

@@ -1,20 +1,130 @@
-"""The design of a layer: patches of its input over samples and positions, never unfolded whole."""
+"""A layer as a row problem: its rows, and patches of its input, never unfolded whole."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.nn import functional
 
-from cimf.network.layers import Layer
 from cimf.statistics import Gram
 
 # Values of one piece of patches (about 64 MB in float64).
 _PIECE = 8_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One matched layer.
+
+    Attributes
+    ----------
+    path : str
+        Of the module in the network.
+    node : fx.Node
+        The call of the module in the folded graph.
+    module : nn.Module
+        The folded copy; nothing changes it: other rows are given to the call.
+    norm : str
+        Path of the folded batch norm, or "".
+    input_shape, output_shape : tuple of int
+        Of one sample at the layer.
+    summand : fx.Node or None
+        What is added to the layer's output before anything else sees it, known when the layer runs.
+        The sum has the shape of the output, the summand may be smaller (it is broadcast).
+    """
+
+    path: str
+    node: fx.Node
+    module: Any
+    norm: str = ""
+    summand: fx.Node | None = None
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+
+    @property
+    def source(self) -> fx.Node:
+        """The node whose value the layer reads."""
+        return self.node.all_input_nodes[0]
+
+    @property
+    def groups(self) -> int:
+        """How many blocks of rows have a design of their own."""
+        return int(getattr(self.module, "groups", 1))
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the last column of the rows is a free bias."""
+        return self.module.bias is not None
+
+    @property
+    def weight(self) -> Tensor:
+        """The folded weight as rows, shape (r, N): one row per output channel, float64."""
+        return self.module.weight.detach().double().flatten(1)
+
+    @property
+    def n_rows(self) -> int:
+        """Output channels r."""
+        return int(self.module.weight.shape[0])
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of a row without the bias: input channels of its group times kernel size."""
+        return int(self.module.weight[0].numel())
+
+    @property
+    def n_weights(self) -> int:
+        """Entries of the layer's weight."""
+        return self.n_rows * self.n_columns
+
+    @property
+    def repeats(self) -> NDArray[np.int64]:
+        """How often each column of a row occurs in the unrolled matrix (A, B, C, D), shape (N,).
+
+        A convolution's weight acts at every output position whose patch reaches inside the image
+        there; padding with anything but zeros reaches inside everywhere.
+        """
+        module = self.module
+        if isinstance(module, nn.Linear):
+            return np.full(self.n_columns, math.prod(self.output_shape[:-1]))
+        total = np.ones(1, dtype=np.int64)
+        before = module._reversed_padding_repeated_twice[::-1][1::2]  # left of each axis
+        for axis, (size, stride, gap) in enumerate(
+            zip(module.kernel_size, module.stride, module.dilation, strict=True), start=1
+        ):
+            place = np.arange(self.output_shape[axis]) * stride - before[axis - 1]
+            place = place + gap * np.arange(size)[:, None]
+            inside = (place >= 0) & (place < self.input_shape[axis])
+            if module.padding_mode != "zeros":
+                inside[:] = True
+            total = (total[:, None] * inside.sum(axis=1)).ravel()
+        return np.tile(total, self.n_columns // len(total))
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the output that counts the rows; the others are samples and positions."""
+        return -1 if isinstance(self.module, nn.Linear) else 1
+
+    def parameters(self, rows: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        """Return the module's parameters for rows (r, N) and a bias (r,); {} for present ones."""
+        if self.path not in rows:
+            return {}
+        weight, bias = rows[self.path]
+        own = self.module.weight
+        found = {"weight": weight.to(own.dtype).reshape(own.shape).contiguous()}
+        return found if bias is None else {**found, "bias": bias.to(own.dtype)}
+
+    def __call__(self, x: Tensor, rows: Mapping[str, tuple[Tensor, Tensor | None]]) -> Tensor:
+        """Return the layer's output for its input x, with other rows."""
+        return functional_call(self.module, self.parameters(rows), (x,))
 
 
 def grid(

@@ -22,8 +22,8 @@ from torch import fx
 
 from cimf.errors import CaptureError
 from cimf.network.activations import ACTIVATIONS
-from cimf.network.cut import Network
-from cimf.network.cut_run import Lane, run, run_lanes
+from cimf.network.cut import Network, run
+from cimf.network.graph import op_name
 from cimf.network.state_blocks import Block
 
 # Rounding of the affine pieces of deep networks stays below 1e-12 relative; a nonlinearity that
@@ -140,13 +140,13 @@ def _test_nodes(
     )
     mixed = [_T * left + (1 - _T) * right for left, right in zip(a, b, strict=True)]
     fewer = [value[:_FEWER] for value in a]
-    lanes = [Lane(network, values[0], values[1:]) for values in (a, b, mixed, fewer)]
+    lanes = [network.lane(values[0], values[1:]) for values in (a, b, mixed, fewer)]
     affinity = independence = 0.0
-    for node in run_lanes(network, lanes):
-        values = [list(_tensors(lane.env[node])) for lane in lanes]
+    for node in network.graph.walk(*lanes):
+        values = [list(_tensors(lane[node])) for lane in lanes]
         around = [node, *node.all_input_nodes]
         size = max(
-            (_size(t) for lane in lanes[:3] for n in around for t in _tensors(lane.env[n])),
+            (_size(t) for lane in lanes[:3] for n in around for t in _tensors(lane[n])),
             default=0.0,
         )
         if len({tuple(t.shape for t in found) for found in values[:3]}) > 1:
@@ -160,18 +160,17 @@ def _test_nodes(
                 error = _relative(left[:_FEWER] - short, size)
                 if not error <= TOLERANCE:
                     raise CaptureError(
-                        f"{network.where(node)} mixes the samples of a batch (relative change "
-                        f"{error:.1e} when other samples change): it is no function of one sample"
+                        f"{network.graph.where(node)} mixes the samples of a batch (relative "
+                        f"change {error:.1e} when other samples change): it is no function of one "
+                        "sample"
                     )
                 independence = max(independence, error)
     return affinity, independence
 
 
 def _not_affine(network: Network, node: fx.Node, error: float) -> CaptureError:
-    if node.op == "call_module":
-        op = type(network.module.get_submodule(str(node.target))).__name__.lower()
-    else:
-        op = str(getattr(node.target, "__name__", node.target)).lower()
+    called = network.graph.called(node)
+    op = op_name(node).lower() if called is None else type(called).__name__.lower()
     reason = next((why for parts, why in _REASONS if any(part in op for part in parts)), "")
     if not reason and error == float("inf"):
         reason = "it gives NaN, infinite values or other shapes for other values"
@@ -183,11 +182,17 @@ def _not_affine(network: Network, node: fx.Node, error: float) -> CaptureError:
         else f"; known activations: {', '.join(ACTIVATIONS)}; a module of your own that applies "
         "one of them elementwise can be declared with activations={ModuleType: name}"
     )
+    # What owns matrices of its own is refused there too.
+    other = (
+        ""
+        if called is not None and any(p.ndim > 1 for p in called.parameters())
+        else ". The design 'layered' leaves it as it is"
+    )
     return CaptureError(
-        f"{network.where(node)} cannot be represented: "
+        f"{network.graph.where(node)} cannot be represented: "
         + (reason or "it is not one of the known elementwise activations")
-        + f" (tested numerically: not affine in its inputs, relative error {error:.1e}{advice}). "
-        "The design 'layered' leaves it as it is"
+        + f" (tested numerically: not affine in its inputs, relative error {error:.1e}{advice})"
+        + other
     )
 
 
@@ -205,8 +210,8 @@ def _predecessors(
         # Sample 0 is the base; in sample 1 source k has another value.
         values = [torch.cat([value, value]) for value in base]
         values[k][1] = _random(values[k].shape[1:], generator)
-        lane = run(network, values[0], values[1:])
-        for i, target in enumerate((*lane.z, lane.y)):
+        opened = run(network, values[0], values[1:])
+        for i, target in enumerate((*opened.z, opened.y)):
             if _size(target[1] - target[0]) > TOLERANCE * _size(target):
                 found[i] = (*found[i], name)
     return found

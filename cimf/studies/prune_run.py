@@ -12,9 +12,8 @@ from cimf.evaluate.held_out import HeldOut
 from cimf.evaluate.main_job import as_task
 from cimf.methods.base import Pruned
 from cimf.methods.by_name import METHODS, prune_task
-from cimf.methods.stacked.captured import as_list
 from cimf.model.operators import implicit_summary
-from cimf.network.batches import as_batches
+from cimf.network.batches import as_batches, as_list
 from cimf.network.layers import working_dtype
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import out, progress_bar

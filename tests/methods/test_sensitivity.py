@@ -131,7 +131,7 @@ class Tokens(nn.Module):
 def test_no_calibration_sample_is_lost(function, samples_):
     net, u = Tokens(function), samples(samples_, 5, 4).float()
     graph = LayerGraph(net, u)
-    graph.measure(u)
+    graph.run(u)
     counting = positions_that_count(graph, u.split(32))
     assert set(counting) == {"a", "b"}
     for counts in counting.values():
@@ -146,7 +146,7 @@ def test_without_a_gradient_everything_counts():
     for function in (torch.sign, lambda z: z > 0):
         net.function = function
         graph = LayerGraph(net, u)
-        graph.measure(u)
+        graph.run(u)
         assert all(torch.cat(c).all() for c in positions_that_count(graph, [u]).values())
 
 

@@ -318,11 +318,22 @@ def test_a_network_without_biases_and_one_output():
     assert result.report.evaluation.accuracy > 0.98
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(50), torch.zeros(50, 2, dtype=torch.long)])
+@pytest.mark.parametrize(
+    "labels", [torch.full((50,), 0.5), torch.full((50,), torch.nan), torch.zeros(50, 2)]
+)
 def test_labels_must_be_classes(labels):
     inputs = torch.randn(50, 3)
-    with pytest.raises(InputError, match="integer class numbers"):
+    with pytest.raises(InputError, match="whole class numbers"):
         Reference.capture(mlp((3, 4, 2), 0), [inputs], [(inputs, labels)])
+
+
+def test_labels_may_be_whole_numbers_of_any_type():
+    inputs, labels = torch.randn(50, 3), torch.arange(50) % 2
+    net = mlp((3, 4, 2), 0)
+    expected = Reference.capture(net, [inputs], [(inputs, labels)]).labels
+    for kind in (torch.float32, torch.float64, torch.uint8):
+        found = Reference.capture(net, [inputs], [(inputs, labels.to(kind))]).labels
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_accounting_of_the_report_counts_the_model(reference):

@@ -197,7 +197,7 @@ def test_few_samples_warn_and_name_the_layers():
         (3, "iterable"),
         ([torch.zeros(4, 3, 8, 8)], r"samples of shape \(3, 8, 8\)"),
         ([torch.zeros(4, 2, 8, 8), torch.zeros(4, 2, 8, 7)], "batch 1"),
-        ([torch.zeros(4, 2, 8, 8, dtype=torch.uint8)], "uint8"),
+        ([torch.zeros(4, 2, 8, 8, dtype=torch.complex64)], "complex"),
         ([torch.zeros(0, 2, 8, 8)], "shape"),
         (["images"], "str"),
         ([torch.full((4, 2, 8, 8), float("nan"))], "NaN"),
@@ -329,7 +329,7 @@ def test_a_network_that_comes_back_wrong_is_refused(monkeypatch):
     net, u = small_net()
     task = Task(net, u)
     calibration = partial(prune_task, task, **SIZES)
-    monkeypatch.setattr(task.graph, "export", lambda: net)
+    monkeypatch.setattr(task.graph, "export", lambda *_: net)
     with pytest.raises(CaptureError, match="its own rows"):
         calibration(0.8)
     monkeypatch.undo()

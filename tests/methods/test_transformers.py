@@ -82,13 +82,13 @@ def test_an_exported_graph_is_the_network_for_any_number_of_samples(net, ids, sa
     net.eval()
     for count in (1, 2, 40):
         torch.testing.assert_close(graph.module(ids[:count]), net(ids[:count]))
-        torch.testing.assert_close(graph.measure(ids[:count]), net(ids[:count]))
+        torch.testing.assert_close(graph.run(ids[:count]), net(ids[:count]))
     assert len(graph.layers) == 2 * 6 + 1
     assert type(graph.export()) is Classifier
     layer = graph.layers[0]
-    layer.set_rows(2 * layer.weight, layer.module.bias)
-    assert not torch.allclose(graph.module(ids), net(ids)), "the comparison can fail"
-    torch.testing.assert_close(graph.export().eval()(ids), graph.module(ids))
+    rows = {layer.path: (2 * layer.weight, layer.module.bias)}
+    assert not torch.allclose(graph.run(ids, rows), net(ids)), "the comparison can fail"
+    torch.testing.assert_close(graph.export(rows).eval()(ids), graph.run(ids, rows))
 
 
 def test_a_layer_before_dropout_and_addition_corrects_its_shortcut(net, ids):
@@ -100,7 +100,6 @@ def test_a_layer_before_dropout_and_addition_corrects_its_shortcut(net, ids):
 
 def test_padding_and_unread_tokens_do_not_count(net, ids):
     graph = LayerGraph(net, ids)
-    graph.measure(ids)
     counting = positions_that_count(graph, ids.split(15))
     text, first = ids != PADDING, torch.zeros_like(ids, dtype=torch.bool)
     first[:, 0] = True
@@ -184,6 +183,53 @@ def test_models_of_the_transformers_library(name, ids):
     assert abs(zeros - sum(weight.numel() for weight in linear) / 2) <= 0.5
 
 
+VISION = {
+    "ViT": {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4},
+    "DeiT": {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4},
+    "Swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2},
+    "ConvNext": {"hidden_sizes": [4, 6], "depths": [1, 1], "num_stages": 2},
+}
+
+
+class Logits(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).logits
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_vision_models_of_the_transformers_library(name):
+    """Class tokens, position embeddings, tables of attention biases and scales stay as they are."""
+    transformers = pytest.importorskip("transformers", reason="needs cimf[text]")
+    torch.manual_seed(0)
+    options = {"image_size": 16, "num_labels": 3, **VISION[name]}
+    if name == "Swin":
+        options["patch_size"] = 2
+    elif name != "ConvNext":
+        options["num_hidden_layers"] = 2
+    config = getattr(transformers, f"{name}Config")(**options)
+    net = Logits(getattr(transformers, f"{name}ForImageClassification")(config)).eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    u = torch.randn(40, 3, 16, 16)
+    graph = LayerGraph(net, u[:4])
+    with torch.no_grad():
+        expected = net(u)
+        for found in (graph.run(u), graph.export()(u)):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    result = prune_task(Task(net, u), 0.5, n_jobs=1).network
+    matched = {f"{layer.path}.{kind}" for layer in graph.layers for kind in ("weight", "bias")}
+    state = result.state_dict()
+    zeros = sum(int((state[f"{layer.path}.weight"] == 0).sum()) for layer in graph.layers)
+    assert zeros == round(graph.n_weights / 2)
+    assert graph.uncalled == ()
+    for key, value in net.state_dict().items():
+        assert key in matched or torch.equal(state[key], value), key
+
+
 class Choosing(nn.Module):
     """Control flow that depends on values, two modules deep."""
 
@@ -195,11 +241,10 @@ class Choosing(nn.Module):
         return self.lin(x) if x.sum() > 0 else x
 
 
-@pytest.mark.parametrize("sample", [None, torch.ones(4, 3)])
-def test_dynamic_control_flow_names_the_module(sample):
+def test_dynamic_control_flow_names_the_module():
     net = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), Choosing()))
     with pytest.raises(CaptureError, match=r"forward pass of '1.1' \(Choosing\).*control flow"):
-        LayerGraph(net, sample)
+        LayerGraph(net, torch.ones(4, 3))
 
 
 class Pair(nn.Module):
@@ -234,14 +279,18 @@ class TiedHead(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("net", "words"),
+    ("net", "width", "words"),
     [
-        (nn.TransformerEncoderLayer(4, 2), r"'self_attn' \(MultiheadAttention\).*three nn.Linear"),
-        (TiedHead(), r"'head' \(Linear\) shares its weight with 'words'.*clone"),
-        (Pair(), "returns a tuple"),
-        (Functional(), r"'lin' \(Linear\) has its weight read by"),
+        (
+            nn.TransformerEncoderLayer(4, 2),
+            4,
+            r"self_attn' \(MultiheadAttention\).*three nn.Linear",
+        ),
+        (TiedHead(), 3, r"'head' \(Linear\) shares its weight with 'words'.*clone"),
+        (Pair(), 3, "returns a tuple"),
+        (Functional(), 3, r"'lin' \(Linear\) has its weight read by"),
     ],
 )
-def test_what_cannot_be_matched_is_refused_with_advice(net, words):
+def test_what_cannot_be_matched_is_refused_with_advice(net, width, words):
     with pytest.raises(CaptureError, match=words):
-        LayerGraph(net, torch.ones(4, 3))
+        LayerGraph(net, torch.ones(4, width))

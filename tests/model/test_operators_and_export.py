@@ -47,7 +47,7 @@ def test_equilibrium_is_the_network(sparse):
     with torch.no_grad():
         expected = net.double()(u.double()).numpy().T
     net.float()
-    np.testing.assert_allclose(reached.Y, expected, atol=1e-5)  # folding rounds to float32
+    np.testing.assert_allclose(reached.Y, expected, atol=1e-12)
     assert reached.residual == 0.0
     ones = np.vstack([U, np.ones(U.shape[1])])
     Z = model.A @ reached.X + model.B @ ones
@@ -105,8 +105,8 @@ def test_the_stored_matrices_are_the_operators_and_their_equilibrium_the_network
     with torch.no_grad():
         expected = net.double()(u.double()).numpy().T
     net.float()
-    np.testing.assert_allclose(stored.predict(U), expected, atol=1e-5)  # folded in float32
-    own = ImplicitModel.from_network(model.network.module, (2, 6, 6), sparse=True)
+    np.testing.assert_allclose(stored.predict(U), expected, atol=1e-12)
+    own = ImplicitModel.from_network(model.network.graph.module, (2, 6, 6), sparse=True)
     assert own.A.nnz == stored.A.nnz
     assert abs(own.A - stored.A).max() < 1e-14
 
@@ -130,7 +130,7 @@ def test_the_stored_matrices_of_branches():
     model = OperatorModel(net, (5,)).to_sparse()
     with torch.no_grad():
         expected = net.double()(u.double()).numpy().T
-    np.testing.assert_allclose(model.predict(u.double().numpy().T), expected, atol=1e-6)
+    np.testing.assert_allclose(model.predict(u.double().numpy().T), expected, atol=1e-12)
     assert model.D[:, :-1].nnz == 15
     unread = next(block for block in model.blocks if block.stop - block.start == 2)
     assert model.C[:, unread.rows].nnz == 0
@@ -183,6 +183,23 @@ def test_one_layer_and_activations_that_cannot_be_rescaled():
     with pytest.raises(InputError, match="tanh"):
         tanh.wellposedness()
     assert (tanh.row_norms() == 0.0).all()
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_a_batch_norm_over_tokens_is_not_folded(width):
+    """Its channels are the tokens, not the outputs of the linear layer before it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(2, width), nn.BatchNorm1d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * width, 3)
+    )
+    nn.init.uniform_(net[1].running_mean, -1, 1)
+    nn.init.uniform_(net[1].running_var, 0.5, 2)
+    u = torch.randn(5, 3, 2, dtype=torch.float64)
+    model = OperatorModel(net.eval(), (3, 2))
+    reached = model.equilibrium(u.flatten(1).numpy().T)
+    with torch.no_grad():
+        expected = net.double()(u).numpy().T
+    np.testing.assert_allclose(reached.Y, expected, atol=1e-12)
 
 
 def test_the_summary_says_what_is_an_implicit_model(sparse):

@@ -62,29 +62,29 @@ def test_folded_graph_and_export_are_the_network(name):
     u = torch.randn(3, *shape, dtype=torch.float64)
     expected = net(u)
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    graph = LayerGraph(net)
+    graph = LayerGraph(net, u)
     torch.testing.assert_close(graph.module(u), expected)
     torch.testing.assert_close(graph.export()(u), expected)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     # The test can fail: one changed row shows in both.
     layer = graph.layers[0]
-    layer.set_rows(2 * layer.weight, layer.module.bias)
-    assert not torch.allclose(graph.module(u), expected)
-    torch.testing.assert_close(graph.export()(u), graph.module(u))
+    rows = {layer.path: (2 * layer.weight, layer.module.bias)}
+    assert not torch.allclose(graph.run(u, rows), expected)
+    torch.testing.assert_close(graph.export(rows)(u), graph.run(u, rows))
 
 
 def test_zeros_of_the_rows_are_zeros_of_the_exported_weights():
-    graph = LayerGraph(random_norms(conv_net()))
+    graph = LayerGraph(random_norms(conv_net()), torch.randn(3, 3, 8, 8))
     layer = graph.layers[0]
     rows = layer.weight
     rows[:, ::2] = 0.0
-    layer.set_rows(rows, layer.module.bias)
-    assert torch.equal(graph.export()[0].weight.flatten(1) == 0, rows == 0)
+    net = graph.export({layer.path: (rows, layer.module.bias)})
+    assert torch.equal(net[0].weight.flatten(1) == 0, rows == 0)
 
 
 @pytest.mark.parametrize("projection", [False, True])
 def test_every_second_convolution_of_a_block_knows_its_shortcut(projection):
-    graph = LayerGraph(ResNet20(10, projection=projection))
+    graph = LayerGraph(ResNet20(10, projection=projection), torch.randn(2, 3, 32, 32))
     summands = {layer.path: layer.summand for layer in graph.layers}
     for path, summand in summands.items():
         assert (summand is not None) == path.endswith("conv2")
@@ -100,7 +100,7 @@ def test_summand_is_used_only_where_the_sum_is_all_that_sees_the_output():
             h = self.a(x)
             return torch.relu(h + x) + self.b(h)
 
-    assert LayerGraph(Twice()).layers[0].summand is None
+    assert LayerGraph(Twice(), torch.randn(4, 3)).layers[0].summand is None
 
 
 class Branching(nn.Module):
@@ -131,6 +131,15 @@ class Tied(nn.Module):
         return self.b(torch.relu(self.a(x)))
 
 
+class Last(nn.Module):
+    def __init__(self, core):
+        super().__init__()
+        self.core = core
+
+    def forward(self, x):
+        return self.core(x)[0]
+
+
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()
@@ -141,21 +150,25 @@ class Functional(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("net", "words"),
+    ("net", "shape", "words"),
     [
-        (Branching(), "control flow"),
-        (Repeated(), "'body'"),
-        (Tied(), "'b'"),
-        (Functional(), "kernel"),
-        (nn.Sequential(nn.ConvTranspose2d(3, 4, 3)), "'0' \\(ConvTranspose2d\\)"),
-        (nn.Sequential(nn.Flatten(), nn.LSTM(4, 4)), "'1' \\(LSTM\\)"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), "'1'"),
-        (nn.Sequential(nn.LayerNorm(4)), "no convolution"),
+        (Branching(), (3,), "control flow"),
+        (Repeated(), (3,), "'body'"),
+        (Tied(), (3,), "'b'"),
+        (Functional(), (3,), "kernel"),
+        (nn.Sequential(nn.ConvTranspose2d(3, 4, 3)), (3, 8, 8), "'0' \\(ConvTranspose2d\\)"),
+        (Last(nn.LSTM(4, 4)), (4, 4), "'core' \\(LSTM\\) is not supported: its weight_ih_l0 is"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+            (3, 8, 8),
+            "'1'",
+        ),
+        (nn.Sequential(nn.LayerNorm(4)), (4,), "no convolution"),
     ],
 )
-def test_networks_that_cannot_be_matched_are_refused_by_name(net, words):
+def test_networks_that_cannot_be_matched_are_refused_by_name(net, shape, words):
     with pytest.raises(CaptureError, match=words):
-        LayerGraph(net)
+        LayerGraph(net, torch.randn(4, *shape))
 
 
 class InPlace(nn.Module):
@@ -209,7 +222,7 @@ def test_changes_in_place_give_the_same_output_and_leave_the_input(change, expor
 
 def test_changes_in_place_without_a_counterpart_are_refused_by_name():
     with pytest.raises(CaptureError, match="in place by zero_"):
-        LayerGraph(InPlace(lambda x: x.zero_()))
+        LayerGraph(InPlace(lambda x: x.zero_()), torch.randn(4, 3))
 
 
 def test_a_refusal_prints_nothing(capfd):
@@ -221,4 +234,4 @@ def test_a_refusal_prints_nothing(capfd):
 @pytest.mark.parametrize("net", [None, "resnet", nn.ReLU()])
 def test_something_else_than_a_network_is_refused(net):
     with pytest.raises(InputError):
-        LayerGraph(net)
+        LayerGraph(net, torch.zeros(2, 3))

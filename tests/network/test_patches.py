@@ -23,8 +23,8 @@ LAYERS = {
 def case(name):
     torch.manual_seed(1)
     module, shape = LAYERS[name]
-    graph = LayerGraph(nn.Sequential(module.double()))
     x = torch.randn(6, *shape, dtype=torch.float64)
+    graph = LayerGraph(nn.Sequential(module.double()), x)
     return graph.layers[0], x, module(x).detach()
 
 
@@ -48,21 +48,21 @@ def test_rows_times_patches_are_the_layer(name):
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "circular"])
 def test_repeats_count_the_entries_of_the_unrolled_matrix(name):
     module, shape = LAYERS[name]
-    graph = LayerGraph(nn.Sequential(module.double()))
-    layer = graph.layers[0]
-    graph.measure(torch.zeros(1, *shape, dtype=torch.float64))
-    layer.set_rows(torch.ones(layer.n_rows, layer.n_columns), 0 * layer.module.bias
-                   if layer.has_bias else None)  # fmt: skip
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    layer = LayerGraph(nn.Sequential(module.double()), x).layers[0]
+    bias = torch.zeros(layer.n_rows) if layer.has_bias else None
+
+    def count(weight):
+        with torch.no_grad():
+            return int((layer(eye, {layer.path: (weight, bias)}) != 0).sum())
+
     eye = torch.eye(int(np.prod(shape)), dtype=torch.float64).reshape(-1, *shape)
-    with torch.no_grad():
-        unrolled = layer.module(eye)
-    assert int((unrolled != 0).sum()) == layer.n_rows * int(layer.repeats.sum())
+    every = torch.ones(layer.n_rows, layer.n_columns)
+    assert count(every) == layer.n_rows * int(layer.repeats.sum())
     for column in range(layer.n_columns):
         one = torch.zeros(layer.n_rows, layer.n_columns)
         one[0, column] = 1.0
-        layer.set_rows(one, None)
-        with torch.no_grad():
-            assert int((layer.module(eye) != 0).sum()) == layer.repeats[column]
+        assert count(one) == layer.repeats[column]
 
 
 @pytest.mark.parametrize("name", LAYERS)

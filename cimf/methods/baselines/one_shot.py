@@ -21,6 +21,7 @@ from cimf.methods.layered.calibration import Calibration, Statistics
 from cimf.methods.layered.elimination import Matrix
 from cimf.methods.layered.prune_layers import LayeredOptions, solve_layers
 from cimf.methods.layered.supports import Choice, Rule, magnitude, obs
+from cimf.methods.pruning_report import layer_weights
 from cimf.statistics import Gram
 
 
@@ -93,16 +94,8 @@ def magnitude_counts(
         The layers in `keep` have more weights than the target leaves.
     """
     graph = calibration.graph
-    sizes = [
-        graph.original.get_parameter(f"{layer.path}.weight")
-        .detach()
-        .double()
-        .cpu()
-        .flatten(1)
-        .abs()
-        .numpy()
-        for layer in graph.layers
-    ]
+    matrices = layer_weights(graph.original)
+    sizes = [matrices[layer.path].double().cpu().flatten(1).abs().numpy() for layer in graph.layers]
     open_ = [k for k, layer in enumerate(graph.layers) if layer.path not in keep]
     left = calibration.left(sparsity, keep)
     left -= sum(size.size for k, size in enumerate(sizes) if k not in open_)

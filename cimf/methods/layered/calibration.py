@@ -21,7 +21,7 @@ from cimf.methods.base import Task
 from cimf.methods.layered.allocation import Counts
 from cimf.methods.layered.sensitivity import METRICS, positions_that_count
 from cimf.methods.layered.survey import Survey
-from cimf.network.layers import Layer
+from cimf.network.layers import Layer, Rows
 from cimf.solve.rows import check_limits
 
 # Samples on which the traced and the returned network are compared with what they should be, and
@@ -102,7 +102,6 @@ class Calibration:
             f"weights were {kind}: states computed in float32, the sparse weights rounded to it"
             for kind in halves
         )
-        self._check_outputs()
         self.counting = positions_that_count(self.graph, self.inputs)
 
     @classmethod
@@ -126,31 +125,15 @@ class Calibration:
         )
 
     @torch.no_grad()
-    def _check_outputs(self) -> None:
-        """Compare the folded graph with the network on a few samples."""
-        u = self.inputs[0][:_COMPARED]
-        expected = self._run(self.graph.original)
-        if not isinstance(expected, Tensor) or expected.shape[:1] != u.shape[:1]:
-            raise CaptureError("the network must return one tensor with the samples first")
-        if not torch.isfinite(expected).all():
-            raise CaptureError("the network's output has NaN or infinite values")
-        error = _difference(self.graph.measure(u.clone()), expected)
-        if not error <= _SAME:
-            raise CaptureError(
-                f"the traced network differs from the network itself by {error:.1e}: its forward "
-                "pass does something that tracing does not see, or reads what was changed in place"
-            )
-
-    @torch.no_grad()
-    def check_export(self, network: nn.Module) -> None:
-        """Compare the network that is returned with the graph's present rows, on a few samples.
+    def check_export(self, network: nn.Module, rows: Rows) -> None:
+        """Compare the network that is returned with the graph with its rows, on a few samples.
 
         Raises
         ------
         CaptureError
             They differ.
         """
-        expected = self.graph.module(self.inputs[0][:_COMPARED].clone())
+        expected = self.graph.run(self.inputs[0][:_COMPARED], rows)
         error = _difference(self._run(network), expected)
         coarsest = max(
             torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()

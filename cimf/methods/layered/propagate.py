@@ -62,6 +62,7 @@ def propagate(
     teacher: dict[fx.Node, Values] = {}
     student: dict[fx.Node, Values] = {}
     mismatch: dict[str, float] = {}
+    rows: dict[str, tuple[Tensor, Tensor | None]] = {}
     for node, dead, layer in stages(graph):
         if node.op == "placeholder":
             teacher[node] = student[node] = list(batches)
@@ -87,9 +88,11 @@ def propagate(
                 statistics.update(x, goal, grid(layer, goal, positions, rng))
             found = solve(layer, statistics)
             if found is not None:
-                layer.set_rows(*found)
+                rows[layer.path] = found
             same = found is None and teacher[layer.source] is student[layer.source]
-            student[node] = teacher[node] if same else _evaluate(graph, node, student, len(batches))
+            student[node] = (
+                teacher[node] if same else [layer(x, rows) for x in student[layer.source]]
+            )
             mismatch[layer.path] = _mismatch(layer, teacher, student, counting.get(layer.path))
         for value in dead:
             del teacher[value], student[value]

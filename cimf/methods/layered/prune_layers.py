@@ -125,7 +125,7 @@ def solve_layers(calibration: Calibration, counts: Counts, options: LayeredOptio
     """
     graph = calibration.graph
     budget = {layer.path: count for layer, count in zip(graph.layers, counts, strict=True)}
-    teacher = [dense_rows(layer) for layer in graph.layers]
+    rows: dict[str, tuple[Tensor, Tensor | None]] = {}
     records: list[LayerRecord] = []
 
     def solve(layer: Layer, statistics: PatchGram) -> tuple[Tensor, Tensor | None]:
@@ -133,23 +133,20 @@ def solve_layers(calibration: Calibration, counts: Counts, options: LayeredOptio
         records.append(record)
         if options.progress is not None:
             options.progress(len(records))
-        return as_rows(coef, int(layer.has_bias))
+        rows[layer.path] = as_rows(coef, int(layer.has_bias))
+        return rows[layer.path]
 
-    try:
-        mismatch = propagate(
-            graph,
-            calibration.inputs,
-            solve,
-            correct=options.correct,
-            positions=options.positions,
-            precision=options.precision,
-            counting=calibration.counting,
-        )
-        network = graph.export()
-        calibration.check_export(network)
-    finally:
-        for layer, dense in zip(graph.layers, teacher, strict=True):
-            layer.set_rows(*as_rows(dense, int(layer.has_bias)))
+    mismatch = propagate(
+        graph,
+        calibration.inputs,
+        solve,
+        correct=options.correct,
+        positions=options.positions,
+        precision=options.precision,
+        counting=calibration.counting,
+    )
+    network = graph.export(rows)
+    calibration.check_export(network, rows)
     layers = tuple(replace(record, mismatch=mismatch[record.path]) for record in records)
     return Outcome(network, layers, calibration.notes, tuple(_few_samples(layers)))
 

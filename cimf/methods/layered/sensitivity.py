@@ -140,8 +140,8 @@ def _visit_gradients(
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():
-            values, output = _forward(graph, batch, index)
+        with torch.inference_mode(False), torch.enable_grad():
+            values, output = _forward(graph, batch.clone(), index)
             if not output.requires_grad:
                 return
             moved = metric(output).reshape(len(batch), -1)

@@ -197,7 +197,7 @@ class Survey:
     def _output(self) -> Tensor:
         """The network's output on the probe, float64."""
         with torch.no_grad():
-            return self.graph.module(self.probe).double()
+            return self.graph.run(self.probe).double()
 
     @cached_property
     def _rounding(self) -> float:
@@ -221,9 +221,7 @@ class Survey:
         ]
         own = dense_rows(layer)
         coef = np.where(mask.all(axis=1, keepdims=True), own, np.concatenate(parts))
-        layer.set_rows(*as_rows(coef, free))
-        change = self.graph.module(self.probe).double() - output
-        layer.set_rows(*as_rows(own, free))
+        change = self.graph.run(self.probe, {layer.path: as_rows(coef, free)}).double() - output
         return float(change.square().sum()) / len(self.probe)
 
 

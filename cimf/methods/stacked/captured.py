@@ -20,6 +20,7 @@ from cimf.errors import InputError
 from cimf.methods.stacked.samples import Samples
 from cimf.model import ImplicitModel, state_scales
 from cimf.network import States
+from cimf.network.batches import as_list
 
 # The largest kappa of the paper's Table 1: there the network itself must be allowed.
 FEASIBLE_AT = 0.99
@@ -77,7 +78,7 @@ class Reference:
         Raises
         ------
         CaptureError, InputError
-            As `cimf.capture_states`; InputError also for labels that are not integer classes
+            As `cimf.capture_states`; InputError also for labels that are not whole numbers, classes
             of the network's outputs.
         """
         batches = as_list("batches", batches)
@@ -260,14 +261,17 @@ def class_labels(
     Raises
     ------
     InputError
-        Labels that are no integers, too few or too many, or of classes that the outputs cannot
+        Labels that are no whole numbers, too few or too many, or of classes that the outputs cannot
         name; one output tells two classes.
     """
     if not all(isinstance(batch, (tuple, list)) and len(batch) == 2 for batch in batches):
         return None
     parts = [np.asarray(label.cpu() if hasattr(label, "cpu") else label) for _, label in batches]
-    if any(part.ndim != 1 or part.dtype.kind not in "iub" for part in parts):
-        raise InputError("test labels must be integer class numbers, one per sample")
+    if any(
+        part.ndim != 1 or part.dtype.kind not in "iubf" or not (part == np.floor(part)).all()
+        for part in parts
+    ):
+        raise InputError("test labels must be whole class numbers, one per sample")
     labels = np.concatenate(parts).astype(np.int64)
     if len(labels) != n_samples:
         raise InputError(f"{len(labels)} labels for {n_samples} test samples")
@@ -278,18 +282,3 @@ def class_labels(
             f"classes 0 to {classes - 1}"
         )
     return labels
-
-
-def as_list(name: str, batches: Any) -> list[Any]:
-    """Return batches as a list; one tensor or array is one batch.
-
-    Raises
-    ------
-    InputError
-        If they are not iterable.
-    """
-    if hasattr(batches, "ndim"):
-        return [batches]
-    if not isinstance(batches, Iterable):
-        raise InputError(f"{name} must be an iterable of tensors, got {type(batches).__name__}")
-    return list(batches)

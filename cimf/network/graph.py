@@ -1,0 +1,186 @@
+"""A traced network as a graph, and the one way in which its nodes are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from cimf.errors import CaptureError
+
+_CASTS = (
+    torch.Tensor.float,
+    torch.Tensor.half,
+    torch.Tensor.bfloat16,
+    torch.Tensor.to,
+    torch.Tensor.type,
+)
+
+
+class KeepPrecision(TorchFunctionMode):
+    """Leaves out casts of tensors in `dtype` to less, which would round them (``x.float()``)."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in _CASTS and args[0].dtype == self.dtype and out.is_floating_point():
+            return args[0] if out.dtype.itemsize < self.dtype.itemsize else out
+        return out
+
+
+class Lane(dict[fx.Node, Any]):
+    """The values of a graph's nodes in one evaluation, as long as they are needed.
+
+    Attributes
+    ----------
+    given : mapping of fx.Node to value
+        What is not computed but taken: the input, and nonlinearities' outputs where the network is
+        cut open.
+    """
+
+    def __init__(self, given: Mapping[fx.Node, Any]) -> None:
+        super().__init__()
+        self.given = given
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as a flat graph in which nothing is changed in place.
+
+    Attributes
+    ----------
+    module : fx.GraphModule
+    dtype : torch.dtype
+        Of its weights.
+    """
+
+    module: fx.GraphModule
+    dtype: torch.dtype
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """In order of execution."""
+        return list(self.module.graph.nodes)
+
+    @property
+    def source(self) -> fx.Node:
+        """The network's input."""
+        return next(node for node in self.nodes if node.op == "placeholder")
+
+    def called(self, node: fx.Node) -> Any:
+        """Return the module that a node calls, or None."""
+        if node.op != "call_module":
+            return None
+        return self.module.get_submodule(str(node.target))
+
+    def where(self, node: fx.Node) -> str:
+        """Return words that name a node: a layer's path and type, or a function and its owner."""
+        if node.op == "call_module":
+            return f"layer {str(node.target)!r} ({type(self.called(node)).__name__})"
+        owner = node.meta.get("owner", "")
+        place = f"layer {owner!r}" if owner else "the network's own forward"
+        return f"{op_name(node)!r} in {place}"
+
+    def steps(self) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+        """Yield every node in order, and the values that nothing needs after it."""
+        last: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        seen: set[fx.Node] = set()
+        for node in reversed(self.nodes):
+            last[node] = tuple(value for value in node.all_input_nodes if value not in seen)
+            seen.update(last[node])
+        yield from ((node, last[node]) for node in self.nodes)
+
+    def evaluate(self, node: fx.Node, lane: Lane) -> Any:
+        """Return the value of a node from the values of its inputs.
+
+        Raises
+        ------
+        CaptureError
+            It fails; the message names the layer.
+        """
+        if node in lane.given:
+            return lane.given[node]
+        try:
+            with KeepPrecision(self.dtype):
+                return evaluate_node(self.module, node, lane)
+        except Exception as error:
+            samples = len(lane.given[self.source])
+            kind = str(self.dtype).removeprefix("torch.")
+            raise CaptureError(
+                f"{self.where(node)} failed on {samples} {kind} samples: {error}"
+            ) from error
+
+    def walk(self, *lanes: Lane) -> Iterator[fx.Node]:
+        """Evaluate the lanes in step; yield every node once all of them have its value."""
+        for node, dead in self.steps():
+            for lane in lanes:
+                lane[node] = self.evaluate(node, lane)
+            yield node
+            for lane in lanes:
+                for value in dead:
+                    del lane[value]
+
+    @torch.no_grad()
+    def shapes(self, u: Tensor) -> dict[fx.Node, tuple[int, ...]]:
+        """Return the shape of every tensor where the input is u (b, ...)."""
+        lane = Lane({self.source: u})
+        found = ((node, lane[node]) for node in self.walk(lane))
+        return {node: tuple(value.shape) for node, value in found if isinstance(value, Tensor)}
+
+
+def as_output(value: Any, n_samples: int) -> Tensor:
+    """Return a network's output if it is one tensor (samples, ...).
+
+    Raises
+    ------
+    CaptureError
+        If it is not.
+    """
+    if isinstance(value, Tensor) and value.shape[:1] == (n_samples,):
+        return value
+    kind = (
+        f"tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else type(value).__name__.removeprefix("immutable_")
+    )
+    raise CaptureError(
+        f"the network returns a {kind} for {n_samples} samples; one tensor with the samples in its "
+        "first dimension is needed. Wrap the network in a module that returns that one (for a "
+        "classifier of the transformers library: cimf.data.text.TokenClassifier)"
+    )
+
+
+def op_name(node: fx.Node) -> str:
+    """Return the name of a node's function or method."""
+    target: Any = getattr(node.target, "overloadpacket", node.target)
+    return str(getattr(target, "__name__", target))
+
+
+def evaluate_node(module: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    """Return the value of a node from the values of its inputs."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda value: env[value])
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        value: Any = module
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        return value
+    if node.op == "output":
+        return args[0]
+    if str(node.target).startswith("*"):  # further arguments, of which there are none
+        return {} if str(node.target).startswith("**") else ()
+    return args[0]  # the default of an argument that is not given
