@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune
 
+import cimf
 from cimf.errors import CaptureError
-from cimf.methods.layered.calibration import sparsify_layers
 from cimf.network import capture_states
 from cimf.network.copies import working_copy
 from cimf.network.layer_checks import check_layers
@@ -208,7 +208,7 @@ def test_bare_layers_and_subclasses_that_only_rename(net, shape):
     u = torch.randn(20, *shape)
     graph = same_function(net.eval(), u)
     assert graph.layers[0].path == ("" if len(list(net.modules())) == 1 else "0")
-    result = sparsify_layers(net, u, 0.5, n_jobs=1).network
+    result = cimf.prune(net, u, 0.5, n_jobs=1).network
     assert type(result) is type(net)
     weights = [p for p in result.parameters() if p.ndim > 1]
     assert sum(int((w == 0).sum()) for w in weights) == sum(w.numel() for w in weights) // 2
@@ -235,8 +235,8 @@ def test_networks_and_samples_made_without_autograd(mode):
         graph = LayerGraph(net, u)
         states = capture_states(net, u)
         found = graph.export()(u)
-        sparse = sparsify_layers(net, u, 0.5, n_jobs=1).network.state_dict()
-    plain = sparsify_layers(mlp(), U, 0.5, n_jobs=1).network.state_dict()
+        sparse = cimf.prune(net, u, 0.5, n_jobs=1).network.state_dict()
+    plain = cimf.prune(mlp(), U, 0.5, n_jobs=1).network.state_dict()
     assert all(torch.equal(sparse[key], value) for key, value in plain.items())
     assert not graph.layers[0].module.weight.is_inference()
     assert not sparse["0.weight"].is_inference()
@@ -377,7 +377,7 @@ def test_a_sum_is_a_target_only_where_it_has_the_shape_of_the_layer(a, b, shape,
     if found is not None:
         assert summands == found
     with torch.no_grad():
-        same = sparsify_layers(net, u, 0.0, n_jobs=1).network(u)
+        same = cimf.prune(net, u, 0.0, n_jobs=1).network(u)
         torch.testing.assert_close(same, net(u), atol=1e-4, rtol=0)
     shapes = graph.traced.shapes(u[:2])
     for layer in graph.layers:
@@ -403,22 +403,22 @@ class SequenceFirst(nn.Module):
 def test_networks_that_mix_the_first_dimension_are_refused(steps):
     net, u = SequenceFirst(), torch.randn(steps, 5, 4)
     with pytest.raises(CaptureError, match=r"('mean'|'add').*mixes the samples") as error:
-        sparsify_layers(net, u, 0.5)
+        cimf.prune(net, u, 0.5)
     assert "first dimension" in str(error.value)
 
 
 def test_steps_that_do_not_mix_are_samples():
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
-    result = sparsify_layers(net, torch.randn(300, 5, 4), 0.5, n_jobs=1)
+    result = cimf.prune(net, torch.randn(300, 5, 4), 0.5, n_jobs=1)
     assert result.report.nonzeros["network_weights"] == (12, 24)
 
 
 def test_integer_images_are_floating_numbers():
     pixels = torch.randint(0, 2, (40, 4), generator=torch.Generator().manual_seed(1))
     net = mlp()
-    first = sparsify_layers(net, pixels.float(), 0.5, n_jobs=1).network.state_dict()
+    first = cimf.prune(net, pixels.float(), 0.5, n_jobs=1).network.state_dict()
     for kind in (torch.uint8, torch.bool, torch.int16):
-        found = sparsify_layers(net, pixels.to(kind).numpy(), 0.5, n_jobs=1).network.state_dict()
+        found = cimf.prune(net, pixels.to(kind).numpy(), 0.5, n_jobs=1).network.state_dict()
         assert all(torch.equal(found[key], value) for key, value in first.items())
 
 
