@@ -549,14 +549,19 @@ def random_problem(rng):
 
 def test_thousands_of_degenerate_rows_are_certified():
     rng = np.random.default_rng(15)
-    failed = []
+    failed: list[float] = []
+    limited = 0
     for k in range(600):
         gram, level, structure = random_problem(rng)
         pair = {"kappa": level} if k % 3 else {"lam": level}
         solution = solve_rows(gram, **pair, **structure, n_jobs=1)
-        known = {"optimal", "inaccurate", "infeasible"}
+        known = {"optimal", "limited", "inaccurate", "infeasible"}
         assert set(solution.status) <= known
-        failed += solution.gap[~solution.certificate.passed].tolist()
+        limited += int(solution.certificate.limited.sum())
+        certificate = solution.certificate
+        failed += solution.gap[~(certificate.passed | certificate.limited)].tolist()
+    # As many free columns as samples: what they leave of a target is rounding.
+    assert limited <= 3
     # Rounding ends 1 row in 10,000 a little above 1e-9.
     assert len(failed) <= 1, failed
     assert max(failed, default=0.0) <= 1e-7

@@ -129,6 +129,11 @@ class Report:
     def _ties(self) -> list[str]:
         """Say where an optimum need not be the only one."""
         lines = []
+        if limited := int(self.solution.certificate.limited.sum()):
+            lines.append(
+                f"limited       {limited} rows are matched to the rounding of their moments beside "
+                "their free columns, which certifies nothing"
+            )
         if self.inactive:
             lines.append(
                 f"inactive ball {self.inactive} of {len(self.solution.gap)} rows (multiplier 0): "
