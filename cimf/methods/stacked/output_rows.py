@@ -121,16 +121,28 @@ def _fit_problem(
     problem: Pair | None = None
     misfits, usable = np.zeros((len(blocks), 2)), 0
     for states in samples.chunks():
-        misfits += block_misfits(blocks, states.Z, A @ states.X + B @ states.U)
-        X, keep = states.X, np.ones(states.n_samples, dtype=bool)
-        if refit:
-            found = solve_equilibrium(A, B @ states.U, blocks)
-            X, keep = found.X, found.converged
-        part = np.concatenate([X, states.U])[used][:, keep], states.Y[:, keep]
+        part, misfit = _run_chunk(states, A, B, used, refit)
+        misfits += misfit
+        usable += part[1].shape[1]
         problem = part if problem is None else joined(problem, part)
-        usable += int(keep.sum())
     assert problem is not None  # no samples: refused by `Samples.capture`
     return problem, relative_errors(blocks, misfits), usable
+
+
+def _run_chunk(
+    states: States,
+    A: NDArray[np.float64],
+    B: NDArray[np.float64],
+    used: NDArray[np.bool_],
+    refit: bool,
+) -> tuple[Pair, NDArray[np.float64]]:
+    """Return the problem and the misfits of one chunk; the rest is freed before the next one."""
+    misfits = block_misfits(states.blocks, states.Z, A @ states.X + B @ states.U)
+    X, keep = states.X, np.ones(states.n_samples, dtype=bool)
+    if refit:
+        found = solve_equilibrium(A, B @ states.U, states.blocks)
+        X, keep = found.X, found.converged
+    return (np.concatenate([X, states.U])[used][:, keep], states.Y[:, keep]), misfits
 
 
 def output_columns(states: States, inputs: bool) -> NDArray[np.bool_]:
