@@ -154,7 +154,7 @@ def run_layered(
         overwrite,
     )
     net, *given = network()
-    batches, *test = (as_list("batches", part) for part in given)
+    batches, *test = (as_list("input", part) for part in given)
     result = cast(
         "SparseNetwork",
         sparsify(

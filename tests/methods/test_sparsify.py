@@ -349,12 +349,16 @@ X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     ("batches", "options", "message"),
     [
         (None, {}, "batches must be an iterable of tensors, got NoneType"),
-        ([X], {"test": 3}, "test must be an iterable of tensors, got int"),
+        ([X], {"test": 3}, "test batches must be an iterable of tensors, got int"),
         ([X], {"kapa": 0.5}, "unknown cimf.sparsify keyword 'kapa'; known: .*kappa.*method.*tol"),
         ([X], {"design": "layered", "kapa": 1}, "'kapa'; known: .*damping.*support.*target_sp"),
         ([X], {"design": "layered", "kappa": 0.5}, "kappa is not used by design 'layered'"),
         ([X], {"design": "layered", "rescale": False}, "rescale is not used"),
-        ([X], {"design": "layered", "target_sparsity": 0.5, "test": 3}, "test must be an iterable"),
+        (
+            [X],
+            {"design": "layered", "target_sparsity": 0.5, "test": 3},
+            "test batches must be an iterable",
+        ),
         (
             [X],
             {"design": "layered", "target_sparsity": 0.5, "test": [(X[:2], torch.tensor([0, 3]))]},

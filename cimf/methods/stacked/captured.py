@@ -75,7 +75,7 @@ class Reference:
             As `cimf.capture_states`; InputError also for labels that are not whole numbers, classes
             of the network's outputs.
         """
-        batches = as_list("batches", batches)
+        batches = as_list("calibration", batches)
         states = capture_states(net, batches)
         first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
         held_out, labels = None, None
