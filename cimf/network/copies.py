@@ -23,15 +23,15 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def plain_copy(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def plain_copy(net: nn.Module, *to: Any) -> nn.Module:
     """Return a copy of the same class, device and mode, its weights plain parameters.
 
     `DataParallel`, `DistributedDataParallel` and `torch.compile` are taken off.
 
     Parameters
     ----------
-    dtype : torch.dtype, optional
-        In which weights are computed from others. Default: as the network is.
+    *to : torch.dtype, or "cpu" and torch.dtype
+        Where, and in which type, weights are computed from others. Default: as the network is.
 
     Raises
     ------
@@ -57,7 +57,8 @@ def plain_copy(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
             )
             if inner is not None:
                 memo[id(module)] = copy.deepcopy(inner, memo)
-        out: nn.Module = copy.deepcopy(net, memo).to(dtype)
+        out: nn.Module = copy.deepcopy(net, memo)
+        out = out.to(*to) if to else out
     except Exception as error:
         raise CaptureError(
             f"the network cannot be copied: {error} (quantised networks are not supported)"

@@ -164,7 +164,7 @@ def trace_network(
         It cannot be copied or traced, see `plain_copy` and `trace`; the message names the layer.
     """
     custom = {kind: as_activation(value) for kind, value in (activations or {}).items()}
-    plain = plain_copy(net, torch.float64)
+    plain = plain_copy(net, "cpu", torch.float64)
     reference = working_copy(plain, torch.float64)
     graph = trace(reference, torch.float64, sample, custom)
     if sample is not None:

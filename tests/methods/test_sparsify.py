@@ -376,7 +376,7 @@ X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     ("batches", "options", "message"),
     [
         (None, {}, "batches must be an iterable of tensors, got NoneType"),
-        ([X], {"test": 3}, "test must be an iterable of tensors, got int"),
+        ([X], {"test": 3}, "test batches must be an iterable of tensors, got int"),
         ([X], {"kapa": 0.5}, "unknown option 'kapa'; known: .*kappa.*method.*tol"),
         ([X], {"refit": "no"}, "refit must be True or False"),
         ([X], {"kappa": [0.1, 0.5]}, "for several: cimf.sparsify_path"),

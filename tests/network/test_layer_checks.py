@@ -360,6 +360,8 @@ class Sum(nn.Module):
         ),
         (nn.Linear(4, 6), nn.Linear(4, 6, bias=False), (4,), None),
         (Pooled(4, 6), nn.Linear(4, 6), (5, 4), {"a.lin": False, "b": True}),
+        (nn.Linear(4, 1), nn.Identity(), (4,), {"a": False}),
+        (nn.Linear(4, 4), nn.Identity(), (4,), {"a": True}),
         (nn.Linear(4, 1), nn.Linear(4, 6), (5, 4), {"a": False, "b": True}),
         (
             nn.Conv2d(2, 1, 3, padding=1),

@@ -81,7 +81,7 @@ class Reference:
             As `cimf.capture_states`; InputError also for labels that are not whole numbers, classes
             of the network's outputs.
         """
-        batches = as_list("batches", batches)
+        batches = as_list("calibration", batches)
         calibration, held_out = Samples.capture(net, batches), None
         if test is not None:
             test = as_list("test", test)
