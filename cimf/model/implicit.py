@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from cimf.errors import InputError, warn_outside
+from cimf.errors import InputError, RunError, warn_outside
 from cimf.model.equilibrium import ConvergenceWarning, Equilibrium, solve_equilibrium
 from cimf.model.wellposed import Wellposedness, homogeneous_scales, scale_rows, wellposedness
 from cimf.network.activations import Activation, as_activation
@@ -25,6 +25,8 @@ from formulations.columns import as_float64
 
 if TYPE_CHECKING:
     import torch
+
+    from cimf.model.storage import ModelParts
 
 Array = NDArray[np.float64]
 
@@ -281,9 +283,9 @@ class ImplicitModel:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically: matrices, and a JSON record in its header."""
-        from cimf.model.storage import save_model
+        from cimf.model.storage import save_parts
 
-        save_model(self, path)
+        save_parts(self._parts, path)
 
     @classmethod
     def load(cls, path: str | Path) -> ImplicitModel:
@@ -294,9 +296,19 @@ class ImplicitModel:
         RunError
             If it is missing, truncated, altered, or of an unknown format.
         """
-        from cimf.model.storage import load_model
+        from cimf.model.storage import load_parts
 
-        return load_model(path)
+        parts = load_parts(path)
+        try:
+            return cls(*parts[:4], activation=parts.blocks, bias=parts.bias)
+        except InputError as error:
+            raise RunError(f"{path} holds an inconsistent model: {error}") from error
+
+    @property
+    def _parts(self) -> ModelParts:
+        from cimf.model.storage import ModelParts
+
+        return ModelParts(self.A, self.B, self.C, self.D, self.blocks, self.bias)
 
     def to_module(self, **options: Any) -> torch.nn.Module:
         """Return an `nn.Module` view: (batch, p) or (batch, p - 1) in, (batch, q) out.
@@ -305,7 +317,8 @@ class ImplicitModel:
         """
         from cimf.model.module import ImplicitModule
 
-        return ImplicitModule(self, **options)
+        n_levels = self.wellposedness().n_levels if self.n_states else 0
+        return ImplicitModule(self._parts, n_levels, **options)
 
 
 def _matrix(name: str, value: Any) -> Any:

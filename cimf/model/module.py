@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import scipy.sparse
 import torch
@@ -12,9 +12,7 @@ from torch import nn
 
 from cimf.errors import InputError, warn_outside
 from cimf.model.equilibrium import ConvergenceWarning
-
-if TYPE_CHECKING:
-    from cimf.model.implicit import ImplicitModel
+from cimf.model.storage import ModelParts
 
 
 class ImplicitModule(nn.Module):
@@ -24,8 +22,10 @@ class ImplicitModule(nn.Module):
 
     Parameters
     ----------
-    model : ImplicitModel
+    model : ModelParts
         Its matrices become dense buffers A, B, C, D (float64; ``.to(dtype)`` moves them).
+    n_levels : int
+        Steps after which the iteration is exact; 0 where A has feedback.
     tol : float, optional
         Residual, relative to the input max_i |phi(B u)_i|, at which a sample stops; or at the
         rounding of the state where that is larger. Default: 1e-12, or ten times the rounding unit
@@ -49,7 +49,7 @@ class ImplicitModule(nn.Module):
     D: torch.Tensor
 
     def __init__(
-        self, model: ImplicitModel, tol: float | None = None, max_iter: int = 2000
+        self, model: ModelParts, n_levels: int, tol: float | None = None, max_iter: int = 2000
     ) -> None:
         super().__init__()
         for name in "ABCD":
@@ -57,8 +57,8 @@ class ImplicitModule(nn.Module):
             dense = matrix.toarray() if scipy.sparse.issparse(matrix) else matrix
             self.register_buffer(name, torch.tensor(dense))
         self.blocks, self.bias = model.blocks, model.bias
-        self.n_levels = model.wellposedness().n_levels if model.n_states else 0
-        self.acyclic = self.n_levels > 0 or model.n_states == 0
+        self.n_levels = n_levels
+        self.acyclic = n_levels > 0 or len(self.A) == 0
         self.tol, self.max_iter = tol, max_iter
 
     def extra_repr(self) -> str:

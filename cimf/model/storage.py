@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -22,16 +22,24 @@ from cimf.errors import CimfError, RunError
 from cimf.files import atomic_path
 from cimf.network.state_blocks import Block
 
-if TYPE_CHECKING:
-    from cimf.model.implicit import ImplicitModel
-
 _FORMAT = "cimf.ImplicitModel"
 _VERSION = 2
 _PARTS = ("data", "indices", "indptr")
 
 
-def save_model(model: ImplicitModel, path: str | Path) -> None:
-    """Write `model` to `path`, atomically."""
+class ModelParts(NamedTuple):
+    """What an implicit model is made of: dense or sparse matrices, blocks in row order."""
+
+    A: Any
+    B: Any
+    C: Any
+    D: Any
+    blocks: tuple[Block, ...]
+    bias: bool
+
+
+def save_parts(model: ModelParts, path: str | Path) -> None:
+    """Write a model to `path`, atomically."""
     tensors: dict[str, np.ndarray] = {}
     matrices = {name: getattr(model, name) for name in "ABCD"}
     for name, matrix in matrices.items():
@@ -55,10 +63,8 @@ def save_model(model: ImplicitModel, path: str | Path) -> None:
         save_file(tensors, temporary, metadata={"model": text, "sha256": _digest(text, tensors)})
 
 
-def load_model(path: str | Path) -> ImplicitModel:
-    """Read a file written by `save_model`; raises `RunError` for anything else."""
-    from cimf.model.implicit import ImplicitModel
-
+def load_parts(path: str | Path) -> ModelParts:
+    """Read a file written by `save_parts`; raises `RunError` for anything else."""
     try:
         with safe_open(path, framework="numpy") as stream:
             header = stream.metadata() or {}
@@ -76,8 +82,8 @@ def load_model(path: str | Path) -> ImplicitModel:
                 f"of cimf reads {_FORMAT} up to {_VERSION}"
             )
         A, B, C, D = (_matrix(tensors, name, record) for name in "ABCD")
-        blocks = [Block.from_json(block) for block in record["blocks"]]
-        return ImplicitModel(A, B, C, D, activation=blocks, bias=record["bias"])
+        blocks = tuple(Block.from_json(block) for block in record["blocks"])
+        return ModelParts(A, B, C, D, blocks, bool(record["bias"]))
     except RunError:
         raise
     except (CimfError, KeyError, TypeError, ValueError) as error:

@@ -168,10 +168,19 @@ def same(found: Any, expected: Any) -> bool:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference relative to the largest expected value; NaN is infinite."""
-    error = float((found.double() - expected.double()).abs().max()) if found.numel() else 0.0
-    scale = float(expected.double().abs().max()) if found.numel() else 0.0
-    return 0.0 if error == 0.0 else error / max(scale, 1e-30) if error == error else float("inf")
+    """Return the largest difference relative to the largest expected value.
+
+    Places where both are not finite in the same way are equal (masks of attention hold -inf);
+    where only one is, the difference is infinite.
+    """
+    one, two = found.double(), expected.double()
+    finite = one.isfinite() & two.isfinite()
+    if not torch.equal(one.where(~finite, 0.0).nan_to_num(), two.where(~finite, 0.0).nan_to_num()):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    error = float((one - two)[finite].abs().max())
+    return error / max(float(two[finite].abs().max()), 1e-30)
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -162,7 +162,7 @@ def test_sums_over_shapes_that_differ(kind, shape):
 
 
 class Wide(nn.Module):
-    """The layer that a sum repeats is the larger one, so it is solved last."""
+    """The layer that a sum repeats is the larger one; it is solved first all the same."""
 
     def __init__(self, kind):
         super().__init__()
@@ -182,18 +182,18 @@ def test_a_layer_that_is_repeated_over_positions_has_its_own_target(kind, shape)
     """These were tracebacks: the target had the shape of the sum."""
     net, u = Wide(kind), torch.randn(60, *shape)
     report = cimf.prune(net, u, 0.5, **EVERYTHING).report
-    assert [layer.path for layer in report.layers] == ["each", "pooled"]
+    assert [layer.path for layer in report.layers] == ["pooled", "each"]
     alone = Wide(kind)
     with torch.no_grad():
         alone.each.weight.zero_()
         alone.each.bias.zero_()
-    counts = [np.zeros(4, int), np.array([8, 8, 7, 7])]
+    counts = [np.array([8, 8, 7, 7]), np.zeros(4, int)]
     first, second = (
         cimf.prune(one, u, 0.5, allocation=counts, support="magnitude", **EVERYTHING)
         for one in (Wide(kind), alone)
     )
     torch.testing.assert_close(first.network.pooled.weight, second.network.pooled.weight)
-    assert first.report.layers[1].mismatch == pytest.approx(second.report.layers[1].mismatch)
+    assert first.report.layers[0].mismatch == pytest.approx(second.report.layers[0].mismatch)
 
 
 def spread(z):

@@ -379,7 +379,7 @@ X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
         ([X], {"test": 3}, "test batches must be an iterable of tensors, got int"),
         ([X], {"kapa": 0.5}, "unknown option 'kapa'; known: .*kappa.*method.*tol"),
         ([X], {"refit": "no"}, "refit must be True or False"),
-        ([X], {"kappa": [0.1, 0.5]}, "for several: cimf.sparsify_path"),
+        ([X], {"kappa": [0.1, 0.5]}, "several share one pass over the rows: cimf.sparsify_path"),
         ([X], {"design": "layered"}, r"cimf.prune\(net, batches, sparsity=0.8\)"),
         ([X], {"design": "layered", "target_sparsity": 0.5}, "cimf.prune"),
         ([X], {"target_sparsity": 0.5}, "unknown option 'target_sparsity'"),

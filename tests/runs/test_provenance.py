@@ -63,12 +63,12 @@ def test_the_commit_is_that_of_the_sources_and_says_where_they_changed(monkeypat
         return done.stdout.strip()
 
     for name in ("cimf/runs/provenance.py", "formulations/sets.py", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("old")
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "first")
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "cimf" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "cimf" / "runs" / "provenance.py"))
     head = git("rev-parse", "HEAD")
     assert provenance.commit() == {"id": head, "modified": False}
     (tmp_path / "notes.txt").write_text("new")

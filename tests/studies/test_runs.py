@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from cimf.errors import CertificateError, InputError, RunError, UnknownNameError
 from cimf.methods.stacked.captured import Reference
-from cimf.methods.stacked.path_options import PathOptions, sparsify, sparsify_path
+from cimf.methods.stacked.path_options import PathOptions
+from cimf.methods.stacked.sparsify import sparsify
 from cimf.runs.folder import MANIFEST, UNFINISHED
 from cimf.studies import kappa_sweep as sweep
 from cimf.studies.kappa_sweep import run_sweep
@@ -64,12 +65,11 @@ def test_options_that_do_not_exist_are_refused_before_any_work(tmp_path):
         swept(tmp_path, never, keep_goin=True)
     with pytest.raises(TypeError, match="keep_goin"):
         PathOptions(keep_goin=True)
-    reference = Reference.capture(*network())
-    with pytest.raises(UnknownNameError, match=r"unknown cimf.sparsify_path keyword 'keep_goin'"):
-        sparsify_path(reference, [0.5], keep_goin=True)
-    for options in (PathOptions(method="magic"), PathOptions(tol=-1.0), PathOptions(n_jobs=0)):
+    with pytest.raises(UnknownNameError, match=r"unknown option 'keep_goin'; known: .*keep_going"):
+        sparsify(*network()[:2], keep_goin=True)
+    for options in ({"method": "magic"}, {"tol": -1.0}, {"n_jobs": 0}, {"keep_going": 1}):
         with pytest.raises(InputError):
-            swept(tmp_path, never, options=options)
+            PathOptions(**options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,8 +84,8 @@ def test_one_bad_row_is_not_all(tmp_path, monkeypatch):
     """A row of the first model fails: the manifest says so, and which gap is the worst."""
     original = sweep.iter_path
 
-    def spoilt(*arguments):
-        for k, found in enumerate(original(*arguments)):
+    def spoilt(*arguments, **options):
+        for k, found in enumerate(original(*arguments, **options)):
             solution = found.report.solution
             certificate = solution.certificate
             gap = certificate.gap.copy()
@@ -94,7 +94,9 @@ def test_one_bad_row_is_not_all(tmp_path, monkeypatch):
             yield replace(found, report=replace(found.report, solution=bad))
 
     monkeypatch.setattr(sweep, "iter_path", spoilt)
-    results = swept(tmp_path)
+    with pytest.raises(CertificateError, match=r"kappa = 0.1: .*keep_going=True") as caught:
+        swept(tmp_path)
+    results = caught.value.result
     assert [result.report.certified for result in results] == [4, 5]
     found = record(tmp_path)
     assert found["all_certified"] is False
@@ -114,8 +116,8 @@ def test_one_bad_row_is_not_all(tmp_path, monkeypatch):
 def test_finished_models_outlive_one_that_fails(tmp_path, monkeypatch):
     original = sweep.iter_path
 
-    def failing(*arguments):
-        found = original(*arguments)
+    def failing(*arguments, **options):
+        found = original(*arguments, **options)
         yield next(found)
         raise CertificateError("planted")
 

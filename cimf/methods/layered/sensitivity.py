@@ -78,8 +78,11 @@ def output_sensitivity(
 
         def add(k: int, gradient: Tensor, part: slice = part) -> None:
             # float64 first: squares of gradients below 1e-23 are zero in float32.
-            squares = gradient.double().square()
-            found[k][part] += squares.reshape(len(squares), -1, squares.shape[-1]).sum(1).numpy()
+            # Windows of one sample may stand in the leading axis (Swin): samples are the slowest.
+            squares = (
+                gradient.double().square().reshape(part.stop - part.start, -1, len(found[k].T))
+            )
+            found[k][part] += squares.sum(1).numpy()
 
         _visit_gradients(graph, batch, METRICS[metric], projections, generator, add)
     return found

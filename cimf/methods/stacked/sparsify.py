@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -94,10 +95,10 @@ def sparsify(
     CimfError
         As `PathOptions`, `Reference.capture` and `sparsify_path`.
     """
-    if np.ndim(kappa):
+    if not isinstance(kappa, Real):
         raise InputError(
-            f"one kappa is needed, got {kappa}; for several: cimf.sparsify_path("
-            "Reference.capture(net, batches, test), kappas)"
+            f"kappa must be one number, got {kappa!r}; several share one pass over the rows: "
+            "cimf.sparsify_path(Reference.capture(net, batches, test), [0.1, 0.5])"
         )
     check_design(design)
     checked = as_record(PathOptions, options, "option", ("kappa", "design", "rescale", "test"))
