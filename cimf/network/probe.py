@@ -186,7 +186,7 @@ def _not_affine(network: Network, node: fx.Node, error: float) -> CaptureError:
     other = (
         ""
         if called is not None and any(p.ndim > 1 for p in called.parameters())
-        else ". The design 'layered' leaves it as it is"
+        else ". cimf.prune leaves it as it is"
     )
     return CaptureError(
         f"{network.graph.where(node)} cannot be represented: "

@@ -89,7 +89,7 @@ class Survey:
         counting: Mapping[str, Sequence[Tensor]] | None = None,
         n_jobs: int | None = None,
     ) -> Survey:
-        """Measure the curves on the teacher's states; as `sparsify_layers` and `propagate`."""
+        """Measure the curves on the teacher's states; as `Statistics` and `propagate`."""
         found: dict[str, tuple[tuple[Gram, ...], NDArray[np.int64], NDArray[np.float64]]] = {}
 
         def collect(layer: Layer, statistics: PatchGram) -> None:
