@@ -16,27 +16,27 @@ Counts = list[NDArray[np.int64]]
 ALLOCATIONS = ("output", "error", "uniform")
 
 
-def uniform(sizes: Sequence[tuple[int, int]], keep: int) -> Counts:
-    """Return the same share for every row: `keep` weights in all; sizes (rows, columns) per layer.
+def uniform(sizes: Sequence[tuple[int, int]], left: int) -> Counts:
+    """Return the same share for every row: `left` weights in all; sizes (rows, columns) per layer.
 
     Rounding leftovers go to the rows in order, one each.
     """
     total = sum(r * n for r, n in sizes)
-    ideal = np.concatenate([np.full(r, keep * n / total) for r, n in sizes])
+    ideal = np.concatenate([np.full(r, left * n / total) for r, n in sizes])
     counts = np.floor(ideal + 1e-9).astype(np.int64)
-    short = keep - int(counts.sum())
+    short = left - int(counts.sum())
     counts[np.argsort(counts - ideal, kind="stable")[:short]] += 1
     return _split(counts, [r for r, _ in sizes])
 
 
-def by_price(increase: Sequence[NDArray[np.float64]], keep: int) -> Counts:
+def by_price(increase: Sequence[NDArray[np.float64]], left: int) -> Counts:
     """Return the counts that minimise the predicted loss: drop where it costs least.
 
     Parameters
     ----------
     increase : sequence of (r, N)
         Per layer: predicted increase of the loss at each drop, in each row's own order.
-    keep : int
+    left : int
         Weights that are kept in all rows together.
 
     Notes
@@ -52,7 +52,7 @@ def by_price(increase: Sequence[NDArray[np.float64]], keep: int) -> Counts:
         owners.append(np.repeat(np.arange(first, first + r), n))
         first += r
     price = np.concatenate(prices)
-    drop = len(price) - keep
+    drop = len(price) - left
     dropped = np.concatenate(owners)[np.argsort(price, kind="stable")[:drop]]
     sizes = np.concatenate([np.full(len(layer), layer.shape[1]) for layer in increase])
     counts = sizes - np.bincount(dropped, minlength=first)

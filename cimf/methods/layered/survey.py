@@ -110,8 +110,8 @@ class Survey:
         ]
         return cls(graph, curves, probe, n_jobs)
 
-    def allocate(self, rule: str, keep: int, fixed: Sequence[str] = ()) -> Counts:
-        """Return how many weights every row keeps, `keep` in all.
+    def allocate(self, rule: str, left: int, keep: Sequence[str] = ()) -> Counts:
+        """Return how many weights every row keeps, `left` in all.
 
         Parameters
         ----------
@@ -119,20 +119,20 @@ class Survey:
             "uniform": the same share in every row. "error": least sum of the rows' errors over
             their layer's variance. "output": least predicted change of the output, with measured
             scales; as "error" where the output has no gradient, see `blind`.
-        fixed : sequence of str
+        keep : sequence of str
             Paths of layers that stay dense.
         """
         layers, curves = self.graph.layers, self.curves
-        open_ = [k for k, layer in enumerate(layers) if layer.path not in fixed]
+        open_ = [k for k, layer in enumerate(layers) if layer.path not in keep]
         if rule == "output" and self.blind:
             rule = "error"
-        rest = keep - sum(layer.n_weights for layer in layers if layer.path in fixed)
+        rest = left - sum(layer.n_weights for layer in layers if layer.path in keep)
         if rule == "uniform":
             found = uniform([(layers[k].n_rows, layers[k].n_columns) for k in open_], rest)
         elif rule == "error":
             found = by_price([curves[k].increase / self._variance(k) for k in open_], rest)
         elif rule == "output":
-            scales = self.scales(1.0 - keep / self.graph.n_weights)
+            scales = self.scales(1.0 - left / self.graph.n_weights)
             found = by_price([curves[k].price * scales[k] for k in open_], rest)
         else:
             raise UnknownNameError("allocation", rule, ["uniform", "error", "output"])
