@@ -226,14 +226,17 @@ class Columns:
 
     def norm(self, coef: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return sum_j w_j |a_j| over the bounded columns: shape (r,) for coef (r, N)."""
-        return (np.where(np.isfinite(self.weights), self.weights, 0.0) * np.abs(coef)).sum(axis=-1)
+        finite = np.where(np.isfinite(self.weights), self.weights, 0.0)
+        norm: NDArray[np.float64] = (finite * np.abs(coef)).sum(axis=-1)
+        return norm
 
     def off_pattern(self, coef: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the largest |a_j| that an excluded column or a sign forbids: shape (r,)."""
         if not (self.signs.any() or np.isinf(self.weights).any()):
             return np.zeros(coef.shape[:-1])
         wrong = np.where(np.isinf(self.weights), np.abs(coef), np.maximum(-self.signs * coef, 0.0))
-        return wrong.max(axis=-1, initial=0.0)
+        largest: NDArray[np.float64] = wrong.max(axis=-1, initial=0.0)
+        return largest
 
 
 def shrink(

@@ -110,29 +110,29 @@ class LeastSquares:
         design = size[:, None] * vector[:, keep].T * norms
         project = (vector[:, keep] / np.where(size > 0, size, 1.0)).T
         target = project @ (c / root).T
-        remainder = np.maximum(t - np.square(target).sum(axis=0), 0.0)
+        remainder = np.maximum(t - _squared_norms(target), 0.0)
         return cls(design, target, remainder, (g, c, t))
 
     @property
     def n_features(self) -> int:
         """N, the number of columns."""
-        return self.design.shape[1]
+        return int(self.design.shape[1])
 
     @property
     def n_targets(self) -> int:
         """r, the number of rows."""
-        return self.target.shape[1]
+        return int(self.target.shape[1])
 
     @property
     def target_sq(self) -> Array:
         """||z_i||^2, shape (r,)."""
-        return np.square(self.target).sum(axis=0) + self.remainder
+        return _squared_norms(self.target) + self.remainder
 
     @property
     def column_norms(self) -> Array:
         """||M_j||, shape (N,)."""
         if scipy.sparse.issparse(self.design):
-            square = np.asarray(self.design.multiply(self.design).sum(axis=0))
+            square: Array = np.asarray(self.design.multiply(self.design).sum(axis=0))
         else:
             square = np.einsum("ij,ij->j", self.design, self.design)
         return np.sqrt(square)
@@ -143,7 +143,7 @@ class LeastSquares:
 
     def value(self, coef: Array) -> Array:
         """Return h_i(a_i), shape (r,), for coef (r, N)."""
-        return 0.5 * (np.square(self.residual(coef)).sum(axis=0) + self.remainder)
+        return 0.5 * (_squared_norms(self.residual(coef)) + self.remainder)
 
     def rows(self, index: Any) -> LeastSquares:
         """Return the data of a selection of the targets; the design is shared."""
@@ -167,7 +167,7 @@ class LeastSquares:
                 return self
             design = design.toarray()
         r = np.asarray(np.linalg.qr(np.column_stack([design, self.target]), mode="r"))
-        rest = np.square(r[n:, n:]).sum(axis=0)
+        rest = _squared_norms(r[n:, n:])
         r[:, :n][:, self.column_norms == 0] = 0.0  # rounding of zero columns, as in from_moments
         return LeastSquares(r[:n, :n], r[:n, n:], self.remainder + rest, self.moments)
 
@@ -178,3 +178,9 @@ class LeastSquares:
         else:
             design = self.design / column
         return LeastSquares(design, self.target / target, self.remainder / np.square(target))
+
+
+def _squared_norms(matrix: Array) -> Array:
+    """Return the squared norm of every column."""
+    norms: Array = np.square(matrix).sum(axis=0)
+    return norms

@@ -75,7 +75,8 @@ class Loss(Term):
     def __radd__(self, other: Any) -> Loss:
         if isinstance(other, (int, float)) and other == 0:  # the start of sum()
             return self
-        return self + other
+        total: Sum = self + other
+        return total
 
     def __mul__(self, weight: Any) -> Sum:
         if isinstance(weight, cp.Parameter) and weight.is_scalar():

@@ -46,7 +46,8 @@ class L1(Loss):
 
     def expression(self, rows: Rows) -> cp.Expression:
         """Return weight * sum_ij |W_ij|."""
-        return self.weight * cp.sum(cp.abs(rows.values))
+        total: cp.Expression = self.weight * cp.sum(cp.abs(rows.values))
+        return total
 
     def value(self, rows: Rows) -> float:
         """Return weight * sum_ij |W_ij|."""
@@ -83,7 +84,8 @@ class WeightedL1(Loss):
 
     def expression(self, rows: Rows) -> cp.Expression:
         """Return sum_ij V_ij |W_ij|."""
-        return cp.sum(cp.multiply(self._of(rows), cp.abs(rows.values)))
+        total: cp.Expression = cp.sum(cp.multiply(self._of(rows), cp.abs(rows.values)))
+        return total
 
     def value(self, rows: Rows) -> float:
         """Return sum_ij V_ij |W_ij|."""
@@ -103,7 +105,8 @@ class ElasticNet(Loss):
     def expression(self, rows: Rows) -> cp.Expression:
         """Return l1 * sum_ij |W_ij| + 1/2 l2 * sum_ij W_ij^2."""
         w = rows.values
-        return self.l1 * cp.sum(cp.abs(w)) + 0.5 * self.l2 * cp.sum_squares(w)
+        total: cp.Expression = self.l1 * cp.sum(cp.abs(w)) + 0.5 * self.l2 * cp.sum_squares(w)
+        return total
 
     def value(self, rows: Rows) -> float:
         """Return l1 * sum_ij |W_ij| + 1/2 l2 * sum_ij W_ij^2."""
@@ -140,15 +143,16 @@ class Group(Loss):
 
     def expression(self, rows: Rows) -> cp.Expression:
         """Return weight * sum_i sum_g sqrt(|g|) ||W_ig||_2."""
-        return self.weight * sum(
+        total: cp.Expression = self.weight * sum(
             np.sqrt(g.size) * cp.sum(cp.norm(rows.values[:, g], 2, axis=1))
             for g in self._split(rows)
         )
+        return total
 
     def value(self, rows: Rows) -> float:
         """Return weight * sum_i sum_g sqrt(|g|) ||W_ig||_2."""
         return self.weight * sum(
-            np.sqrt(g.size) * float(np.linalg.norm(rows.values[:, g], axis=1).sum())
+            float(np.sqrt(g.size) * np.linalg.norm(rows.values[:, g], axis=1).sum())
             for g in self._split(rows)
         )
 
@@ -168,7 +172,8 @@ class ColumnGroup(Loss):
 
     def expression(self, rows: Rows) -> cp.Expression:
         """Return weight * sum_j ||W_:j||_2."""
-        return self.weight * cp.sum(cp.norm(rows.values, 2, axis=0))
+        total: cp.Expression = self.weight * cp.sum(cp.norm(rows.values, 2, axis=0))
+        return total
 
     def value(self, rows: Rows) -> float:
         """Return weight * sum_j ||W_:j||_2."""
@@ -199,9 +204,10 @@ class Perspective(Loss):
     def expression(self, rows: Rows) -> cp.Expression:
         """Return l2 sum_ij (t |W_ij| + 1/2 max(|W_ij| - t, 0)^2), the same without y."""
         size = cp.abs(rows.values)
-        return self.l2 * (
+        total: cp.Expression = self.l2 * (
             self._knee * cp.sum(size) + 0.5 * cp.sum_squares(cp.pos(size - self._knee))
         )
+        return total
 
     def value(self, rows: Rows) -> float:
         """Return the two cases of the formula."""
@@ -225,7 +231,8 @@ class Robust(Loss):
 
     def expression(self, rows: Rows) -> cp.Expression:
         """Return radius * sum_i ||W_i||_2."""
-        return self.radius * cp.sum(cp.norm(rows.values, 2, axis=1))
+        total: cp.Expression = self.radius * cp.sum(cp.norm(rows.values, 2, axis=1))
+        return total
 
     def value(self, rows: Rows) -> float:
         """Return radius * sum_i ||W_i||_2."""

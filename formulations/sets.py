@@ -51,7 +51,8 @@ class ConstraintSet(Term):
 
     def nearest(self, rows: Rows) -> Array:
         """Return the values (r, N) moved inside the set; unchanged where a set has no such map."""
-        return rows.values
+        values: Array = rows.values
+        return values
 
     def _problem(self, rows: Rows) -> cp.Problem:
         return cp.Problem(cp.Minimize(cp.sum(rows.values)), self.constraints(rows))
@@ -126,7 +127,7 @@ class L1Ball(ConstraintSet):
 
     def nearest(self, rows: Rows) -> Array:
         """Return the rows scaled into the ball."""
-        out = rows.values.copy()
+        out: Array = rows.values.copy()
         part = self._part(Rows(out, rows.index, rows.n_states))
         part[:] = shrink(part, np.ones(part.shape[1]), np.full(part.shape[0], self.radius))
         return out
@@ -193,8 +194,9 @@ class NoSelfLoop(_Mask):
 
     def allowed_in(self, rows: Rows) -> NDArray[np.bool_]:
         """Return everything but the diagonal of A."""
-        is_output = rows.index[:, None] >= rows.n_states
-        return is_output | (np.arange(rows.values.shape[1]) != rows.index[:, None])
+        row = rows.index[:, None]
+        off_diagonal: NDArray[np.bool_] = np.arange(rows.values.shape[1]) != row
+        return off_diagonal | (row >= rows.n_states)
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,8 @@ class Box(ConstraintSet):
 
     def nearest(self, rows: Rows) -> Array:
         """Return the values clipped."""
-        return np.clip(rows.values, self.lower, self.upper)
+        clipped: Array = np.clip(rows.values, self.lower, self.upper)
+        return clipped
 
 
 @dataclass(frozen=True)
