@@ -186,8 +186,8 @@ def _psd(z: Array) -> Array:
     matrix = np.zeros((n, n))
     matrix[row, column] = matrix[column, row] = z / scale
     value, vector = np.linalg.eigh(matrix)
-    matrix = (vector * np.maximum(value, 0.0)) @ vector.T
-    return matrix[row, column] * scale
+    positive: Array = (vector * np.maximum(value, 0.0)) @ vector.T
+    return positive[row, column] * scale
 
 
 def _dual_exp(z: Array) -> Array:
