@@ -14,8 +14,11 @@ import llvmlite.binding
 import numpy as np
 from numba import types
 from numba.extending import get_cython_function_address
+from numpy.typing import NDArray
 
 from cimf.solve.compiled import kernel
+
+Array = NDArray[np.float64]
 
 _INT = types.CPointer(types.int32)
 _REAL = types.CPointer(types.float64)
@@ -44,7 +47,7 @@ _ONE, _MINUS_ONE = np.array([1.0]), np.array([-1.0])
 
 
 @kernel
-def _sizes(a, b, c, d):
+def _sizes(a: int, b: int, c: int, d: int) -> NDArray[np.int32]:
     """Return four sizes as LAPACK integers (a list literal would take seconds to compile)."""
     out = np.empty(4, np.int32)
     out[0] = a
@@ -55,7 +58,7 @@ def _sizes(a, b, c, d):
 
 
 @kernel
-def solve_transposed(factor, k, x):
+def solve_transposed(factor: Array, k: int, x: Array) -> None:
     """Overwrite x[:k] with (U')^{-1} x, U = factor[:k, :k]."""
     sizes = _sizes(k, factor.shape[1], 1, 0)
     _dtrsv(
@@ -65,7 +68,7 @@ def solve_transposed(factor, k, x):
 
 
 @kernel
-def solve_upper(factor, k, x):
+def solve_upper(factor: Array, k: int, x: Array) -> None:
     """Overwrite x[:k] with U^{-1} x, U = factor[:k, :k]."""
     sizes = _sizes(k, factor.shape[1], 1, 0)
     _dtrsv(
@@ -75,7 +78,7 @@ def solve_upper(factor, k, x):
 
 
 @kernel
-def solve_transposed_rows(factor, k, rows, q):
+def solve_transposed_rows(factor: Array, k: int, rows: Array, q: int) -> None:
     """Overwrite each rows[r, :k], r < q, with (U')^{-1} rows[r]."""
     sizes = _sizes(k, q, factor.shape[1], rows.shape[1])
     _dtrsm(
@@ -86,7 +89,7 @@ def solve_transposed_rows(factor, k, rows, q):
 
 
 @kernel
-def subtract_products(rows, q, k, block):
+def subtract_products(rows: Array, q: int, k: int, block: Array) -> None:
     """Subtract the inner products of rows[:q, :k] from the upper triangle of block[:q, :q]."""
     sizes = _sizes(q, k, rows.shape[1], block.shape[1])
     _dsyrk(
@@ -96,8 +99,9 @@ def subtract_products(rows, q, k, block):
 
 
 @kernel
-def cholesky(block, q):
+def cholesky(block: Array, q: int) -> np.int32:
     """Overwrite the upper triangle of block[:q, :q] with its factor; return LAPACK's info."""
     sizes = _sizes(q, block.shape[1], 0, 0)
     _dpotrf(_LOWER.ctypes, sizes.ctypes, block.ctypes, sizes[1:].ctypes, sizes[2:].ctypes)
-    return sizes[2]
+    info: np.int32 = sizes[2]
+    return info

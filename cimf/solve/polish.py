@@ -131,6 +131,9 @@ def _stationary(
 class _PseudoInverse:
     """Pseudo-inverse of a Gram block, of unit diagonal before its eigenvalues are cut."""
 
+    vector: Array
+    inverse: Array
+
     def __init__(self, block: Array) -> None:
         root = np.sqrt(np.maximum(np.diagonal(block), 0.0))
         self.scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)

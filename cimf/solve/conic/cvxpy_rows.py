@@ -158,4 +158,5 @@ def _polish(gram: Gram, record: RowRecord, coef: Array, i: int, mark: float) -> 
     )
     # Among equally good points the sparsest: rounding decides below 1e-15.
     gap = np.where(judged.violation == 0.0, np.maximum(judged.gap, 1e-15), np.inf)
-    return points[np.lexsort(((points != 0).sum(axis=1), gap))[0]]
+    best: Array = points[np.lexsort(((points != 0).sum(axis=1), gap))[0]]
+    return best
