@@ -7,7 +7,8 @@ from torch import nn
 
 from cimf import Gram, certify, solve_path, solve_rows
 from cimf.methods.stacked.captured import Reference
-from cimf.methods.stacked.designs import DESIGNS, row_problems
+from cimf.methods.stacked.designs import DESIGNS, column_weights
+from cimf.methods.stacked.moments import Moments
 from cimf.solve.path.exact_rows import RIDGE, column_records, column_scale
 from cimf.solve.path.exchange import rebuild
 from cimf.solve.path.segment_lines import (
@@ -51,10 +52,8 @@ def states():
     digits = datasets.load_digits().data[:512] / 16
     images = torch.tensor(digits, dtype=torch.float32).view(-1, 1, 8, 8)
     reference = Reference.capture(net.eval(), [images])
-    captured = reference.calibration
-    gram, weights = row_problems(
-        captured.scaled(reference.scale), DESIGNS["causal"].allowed(captured)
-    )
+    gram, layout = Moments.of(reference).gram, reference.calibration.layout
+    weights = column_weights(layout, DESIGNS["causal"].allowed(layout))
     assert gram.n_samples == 512
     assert gram.n_features == 1089
     return gram, weights

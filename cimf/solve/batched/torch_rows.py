@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from cimf.solve.path import exact_rows as exact
 from cimf.statistics import Gram
 from formulations.columns import Columns, shrink
+from formulations.level import Penalty, Radius
 
 # ADMM iterations of each phase, after which every row left is tried on its segment.
 _PHASES = (50, 100, 200, 400)
@@ -38,8 +39,7 @@ _MEMORY = 2**30
 def solve_chunk(
     gram: Gram,
     columns: Columns,
-    levels: NDArray[np.float64],
-    ball: bool,
+    level: Radius | Penalty,
     tol: float,
     device: str | None = None,
 ) -> exact.SolvedRows:
@@ -49,12 +49,13 @@ def solve_chunk(
 
     Parameters
     ----------
-    gram, columns, levels, ball, tol
+    gram, columns, level, tol
         As `cimf.solve.path.exact_rows.solve_chunk`.
     device : str, optional
         Of torch. Default: "cuda" if there is one, else "cpu".
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    levels, ball = level.values, isinstance(level, Radius)
     coef = np.zeros((*levels.shape, gram.n_features))
     lam, iterations = np.zeros(levels.shape), np.zeros(levels.shape, np.int64)
     method = np.full(levels.shape, "torch")
@@ -63,8 +64,8 @@ def solve_chunk(
     problem = _Problem.build(gram, columns, ball, tol * exact.MARGIN, torch.device(device))
     state = None
     for k in range(levels.shape[1]):
-        level = torch.as_tensor(levels[:, k].copy(), device=problem.gram.device)
-        state, found, multiplier, count, solved = _solve_level(problem, level, state)
+        aim = torch.as_tensor(levels[:, k].copy(), device=problem.gram.device)
+        state, found, multiplier, count, solved = _solve_level(problem, aim, state)
         on_host = found.cpu().numpy() * exact.column_scale(gram)
         coef[:, k] = shrink(on_host, columns.weights, levels[:, k]) if ball else on_host
         lam[:, k], iterations[:, k] = multiplier.cpu().numpy(), count.cpu().numpy()
@@ -72,7 +73,7 @@ def solve_chunk(
         if not left.size:
             continue
         part = columns if columns.shared else Columns(columns.weights[left], columns.signs)
-        done = exact.solve_chunk(gram.rows(left), part, levels[left, k : k + 1], ball, tol)
+        done = exact.solve_chunk(gram.rows(left), part, level.take((left, slice(k, k + 1))), tol)
         coef[left, k], lam[left, k] = done.coef[:, 0], done.lam[:, 0]
         method[left, k] = done.method[:, 0]
     return exact.SolvedRows(coef, lam, iterations, method)

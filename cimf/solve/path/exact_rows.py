@@ -18,6 +18,7 @@ from cimf.solve.path.pivoting import solve_levels
 from cimf.solve.path.segment_lines import Problem, workspace
 from cimf.statistics import Gram
 from formulations.columns import Columns
+from formulations.level import Penalty, Radius
 
 # Proximal weight on unit-diagonal columns: 10 times the rounding of a factor with 1,000 columns.
 RIDGE = 1e-12
@@ -55,9 +56,7 @@ class SolvedRows(NamedTuple):
     method: NDArray[np.str_]
 
 
-def solve_chunk(
-    gram: Gram, columns: Columns, levels: NDArray[np.float64], ball: bool, tol: float
-) -> SolvedRows:
+def solve_chunk(gram: Gram, columns: Columns, level: Radius | Penalty, tol: float) -> SolvedRows:
     """Solve all rows of `gram` for L levels each.
 
     Parameters
@@ -65,9 +64,8 @@ def solve_chunk(
     gram : Gram
         r targets.
     columns : Columns
-    levels : (r, L)
-        Per row ascending kappa (`ball`) or descending lam.
-    ball : bool
+    level : Radius or Penalty
+        (r, L): per row ascending kappa or descending lam.
     tol : float
         Relative gap aimed at.
 
@@ -78,6 +76,7 @@ def solve_chunk(
     """
     # A copy: a read-only view would be another type to the compiler, and 10 s of compilation.
     weights = np.array(np.atleast_2d(columns.weights), order="C")
+    levels, ball = level.values, isinstance(level, Radius)
     shape = (*levels.shape, gram.n_features)
     coef, lam = np.zeros(shape), np.zeros(levels.shape)
     solves = np.zeros(levels.shape, np.int64)

@@ -32,6 +32,7 @@ from cimf.solve.path.segment_lines import (
 )
 from cimf.statistics import Gram
 from formulations.columns import Columns
+from formulations.level import Penalty, Radius
 
 # Proximal moves; one or two close a gap that the ridge leaves.
 _MOVES = 30
@@ -134,14 +135,14 @@ class Segments:
     ----------
     gram : Gram
     columns : Columns
-    ball : bool
-        P(kappa) or Q(lam).
+    level : Radius or Penalty
+        P(kappa) or Q(lam), (r, L).
     tol : float
         Relative gap aimed at.
     """
 
-    def __init__(self, gram: Gram, columns: Columns, ball: bool, tol: float) -> None:
-        self.gram, self.columns, self.ball = gram, columns, ball
+    def __init__(self, gram: Gram, columns: Columns, level: Radius | Penalty, tol: float) -> None:
+        self.gram, self.columns, self.level = gram, columns, level
         self.scale = column_scale(gram)
         self.goal = tol * MARGIN
         self._matrix = gram.gram
@@ -154,22 +155,21 @@ class Segments:
     def finish(
         self,
         row: int,
+        k: int,
         guess: NDArray[np.float64],
         lam: float,
-        kappa: float,
         out: NDArray[np.float64],
     ) -> tuple[bool, float, int]:
         """Write the exact solution of a row into `out` (N,), if the guess leads to it.
 
         Parameters
         ----------
-        row : int
+        row, k : int
+            The row and its level.
         guess : (N,)
             An approximate solution; only its signs are used.
         lam : float
             Its multiplier.
-        kappa : float
-            Ignored for Q(lam).
 
         Returns
         -------
@@ -183,6 +183,7 @@ class Segments:
         return _solve_segment(
             self._matrix, self.gram.corr[row], target_sq,
             np.ascontiguousarray(self.columns.row(row)), self.scale, RIDGE,
-            *(self._shared or self._records(row)), np.sign(guess), lam, kappa, self.ball,
+            *(self._shared or self._records(row)), np.sign(guess), lam,
+            self.level.values[row, k], isinstance(self.level, Radius),
             self.goal * 0.5 * target_sq, out,
         )  # fmt: skip
