@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from cimf.solve.path import exact_rows as exact
+from cimf.solve.path.point_gap import MARGIN
+from cimf.solve.path.row_problem import RIDGE, column_scale
 from cimf.statistics import Gram
 from formulations.columns import Columns, shrink
 from formulations.level import Penalty, Radius
@@ -61,12 +63,12 @@ def solve_chunk(
     method = np.full(levels.shape, "torch")
     if not levels.size:
         return exact.SolvedRows(coef, lam, iterations, method)
-    problem = _Problem.build(gram, columns, ball, tol * exact.MARGIN, torch.device(device))
+    problem = _Problem.build(gram, columns, ball, tol * MARGIN, torch.device(device))
     state = None
     for k in range(levels.shape[1]):
         aim = torch.as_tensor(levels[:, k].copy(), device=problem.gram.device)
         state, found, multiplier, count, solved = _solve_level(problem, aim, state)
-        on_host = found.cpu().numpy() * exact.column_scale(gram)
+        on_host = found.cpu().numpy() * column_scale(gram)
         coef[:, k] = shrink(on_host, columns.weights, levels[:, k]) if ball else on_host
         lam[:, k], iterations[:, k] = multiplier.cpu().numpy(), count.cpu().numpy()
         left = np.flatnonzero(~solved.cpu().numpy())
@@ -101,7 +103,7 @@ class _Problem:
         def moved(array: NDArray[Any]) -> torch.Tensor:
             return torch.as_tensor(array, dtype=torch.float64, device=device)
 
-        scale = exact.column_scale(gram)
+        scale = column_scale(gram)
         matrix, d = moved(gram.gram), moved(scale)
         weights = np.where(scale > 0, columns.weights * np.where(scale > 0, scale, 1.0), np.inf)
         return cls(
@@ -262,7 +264,7 @@ def _gap(
     steepest = torch.where(allowed, gradient.abs() / weights, 0.0).amax(dim=1)
     if problem.ball:
         gap = inner + level * steepest
-    else:  # as `cimf.solve.path.segment_lines.gap_at`
+    else:  # as `cimf.solve.path.point_gap.gap_at`
         norm = torch.where(bounded, problem.weights * coef.abs(), 0.0).sum(dim=1)
         shrunk = torch.where((steepest > lam) & (lam > 0), 1.0 - lam / steepest, 0.0)
         gap = inner + lam * norm + shrunk * (shrunk * problem.half_sq - inner)
@@ -314,7 +316,7 @@ def _padded(
     used = torch.gather(inside, 1, index)
     block = problem.gram[index[:, :, None], index[:, None, :]]
     block = torch.where(used[:, :, None] & used[:, None, :], block, 0.0)
-    diagonal = torch.where(used, exact.RIDGE, 1.0)
+    diagonal = torch.where(used, RIDGE, 1.0)
     factor, info = torch.linalg.cholesky_ex(block + torch.diag_embed(diagonal))
     weights = torch.where(torch.isfinite(problem.weights), problem.weights, 0.0)
     push = torch.where(used, torch.gather(weights * sign, 1, index), 0.0)

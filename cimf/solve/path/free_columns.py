@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from cimf.solve.path import exact_rows as exact
+from cimf.solve.path.row_problem import RIDGE
 
 Array = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ class BoundedPart:
         self._scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
         block = self._scale[:, None] * gram[np.ix_(f, f)] * self._scale
         # The same ridge as in the segment step: collinear free columns share their coefficient.
-        block[np.diag_indices_from(block)] += exact.RIDGE
+        block[np.diag_indices_from(block)] += RIDGE
         self._factor = scipy.linalg.cholesky(block, lower=True)
         self._cross = self._half(gram[f][:, self.index])  # (|F|, |B|)
         self.gram = gram[np.ix_(self.index, self.index)] - self._cross.T @ self._cross

@@ -9,27 +9,16 @@ or on who made it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from cimf.solve.compiled import kernel
-from cimf.solve.path.exact_rows import MARGIN, RIDGE, column_records, column_scale
+from cimf.solve.path.exact_rows import as_numbers
 from cimf.solve.path.exchange import correct_at, rebuild
-from cimf.solve.path.segment_lines import (
-    JUDGED,
-    REFINEMENTS,
-    Problem,
-    begin,
-    gap_at,
-    judged_gap,
-    recentre,
-    refine,
-    solve_at,
-    workspace,
-    write,
-)
+from cimf.solve.path.path_point import at, begin, new_point, recentre, workspace
+from cimf.solve.path.point_gap import MARGIN, gap_at, keep, keep_refined, rounding
+from cimf.solve.path.row_problem import Rows, row_problem, usable_columns
+from cimf.solve.path.segment_lines import solve_at
 from cimf.statistics import Gram
 from formulations.columns import Columns
 from formulations.level import Penalty, Radius
@@ -39,89 +28,85 @@ _MOVES = 30
 
 
 @kernel
-def _sorted_support(weights, sign, free, support):
+def _sorted_support(problem, sign, support):
     """List the free columns, then those with a sign, ascending; returns their number."""
-    k = free.shape[0]
-    support[:k] = free
+    k = problem.free.shape[0]
+    support[:k] = problem.free
     for j in range(sign.shape[0]):
-        if sign[j] != 0.0 and weights[j] > 0.0:
+        if sign[j] != 0.0 and problem.weights[j] > 0.0:
             support[k] = j
             k += 1
     return k
 
 
 @kernel
-def _solve_segment(
-    gram, corr, target_sq, weights, scale, ridge, free, free_factor, up, down, fuzz, guess, lam,
-    kappa, ball, goal, out,
-):  # fmt: skip
+def _allowed_signs(problem, guess):
+    """Return the guess (N,) of -1, 0, +1 with zeros where a column may not have that sign."""
+    sign = np.zeros(guess.shape[0])
+    for j in range(guess.shape[0]):
+        if (problem.up[j] if guess[j] > 0.0 else problem.down[j]) > 0.0:
+            sign[j] = guess[j]
+    return sign
+
+
+@kernel
+def _solve_segment(problem, guess, lam, kappa, out):
     """Solve one row from a guess; returns whether `out` is exact, lam, and the systems solved.
 
     Parameters
     ----------
-    gram, corr, target_sq, weights, scale, ridge, free, free_factor, up, down, fuzz
-        As `segment.Problem` and `pivoting.solve_levels`.
+    problem : Problem
     guess : (N,)
         -1, 0, +1: signs on the guessed support.
     lam : float
         Q(lam), or near the multiplier of P(kappa).
     kappa : float
-        Radius of the ball; not used without one.
-    goal : float
-        Absolute gap.
+        Radius of the ball; infinite for Q(lam).
     out : (N,)
         Filled where exact.
     """
-    n = corr.shape[0]
-    f = free.shape[0]
-    problem = Problem(gram, corr, np.sqrt(target_sq), weights, scale, ridge, up, down, fuzz)
-    kappa = kappa if ball else np.inf
-    sign = np.zeros(n)
-    for j in range(n):
-        if (up[j] if guess[j] > 0.0 else down[j]) > 0.0:
-            sign[j] = guess[j]
+    n = guess.shape[0]
+    f = problem.free.shape[0]
+    sign = _allowed_signs(problem, guess)
     work = workspace(n)
-    state = begin(problem, work, free)
+    point = begin(problem, new_point(n, f + 1), work)
     listed = np.empty(n, np.int64)
-    factor = np.empty((f + 1, f + 1))
     # A guess that is further off than this is no guess; the exchanges would cycle.
     allowed = 16 + n // 8
     solves = 0
-    at_kappa = False
-    # From the guess, then from the sorted support that this led to: its pass exchanges nothing.
+    on_sphere = False
+    # From the guess, then from the sorted support that this led to: its pass exchanges nothing,
+    # and the factor is that of the sorted support, which the bits then depend on alone.
     for _ in range(3):
-        k = _sorted_support(weights, sign, free, listed)
-        state[1][:] = sign
-        state, factor = rebuild(problem, listed, k, state, free_factor, factor, work)
-        at_kappa = ball and k > f and kappa > 0.0
-        if at_kappa:
-            possible, _, lam = solve_at(problem, state, 0.0, kappa, True, factor, work)
+        k = _sorted_support(problem, sign, listed)
+        point.sign[:] = sign
+        point = rebuild(problem, point, listed, k, work)
+        on_sphere = kappa < np.inf and k > f and kappa > 0.0
+        if on_sphere:
+            # From lam = 0 along the line to the sphere: the guess of lam is not in the bits either.
+            possible, point = solve_at(problem, at(point, 0.0, True), kappa, work)
+            lam = point.lam
             solves += 1
             if not possible:
                 return False, lam, solves
-        done, _, lam, state, factor, used = correct_at(
-            problem, state, lam, kappa, at_kappa, allowed, factor, work
-        )
+        done, point, used = correct_at(problem, at(point, lam, on_sphere), kappa, allowed, work)
+        lam = point.lam
         solves += used
         if not done:
             return False, lam, solves
-        sign[:] = state[1]
+        sign[:] = point.sign
         if used == 1:
             break
     for _ in range(_MOVES):
-        gap, _ = gap_at(problem, state, lam, kappa, ball, work)
-        if gap <= goal + 0.5e-15 * target_sq:
-            for _ in range(REFINEMENTS):
-                if judged_gap(problem, state, lam, kappa, ball, factor, work) <= JUDGED * goal:
-                    break
-                lam = refine(problem, state, lam, kappa, at_kappa, factor, work)
-                solves += 1
-            write(problem, state, kappa, work, out)
-            return True, lam, solves
-        recentre(problem, state, work)
-        done, _, lam, state, factor, used = correct_at(
-            problem, state, lam, kappa, at_kappa, allowed, factor, work
-        )
+        point = at(point, lam, on_sphere)
+        gap, _ = gap_at(problem, point, kappa, work)
+        if gap <= problem.goal + rounding(problem):
+            kept = keep(problem, point, kappa, work, out)
+            point, used = keep_refined(problem, point, kappa, kept, work, out)
+            return True, point.lam, solves + used
+        recentre(problem, point, work)
+        done, point, used = correct_at(problem, point, kappa, allowed, work)
+        lam = point.lam
         solves += used
         if not done:
             return False, lam, solves
@@ -142,15 +127,12 @@ class Segments:
     """
 
     def __init__(self, gram: Gram, columns: Columns, level: Radius | Penalty, tol: float) -> None:
-        self.gram, self.columns, self.level = gram, columns, level
-        self.scale = column_scale(gram)
-        self.goal = tol * MARGIN
-        self._matrix = gram.gram
-        self._shared = self._records(0) if columns.shared else None
-
-    def _records(self, row: int) -> tuple[NDArray[Any], ...]:
-        weights = np.ascontiguousarray(self.columns.row(row))
-        return column_records(self._matrix, weights, self.columns.signs, self.scale, RIDGE)
+        self._rows, self._level, self._goal = (
+            Rows.of(gram, columns),
+            as_numbers(level),
+            tol * MARGIN,
+        )
+        self._shared = usable_columns(self._rows, 0) if columns.shared else None
 
     def finish(
         self,
@@ -179,11 +161,8 @@ class Segments:
         solves : int
             Linear systems.
         """
-        target_sq = self.gram.target_sq[row]
+        usable = self._shared or usable_columns(self._rows, row)
         return _solve_segment(
-            self._matrix, self.gram.corr[row], target_sq,
-            np.ascontiguousarray(self.columns.row(row)), self.scale, RIDGE,
-            *(self._shared or self._records(row)), np.sign(guess), lam,
-            self.level.values[row, k], isinstance(self.level, Radius),
-            self.goal * 0.5 * target_sq, out,
+            row_problem(self._rows, row, usable, self._goal), np.sign(guess),
+            lam, self._level.kappa[row, k], out,
         )  # fmt: skip
