@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -24,7 +23,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution, certify_columns
-from cimf.solve.bisection.coordinate_descent import bisect, descend, steepest
+from cimf.solve.bisection.coordinate_descent import (
+    BoundedRow,
+    Iterate,
+    Search,
+    bisect,
+    descend,
+    steepest,
+)
 from cimf.solve.path import exact_rows as exact
 from cimf.solve.path.free_columns import BoundedPart
 from cimf.solve.path.segment_step import Segments
@@ -40,9 +46,6 @@ WARM_STARTS = ("rows", "steps", "none")
 EPSILON = 1e-4
 # Relative gap of each Q(lam).
 INNER_TOL = 1e-4
-# Passes over the columns for one Q(lam); an ill-conditioned one that needs more is left to the
-# segment step.
-_MAX_PASSES = 1000
 # Rounds of bisection, each to 1/100 of the interval and the gap of the last, before the exact
 # method; none is begun after this many passes (f897 states, kappa = 5: descent on lam -> 0 takes
 # 100 times the exact method).
@@ -237,33 +240,28 @@ class _Rows:
         corr, half_sq = part.reduce(self.gram.corr[row], 0.5 * self.gram.target_sq[row])
         start = self._last[part.index]
         start[np.isinf(weights) | (signs * start < 0.0)] = 0.0
-        problem = (part.gram, corr, half_sq, weights, signs)
-        state = (start, part.gram @ start - corr)
+        problem = BoundedRow(part.gram, corr, weights, signs, half_sq)
+        at = Iterate(start, part.gram @ start - corr)
         for k in range(self.level.values.shape[1]):
-            if not self._approach(row, k, problem, state):
+            if not self._approach(row, k, problem, at):
                 self._hand_over(row, k)
         self._last[part.index] = start
 
-    def _approach(
-        self, row: int, k: int, problem: tuple[Any, ...], state: tuple[Array, Array]
-    ) -> bool:
+    def _approach(self, row: int, k: int, problem: BoundedRow, at: Iterate) -> bool:
         """Bisect (for Q(lam): descend) and finish, ever finer; return whether it is solved."""
-        _, corr, half_sq, weights, signs = problem
         part = self._bounded
         assert part is not None
         level = float(self.level.values[row, k])
-        low, high = 0.0, steepest(weights, signs, -corr)
+        low, high = 0.0, steepest(problem, -problem.corr)
         width = self.how.epsilon[row] * high
-        goal = self.how.inner_tol * half_sq
+        goal = self.how.inner_tol * problem.half_sq
         guess = np.zeros(self.gram.n_features)
         for _ in range(_ROUNDS):
             if isinstance(self.level, Radius):
                 steps = np.empty((_MAX_STEPS, 5))
-                points = np.empty((self._room, corr.size))
-                low, high, lam, count = bisect(
-                    *problem, level, low, high, width, goal, _MAX_PASSES,
-                    self.how.warm_start != "none", *state, steps, points,
-                )  # fmt: skip
+                points = np.empty((self._room, problem.corr.size))
+                search = Search(low, high, width, goal, self.how.warm_start != "none")
+                low, high, lam, count = bisect(problem, level, search, at, steps, points)
                 self.steps[row, k] += count
                 self.inner[row, k] += int(steps[:count, 2].sum())
                 self.interval[row] = low, high
@@ -273,8 +271,8 @@ class _Rows:
                     )
             else:
                 lam = level
-                self.inner[row, k] += descend(*problem, lam, goal, _MAX_PASSES, *state)[0]
-            guess[part.index] = state[0]
+                self.inner[row, k] += descend(problem, lam, goal, at)[0]
+            guess[part.index] = at.a
             done, self.lam[row, k], _ = self._segments.finish(row, k, guess, lam, self.coef[row, k])
             if done:
                 return True
