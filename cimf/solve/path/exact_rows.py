@@ -21,7 +21,7 @@ from cimf.statistics import Gram
 from formulations.columns import Columns
 from formulations.level import Penalty, Radius
 
-# Columns that the first factor has room for, at least: growing it copies it.
+# Columns that the first factor has room for, at least: growing it copies it, and doubles it.
 _ROOM = 64
 
 
@@ -98,6 +98,8 @@ def solve_compiled(rows, usable, levels, goal, found):
     work = workspace(n)
     point, saved = new_point(n, max(_ROOM, usable.free.shape[0] + _ROOM // 2)), new_point(n, 1)
     for i in range(r):
+        # The factor of the free columns is most of a small row's set-up: made once where all rows
+        # have the same weights (the paper's literal design, "full").
         if i > 0 and rows.weights.shape[0] > 1:
             usable = usable_columns(rows, i)
         point, saved = solve_levels(
