@@ -66,7 +66,6 @@ class Exact(Contestant):
         columns = Columns.build(problem.gram.n_features, 1)
         self.solver, self.level = exact_rows.solve_compiled, pivoting.Level
         self.rows = row_problem.Rows.of(problem.gram, columns)
-        self.usable = row_problem.usable_columns(self.rows, 0)
         self.goal = TARGET * point_gap.MARGIN
         self.found = pivoting.Found(
             np.zeros((1, 1, problem.gram.n_features)), np.zeros((1, 1)), np.zeros((1, 1), np.int64)
@@ -76,7 +75,7 @@ class Exact(Contestant):
         one = slice(i, i + 1)
         row = self.rows._replace(corr=self.corr[one], target_sq=self.rows.target_sq[one])
         level = self.level(np.array([[kappa]]), np.zeros((1, 1)))
-        self.solver(row, self.usable, level, self.goal, self.found)
+        self.solver(row, level, self.goal, self.found)
         return self.found.coef[0, 0].copy()
 
 

@@ -66,8 +66,7 @@ def solve_chunk(gram: Gram, columns: Columns, level: Radius | Penalty, tol: floa
     shape = level.values.shape
     found = Found(np.zeros((*shape, gram.n_features)), np.zeros(shape), np.zeros(shape, np.int64))
     if gram.n_targets:
-        rows = Rows.of(gram, columns)
-        solve_compiled(rows, usable_columns(rows, 0), as_numbers(level), tol * MARGIN, found)
+        solve_compiled(Rows.of(gram, columns), as_numbers(level), tol * MARGIN, found)
     return SolvedRows(*found, np.full(shape, "exact"))
 
 
@@ -79,14 +78,12 @@ def as_numbers(level: Radius | Penalty) -> Level:
 
 
 @kernel
-def solve_compiled(rows, usable, levels, goal, found):
+def solve_compiled(rows, levels, goal, found):
     """Solve rows one after another.
 
     Parameters
     ----------
     rows : Rows
-    usable : Usable
-        Of the first row of the weights.
     levels : Level of (r, L)
         As `pivoting.solve_levels`.
     goal : float
@@ -95,6 +92,7 @@ def solve_compiled(rows, usable, levels, goal, found):
         Filled with the solutions.
     """
     r, n = rows.corr.shape
+    usable = usable_columns(rows, 0)
     work = workspace(n)
     point, saved = new_point(n, max(_ROOM, usable.free.shape[0] + _ROOM // 2)), new_point(n, 1)
     for i in range(r):
