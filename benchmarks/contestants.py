@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.problems import RowProblems
+from formulations.columns import Columns
 
 Array = NDArray[np.float64]
 
@@ -59,28 +60,23 @@ class Exact(Contestant):
 
     def prepare(self, problem: RowProblems) -> None:
         super().prepare(problem)
-        from cimf.solve.path import exact_rows as exact
+        from cimf.solve.path import exact_rows, pivoting, point_gap, row_problem
 
-        self.module = exact
-        n = problem.gram.n_features
-        # The scale of the columns is shared by all rows, as in the front door.
-        self.scale, self.weights = exact.column_scale(problem.gram), np.ones((1, n))
-        self.signs = np.zeros(n, np.int8)
-        self.target_sq = problem.gram.target_sq
-        self.records = exact.column_records(
-            self.gram, self.weights[0], self.signs, self.scale, exact.RIDGE
+        # What all rows share is made once, as in the front door.
+        columns = Columns.build(problem.gram.n_features, 1)
+        self.solver, self.level = exact_rows.solve_compiled, pivoting.Level
+        self.rows = row_problem.Rows.of(problem.gram, columns)
+        self.goal = TARGET * point_gap.MARGIN
+        self.found = pivoting.Found(
+            np.zeros((1, 1, problem.gram.n_features)), np.zeros((1, 1)), np.zeros((1, 1), np.int64)
         )
-        self.out = np.zeros((len(self.corr), 1, n))
-        self.lam, self.solves = np.zeros((1, 1)), np.zeros((1, 1), np.int64)
 
     def solve(self, i: int, kappa: float) -> Array:
-        exact, one = self.module, slice(i, i + 1)
-        exact.solve_compiled(
-            self.gram, self.corr[one], self.target_sq[one], self.weights, self.signs,
-            self.scale, exact.RIDGE, *self.records, np.array([[kappa]]), True,
-            TARGET * exact.MARGIN, exact.BUDGET, self.out[one], self.lam, self.solves,
-        )  # fmt: skip
-        return self.out[i, 0]
+        one = slice(i, i + 1)
+        row = self.rows._replace(corr=self.corr[one], target_sq=self.rows.target_sq[one])
+        level = self.level(np.array([[kappa]]), np.zeros((1, 1)))
+        self.solver(row, level, self.goal, self.found)
+        return self.found.coef[0, 0].copy()
 
 
 class LarsGram(Contestant):

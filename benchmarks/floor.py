@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.contestants import quiet
 from cimf.solve.compiled import finite_kernel, kernel
 from cimf.solve.path.cholesky import add_columns, append, solve
-from cimf.solve.path.exact_rows import RIDGE, column_scale
+from cimf.solve.path.row_problem import RIDGE, column_scale
 from cimf.statistics import Gram
 
 Array = NDArray[np.float64]

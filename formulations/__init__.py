@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from formulations.exact import Exact
     from formulations.lasso import Lasso
     from formulations.least_squares import LeastSquares
+    from formulations.level import Penalty, Radius
     from formulations.loss import Loss
     from formulations.losses import LOSSES
     from formulations.matrix_rows import Rows
@@ -41,6 +42,8 @@ _MODULES = {
     "ModelProblem": "relaxed",
     "ModelRecord": "problem",
     "OutputRow": "relaxed",
+    "Penalty": "level",
+    "Radius": "level",
     "Relaxed": "relaxed",
     "RelaxedRecord": "problem",
     "RowProblem": "constrained",
@@ -68,6 +71,8 @@ __all__ = [
     "ModelProblem",
     "ModelRecord",
     "OutputRow",
+    "Penalty",
+    "Radius",
     "Relaxed",
     "RelaxedRecord",
     "RowProblem",

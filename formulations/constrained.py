@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.least_squares import LeastSquares
+from formulations.level import Penalty, Radius
 from formulations.problem import RowRecord
 
 
@@ -49,17 +50,17 @@ class RowProblem(cp.Problem):
         bounded = (weights > 0) & np.isfinite(weights)
         excluded = np.isinf(weights)
         # The ball of radius zero has no interior, which interior-point methods need: equalities.
-        kappa = np.zeros(shape[0]) if record.kappa is None else record.kappa
-        if record.lam is None:
-            excluded = excluded | (bounded & (kappa == 0)[:, None])
+        level = record.level.values
+        if isinstance(record.level, Radius):
+            excluded = excluded | (bounded & (level == 0)[:, None])
         residual = fit.design @ a.T - fit.target
         objective = 0.5 * cp.sum_squares(residual) + 0.5 * float(fit.remainder.sum())
         size = cp.multiply(np.where(bounded, weights, 0.0), cp.abs(a))
         constraints: list[cp.Constraint] = []
-        if record.lam is not None:
-            objective = objective + record.lam @ cp.sum(size, axis=1)
-        elif (some := np.flatnonzero((kappa > 0) & bounded.any(axis=1))).size:
-            constraints.append(cp.sum(size[some], axis=1) <= kappa[some])
+        if isinstance(record.level, Penalty):
+            objective = objective + level @ cp.sum(size, axis=1)
+        elif (some := np.flatnonzero((level > 0) & bounded.any(axis=1))).size:
+            constraints.append(cp.sum(size[some], axis=1) <= level[some])
         if excluded.any():
             constraints.append(a[np.nonzero(excluded)] == 0)
         if columns.signs.any():

@@ -19,9 +19,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from formulations.columns import Columns, per_row, shrink
-from formulations.errors import InputError
+from formulations.columns import Columns, shrink
 from formulations.least_squares import LeastSquares
+from formulations.level import Penalty, Radius, stated
 from formulations.loss import Loss
 from formulations.matrix_rows import Rows
 from formulations.sets import ConstraintSet
@@ -60,14 +60,13 @@ class RowRecord:
         Design (m, N) and targets (m, r).
     columns : Columns
         Weights (0: free, infinity: excluded) and signs.
-    kappa, lam : (r,) or None
-        Exactly one is given.
+    level : Radius or Penalty
+        kappa or lam, (r,).
     """
 
     fit: LeastSquares
     columns: Columns
-    kappa: Array | None = None
-    lam: Array | None = None
+    level: Radius | Penalty
 
     @classmethod
     def build(
@@ -89,40 +88,29 @@ class RowRecord:
         """
         r = fit.n_targets
         columns = Columns.build(fit.n_features, r, bounded, weights, signs)
-        if (kappa is None) == (lam is None):
-            raise InputError("give exactly one of kappa (problem P) and lam (problem Q)")
-        if kappa is not None:
-            return cls(fit, columns, kappa=per_row("kappa", kappa, r))
-        assert lam is not None
-        return cls(fit, columns, lam=per_row("lam", lam, r))
+        return cls(fit, columns, stated(kappa, lam, r))
 
     def objective(self, coef: Array) -> Array:
         """Return the objective of each row, shape (r,), for coef (r, N)."""
-        value = self.fit.value(coef)
-        return value if self.lam is None else value + self.lam * self.columns.norm(coef)
+        return self.fit.value(coef) + self.level.cost(self.columns.norm(coef))
 
     def violation(self, coef: Array) -> Array:
         """Return the excess over the ball or the largest forbidden |a_j|, shape (r,)."""
-        worst = self.columns.off_pattern(coef)
-        if self.kappa is None:
-            return worst
-        return np.maximum(worst, np.maximum(self.columns.norm(coef) - self.kappa, 0.0))
+        excess = self.level.excess(self.columns.norm(coef))
+        return np.maximum(self.columns.off_pattern(coef), excess)
 
     def feasible(self, coef: Array) -> Array:
         """Return coef (r, N) with forbidden entries set to zero and the ball scaled into."""
         forbidden = np.isinf(self.columns.weights) | (self.columns.signs * coef < 0)
         out = np.where(forbidden, 0.0, coef)
-        return out if self.kappa is None else shrink(out, self.columns.weights, self.kappa)
+        if isinstance(self.level, Radius):
+            out = shrink(out, self.columns.weights, self.level.values)
+        return out
 
     def row(self, i: int) -> RowRecord:
         """Return the record of row `i` alone."""
         columns = Columns(self.columns.row(i), self.columns.signs)
-        return RowRecord(
-            self.fit.rows([i]),
-            columns,
-            None if self.kappa is None else self.kappa[[i]],
-            None if self.lam is None else self.lam[[i]],
-        )
+        return RowRecord(self.fit.rows([i]), columns, self.level.take([i]))
 
     def reduced(self) -> RowRecord:
         """Return the same problem on at most N samples (`LeastSquares.reduced`)."""
@@ -147,11 +135,12 @@ class RowRecord:
         t = np.where(t > 0, t, 1.0)
         w = self.columns.weights / d
         v = float(w[np.isfinite(w)].max(initial=0.0)) or 1.0
+        level = self.level.values
+        level = level / (t * v) if isinstance(self.level, Radius) else level * v / t
         record = RowRecord(
             self.fit.scaled(d, t),
             Columns(w / v, self.columns.signs),
-            None if self.kappa is None else self.kappa / (t * v),
-            None if self.lam is None else self.lam * v / t,
+            replace(self.level, values=level),
         )
         return record, t[:, None] / d
 

@@ -42,7 +42,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cimf.errors import CertificateError, InputError
 from cimf.statistics import Gram, check_gram
-from formulations.columns import Columns, as_float64, per_row
+from formulations.columns import Columns, as_float64
+from formulations.level import Penalty, Radius, stated
 
 # Rows judged together: bounds the memory of the gradient to 256 x N.
 _CHUNK = 256
@@ -160,26 +161,18 @@ def certify(
     if a.shape != (gram.n_targets, gram.n_features):
         raise InputError(f"coef has shape {a.shape}; ({gram.n_targets}, {gram.n_features}) needed")
     columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)
-    return certify_columns(gram, a, columns, kappa, lam, tol)
+    return certify_columns(gram, a, columns, stated(kappa, lam, gram.n_targets), tol)
 
 
 def certify_columns(
     gram: Gram,
     coef: NDArray[np.float64],
     columns: Columns,
-    kappa: ArrayLike | None,
-    lam: ArrayLike | None,
+    problem: Radius | Penalty,
     tol: float,
 ) -> Certificate:
-    """`certify` for merged `columns` and coefficients (r, N)."""
-    if (kappa is None) == (lam is None):
-        raise InputError("give exactly one of kappa (problem P) and lam (problem Q)")
-    constrained = kappa is not None
-    level = per_row(
-        "kappa" if constrained else "lam",
-        kappa if kappa is not None else lam,  # type: ignore[arg-type]
-        gram.n_targets,
-    )
+    """`certify` for merged `columns`, coefficients (r, N) and levels (r,)."""
+    constrained, level = isinstance(problem, Radius), problem.values
     finite = np.asarray(np.isfinite(coef).all(axis=1))
     if not finite.all():
         coef = np.where(finite[:, None], coef, 0.0)

@@ -14,6 +14,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from formulations.level import Penalty, Radius
+
 Array = NDArray[np.float64]
 
 # Guesses: columns with w_j |a_j| above these fractions of the largest. Clarabel at tolerance 1e-9
@@ -33,8 +35,7 @@ def polished_points(
     weights: Array,
     signs: NDArray[np.int8],
     coef: Array,
-    kappa: float | None,
-    lam: float | None,
+    level: Radius | Penalty,
 ) -> Array:
     """Return candidate solutions of one row problem near an approximate one.
 
@@ -45,8 +46,8 @@ def polished_points(
         As `formulations.columns.Columns`.
     coef : (N,)
         The approximate solution, feasible.
-    kappa, lam : float or None
-        One of them: P(kappa) or Q(lam).
+    level : Radius or Penalty
+        Of one value.
 
     Returns
     -------
@@ -62,12 +63,13 @@ def polished_points(
         guess = in_ball & (size > cutoff * size.max(initial=0.0))
         supports[guess.tobytes()] = guess
     problem = (gram, corr, weights, coef)
-    points = [_on_support(*problem, guess, free, kappa, lam) for guess in supports.values()]
-    if kappa is not None and size.sum() < kappa * (1.0 - _INACTIVE):
+    points = [_on_support(*problem, guess, free, level) for guess in supports.values()]
+    if isinstance(level, Radius) and size.sum() < level.values[0] * (1.0 - _INACTIVE):
         # Without the ball only columns with a sign have a bound to be at.
         unsigned = free | (in_ball & (signs == 0))
         distinct = {(guess | unsigned).tobytes(): guess & ~unsigned for guess in supports.values()}
-        points += [_on_support(*problem, guess, unsigned, None, 0.0) for guess in distinct.values()]
+        unbounded = Penalty(np.zeros(1))
+        points += [_on_support(*problem, guess, unsigned, unbounded) for guess in distinct.values()]
     return np.array(points)
 
 
@@ -78,8 +80,7 @@ def _on_support(
     coef: Array,
     guess: NDArray[np.bool_],
     free: NDArray[np.bool_],
-    kappa: float | None,
-    lam: float | None,
+    level: Radius | Penalty,
 ) -> Array:
     """Solve for the guessed support, with the signs of `coef`, and the free columns.
 
@@ -95,7 +96,7 @@ def _on_support(
         slope = np.where(support, weights * sign, 0.0)[index]
         start = np.where(support | free, coef, 0.0)[index]
         inverse = _PseudoInverse(gram[np.ix_(index, index)])
-        out[index] = _stationary(inverse, gram, corr, index, slope, start, kappa, lam)
+        out[index] = _stationary(inverse, gram, corr, index, slope, start, level)
         turned = support & (out * sign <= 0)
         if not turned.any():
             return out
@@ -110,19 +111,18 @@ def _stationary(
     index: NDArray[np.intp],
     slope: Array,
     start: Array,
-    kappa: float | None,
-    lam: float | None,
+    level: Radius | Penalty,
 ) -> Array:
     """Return the solution of the linear system nearest to `start` (one step of refinement)."""
-    a, multiplier = start, lam or 0.0
+    a, multiplier = start, 0.0 if isinstance(level, Radius) else float(level.values[0])
     block, right = gram[np.ix_(index, index)], corr[index]
     along = inverse(slope)
     curvature = float(slope @ along)
     for _ in range(2):
         step = inverse(right - block @ a - multiplier * slope)
         change = 0.0
-        if kappa is not None and curvature > 0:
-            change = (float(slope @ (a + step)) - kappa) / curvature
+        if isinstance(level, Radius) and curvature > 0:
+            change = (float(slope @ (a + step)) - float(level.values[0])) / curvature
         a = a + step - change * along
         multiplier += change
     return a

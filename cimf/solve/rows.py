@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import joblib
 import numpy as np
 import threadpoolctl
 from joblib.parallel import LokyBackend, get_active_backend
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution, certify_columns
@@ -20,17 +20,17 @@ from cimf.solve.path import exact_rows as exact
 from cimf.solve.path.exact_rows import SolvedRows
 from cimf.statistics import Gram, check_gram
 from formulations.columns import Columns, as_float64, per_row
+from formulations.level import Penalty, Radius, stated
 
-ChunkSolver = Callable[[Gram, Columns, NDArray[np.float64], bool, float], SolvedRows]
+# Statistics of r targets, columns, levels (r, L), tolerance.
+ChunkSolver = Callable[[Gram, Columns, Radius | Penalty, float], SolvedRows]
 
 
-def _batched(
-    gram: Gram, columns: Columns, levels: NDArray[np.float64], ball: bool, tol: float
-) -> SolvedRows:
+def _batched(gram: Gram, columns: Columns, level: Radius | Penalty, tol: float) -> SolvedRows:
     """Solve all rows at once; torch takes seconds to load, so only where it is asked for."""
     from cimf.solve.batched import torch_rows as batched
 
-    return batched.solve_chunk(gram, columns, levels, ball, tol)
+    return batched.solve_chunk(gram, columns, level, tol)
 
 
 METHODS: dict[str, ChunkSolver] = {
@@ -100,13 +100,10 @@ def solve_rows(
         Neither or both of kappa and lam, NaN, negative values, wrong shapes, unknown method, no
         `Gram`, or one without samples.
     """
-    if (kappa is None) == (lam is None):
-        raise InputError("give exactly one of kappa (problem P) and lam (problem Q)")
     check_gram(gram)
-    ball = kappa is not None
-    level = per_row("kappa" if ball else "lam", kappa if ball else lam, gram.n_targets)  # type: ignore[arg-type]
+    level = stated(kappa, lam, gram.n_targets).take((slice(None), None))
     columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)
-    return _solve(gram, columns, level[:, None], ball, method, tol, n_jobs, progress)[0]
+    return _solve(gram, columns, level, _How(method, tol, n_jobs, progress))[0]
 
 
 def solve_path(
@@ -147,44 +144,9 @@ def solve_path(
         raise InputError("kappas is empty")
     columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)
     ascending, place = np.unique(values, return_inverse=True)
-    levels = np.tile(ascending, (gram.n_targets, 1))
-    found = _solve(gram, columns, levels, True, method, tol, n_jobs, progress)
+    level = Radius(np.tile(ascending, (gram.n_targets, 1)))
+    found = _solve(gram, columns, level, _How(method, tol, n_jobs, progress))
     return tuple(found[k] for k in place)
-
-
-def _solve(
-    gram: Gram,
-    columns: Columns,
-    levels: NDArray[np.float64],
-    ball: bool,
-    method: str,
-    tol: float,
-    n_jobs: int | None,
-    progress: Callable[[int], None] | None,
-) -> list[Solution]:
-    """Solve rows in parallel chunks; levels (r, L). Returns one certified Solution per level."""
-    check_limits(tol, n_jobs)
-    name, why = _choose(method)
-    with _BLAS.limit(limits=1, user_api="blas"):  # threads belong to the rows; and equal bits
-        start = time.perf_counter()
-        parts = _run(METHODS[name], gram, columns, levels, ball, tol, n_jobs, progress)
-        solved = time.perf_counter()
-        coef, iterations, methods = (
-            np.concatenate([getattr(part, field) for part in parts])
-            for field in ("coef", "iterations", "method")
-        )
-        out = []
-        for k in range(levels.shape[1]):
-            begin = time.perf_counter()
-            level = levels[:, k]
-            certificate = certify_columns(
-                gram, coef[:, k], columns, level if ball else None, None if ball else level, tol
-            )
-            seconds = {"solve": solved - start, "certify": time.perf_counter() - begin}
-            out.append(
-                Solution(coef[:, k], certificate, methods[:, k], iterations[:, k], seconds, why)
-            )
-    return out
 
 
 def check_limits(tol: float, n_jobs: int | None) -> None:
@@ -195,25 +157,83 @@ def check_limits(tol: float, n_jobs: int | None) -> None:
         raise InputError("n_jobs must not be 0: a number of workers, -1 for all cores, or None")
 
 
-def _choose(method: str) -> tuple[str, str]:
-    """Return the method's name and, for "auto", the reason."""
-    if method == "auto":
-        return "exact", "exact: on CPUs faster than torch at all sizes measured (benchmarks.sweep)"
-    if method not in METHODS:
-        raise UnknownNameError("method", method, ["auto", *METHODS])
-    return method, ""
+@dataclass(frozen=True)
+class _How:
+    """By which method, to what tolerance and with how many workers; checked when it is made."""
+
+    method: str
+    tol: float
+    n_jobs: int | None
+    progress: Callable[[int], None] | None
+
+    def __post_init__(self) -> None:
+        check_limits(self.tol, self.n_jobs)
+        if self.method != "auto" and self.method not in METHODS:
+            raise UnknownNameError("method", self.method, ["auto", *METHODS])
+
+    @property
+    def solver(self) -> ChunkSolver:
+        return METHODS["exact" if self.method == "auto" else self.method]
+
+    @property
+    def why(self) -> str:
+        """The reason for the method that "auto" takes; empty where one was named."""
+        if self.method != "auto":
+            return ""
+        return "exact: on CPUs faster than torch at all sizes measured (benchmarks.sweep)"
 
 
-def _run(
-    solver: ChunkSolver,
-    gram: Gram,
-    columns: Columns,
-    levels: NDArray[np.float64],
-    ball: bool,
-    tol: float,
-    n_jobs: int | None,
-    progress: Callable[[int], None] | None,
-) -> list[SolvedRows]:
+def _solve(gram: Gram, columns: Columns, level: Radius | Penalty, how: _How) -> list[Solution]:
+    """Solve rows in parallel chunks for levels (r, L); returns L certified solutions."""
+    with _BLAS.limit(limits=1, user_api="blas"):  # threads belong to the rows; and equal bits
+        start = time.perf_counter()
+        parts = _run(gram, columns, level, how)
+        solved = time.perf_counter()
+        coef, iterations, methods = (
+            np.concatenate([getattr(part, field) for part in parts])
+            for field in ("coef", "iterations", "method")
+        )
+        out = []
+        for k in range(level.values.shape[1]):
+            begin = time.perf_counter()
+            certificate = certify_columns(
+                gram, coef[:, k], columns, level.take((slice(None), k)), how.tol
+            )
+            seconds = {"solve": solved - start, "certify": time.perf_counter() - begin}
+            out.append(
+                Solution(coef[:, k], certificate, methods[:, k], iterations[:, k], seconds, how.why)
+            )
+    return out
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some rows to be solved, by a thread or in another process (whose id is not `parent`).
+
+    An object that holds arrays, never a bare array among the arguments of a task: joblib's Dask
+    backend keeps those on one worker, to die with it. The statistics stand beside it: `scatter`
+    of that backend finds them among the arguments only.
+    """
+
+    rows: slice
+    columns: Columns
+    level: Radius | Penalty
+    solver: ChunkSolver
+    tol: float
+    parent: int
+
+    def solve(self, gram: Gram) -> SolvedRows:
+        """Solve; a worker process caps its own BLAS, threads share the caller's cap."""
+        if os.getpid() == self.parent:
+            return self._solve(gram)
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            return self._solve(gram)
+
+    def _solve(self, gram: Gram) -> SolvedRows:
+        return self.solver(gram.rows(self.rows), self.columns, self.level, self.tol)
+
+
+def _run(gram: Gram, columns: Columns, level: Radius | Penalty, how: _How) -> list[SolvedRows]:
     """Run the solver on chunks of rows through joblib, in order.
 
     Where no backend was chosen the first ones are done here: short work needs no threads.
@@ -221,51 +241,33 @@ def _run(
     rows = gram.n_targets
     backend, jobs = get_active_backend()
     ours = jobs is None and isinstance(backend, LokyBackend)  # as without joblib.parallel_config
-    if n_jobs is None and jobs is None:
-        n_jobs = -1
+    n_jobs = -1 if how.n_jobs is None and jobs is None else how.n_jobs
     # Small chunks level out rows of very different cost (two threads at kappa = 5 on 112 rows: 1.58
     # times faster with 16 chunks, 1.77 with 56); their number does not change the answer.
-    size = max(1, rows if solver in _WHOLE else min(16, -(-rows // 64)))
-    slices = [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
+    size = max(1, rows if how.solver in _WHOLE else min(16, -(-rows // 64)))
     gram.gram  # noqa: B018 - completes the symmetric matrix before threads share it
-
-    def arguments(part: slice) -> tuple[Any, ...]:
+    chunks = []
+    for start in range(0, max(rows, 1), size):
+        part = slice(start, min(start + size, rows))
         own = columns if columns.shared else Columns(columns.weights[part], columns.signs)
-        # In a tuple: joblib's Dask backend keeps a bare array on one worker, to die with it.
-        return solver, gram, part, own, (levels[part],), ball, tol, os.getpid()
-
+        chunks.append(_Chunk(part, own, level.take(part), how.solver, how.tol, os.getpid()))
     done: list[SolvedRows] = []
-    start = time.perf_counter()
-    while ours and len(done) < len(slices) and time.perf_counter() - start < _ALONE:
-        part = slices[len(done)]
-        done.append(_solve_slice(*arguments(part)))
-        if progress is not None:
-            progress(part.stop)
-    if len(done) == len(slices):
-        return done
-    slices = slices[len(done) :]
-    tasks = (joblib.delayed(_solve_slice)(*arguments(part)) for part in slices)
-    # Copy-on-write: kernels compiled for writable arrays would be compiled anew for read-only ones.
-    pool = joblib.Parallel(n_jobs=n_jobs, prefer="threads", mmap_mode="c", return_as="generator")
-    for part, result in zip(slices, pool(tasks), strict=True):
+
+    def count(result: SolvedRows) -> None:
         done.append(result)
-        if progress is not None:
-            progress(part.stop)
+        if how.progress is not None:
+            how.progress(chunks[len(done) - 1].rows.stop)
+
+    began = time.perf_counter()
+    while ours and len(done) < len(chunks) and time.perf_counter() - began < _ALONE:
+        count(chunks[len(done)].solve(gram))
+    if len(done) < len(chunks):
+        # Copy-on-write: kernels compiled for writable arrays would be compiled anew for read-only.
+        pool = joblib.Parallel(
+            n_jobs=n_jobs, prefer="threads", mmap_mode="c", return_as="generator"
+        )
+        for result in pool(
+            joblib.delayed(_Chunk.solve)(chunk, gram) for chunk in chunks[len(done) :]
+        ):
+            count(result)
     return done
-
-
-def _solve_slice(
-    solver: ChunkSolver,
-    gram: Gram,
-    part: slice,
-    columns: Columns,
-    levels: tuple[NDArray[np.float64]],
-    ball: bool,
-    tol: float,
-    parent: int,
-) -> SolvedRows:
-    """Solve one chunk; a worker process caps its own BLAS, threads share the caller's cap."""
-    if os.getpid() == parent:
-        return solver(gram.rows(part), columns, *levels, ball, tol)
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        return solver(gram.rows(part), columns, *levels, ball, tol)

@@ -7,6 +7,7 @@ import pytest
 from formulations import FORMULATIONS, Constrained, Exact, Lasso, OutputRow, Relaxed, StateRow
 from formulations.columns import shrink
 from formulations.errors import FormulationError, InputError, UnknownNameError
+from formulations.level import Radius
 from formulations.problem import RowRecord, paper_weight
 from formulations.sets import Box
 
@@ -201,8 +202,8 @@ def test_rows_and_parts_of_records():
     coef = np.random.default_rng(0).normal(size=(5, 8))
     assert one.objective(coef[[2]]) == pytest.approx(rows.objective(coef)[[2]])
     ball = Constrained(np.vstack([X, U]).T, Z.T, [1, 2, 3, 4, 5]).record
-    assert ball.row(3).kappa.tolist() == [4.0]
-    assert ball.row(3).lam is None
+    assert isinstance(ball.row(3).level, Radius)
+    assert ball.row(3).level.values.tolist() == [4.0]
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
@@ -231,10 +232,10 @@ def test_normalised_rows_have_the_same_solutions(scale):
         coef = rng.normal(size=(2, 4))
         ratio = record.objective(factor * coef) / small.objective(coef)
         np.testing.assert_allclose(ratio, record.fit.target_sq, rtol=1e-12)
-        if record.kappa is not None:
-            inside = small.columns.norm(coef) / small.kappa
+        if isinstance(record.level, Radius):
+            inside = small.columns.norm(coef) / small.level.values
             np.testing.assert_allclose(
-                record.columns.norm(factor * coef) / record.kappa, inside, rtol=1e-12
+                record.columns.norm(factor * coef) / record.level.values, inside, rtol=1e-12
             )
 
 

@@ -10,6 +10,7 @@ from cimf.solve.batched import torch_rows as batched
 from cimf.solve.path import exact_rows as exact
 from cimf.statistics import Gram
 from formulations.columns import Columns
+from formulations.level import Penalty, Radius
 
 DEVICES = [
     "cpu",
@@ -33,10 +34,9 @@ def random_gram(m=60, n=30, r=20, seed=0):
 
 def solve(gram, level, device, ball=True, weights=None, signs=None):
     columns = Columns.build(gram.n_features, gram.n_targets, None, weights, signs)
-    levels = np.full((gram.n_targets, 1), level)
-    coef = batched.solve_chunk(gram, columns, levels, ball, 1e-9, device)[0][:, 0]
-    values = (levels[:, 0], None) if ball else (None, levels[:, 0])
-    certify_columns(gram, coef, columns, *values, 1e-9).raise_if_failed()
+    levels = (Radius if ball else Penalty)(np.full((gram.n_targets, 1), level))
+    coef = batched.solve_chunk(gram, columns, levels, 1e-9, device)[0][:, 0]
+    certify_columns(gram, coef, columns, levels.take((slice(None), 0)), 1e-9).raise_if_failed()
     return coef
 
 

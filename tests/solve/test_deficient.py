@@ -9,18 +9,12 @@ from cimf import Gram, certify, solve_path, solve_rows
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, column_weights
 from cimf.methods.stacked.moments import Moments
-from cimf.solve.path.exact_rows import RIDGE, column_records, column_scale
 from cimf.solve.path.exchange import rebuild
-from cimf.solve.path.segment_lines import (
-    Problem,
-    begin,
-    gap_at,
-    judged_gap,
-    refine,
-    solve_at,
-    workspace,
-    write,
-)
+from cimf.solve.path.path_point import at, begin, new_point, workspace, write
+from cimf.solve.path.point_gap import gap_at, judged_gap, refine
+from cimf.solve.path.row_problem import Rows, row_problem, usable_columns
+from cimf.solve.path.segment_lines import solve_at
+from formulations.columns import Columns
 
 # 22 of the 1,024 rows at kappa = 0.5 ended at gaps of 1.0e-9 to 2.0e-9, these among them.
 ROUNDED = [19, 22, 23, 25, 34, 42, 173, 206]
@@ -88,23 +82,21 @@ def test_the_gap_of_the_solver_is_that_of_the_judge(ball):
     rng = np.random.default_rng(0)
     design = np.hstack([rng.normal(size=(50, 6)) + 1.0, np.ones((50, 1)), rng.random((50, 1))])
     gram = Gram.from_arrays(design, rng.normal(size=50) + 3.0)
-    weights, signs = np.array([1.0, 2.0, 1.0, 1.0, 0.5, 1.0, 0.0, 0.0]), np.zeros(8, np.int8)
-    scale = column_scale(gram)
-    free, free_factor, *records = column_records(gram.gram, weights, signs, scale, RIDGE)
-    problem = Problem(
-        gram.gram, gram.corr[0], np.sqrt(gram.target_sq[0]), weights, scale, RIDGE, *records
-    )
+    weights = np.array([1.0, 2.0, 1.0, 1.0, 0.5, 1.0, 0.0, 0.0])
+    rows = Rows.of(gram, Columns.build(8, 1, None, weights, None))
+    usable = usable_columns(rows, 0)
+    problem = row_problem(rows, 0, usable, 1e-10)
     work = workspace(8)
-    state = begin(problem, work, free)
+    point = begin(problem, new_point(8, 8), work)
     listed = np.array([6, 7, 0, 2, 4])
-    state[1][[0, 2, 4]] = np.sign(gram.corr[0, [0, 2, 4]])
-    state, factor = rebuild(problem, listed, 5, state, free_factor, np.empty((8, 8)), work)
+    point.sign[[0, 2, 4]] = np.sign(gram.corr[0, [0, 2, 4]])
+    point = rebuild(problem, point, listed, 5, work)
     lam, level = 0.5, 0.1
-    solve_at(problem, state, lam, np.inf, False, factor, work)
+    _, point = solve_at(problem, at(point, lam, False), np.inf, work)
 
     def judged():
         out = np.zeros(8)
-        write(problem, state, np.inf, work, out)
+        write(problem, point, np.inf, work, out)
         given = {"kappa": level} if ball else {"lam": lam}
         return certify(gram, out, weights=weights, **given).gap[0] * 0.5 * gram.target_sq[0]
 
@@ -112,16 +104,14 @@ def test_the_gap_of_the_solver_is_that_of_the_judge(ball):
     for off in (0.0, 0.05):
         work.a[:5] += off
         work.grad[:] = design.T @ (design[:, listed] @ work.a[:5]) - gram.corr[0]
-        found = judged_gap(problem, state, lam, radius, ball, factor, work)
+        found = judged_gap(problem, point, radius, work)
         if ball:
             assert found == pytest.approx(judged(), rel=1e-9)
         else:  # the judge may shrink the dual point further
             assert found >= judged() * (1 - 1e-9)
-    assert abs(work.grad[free]).max() > 0.1
-    assert abs(found - gap_at(problem, state, lam, radius, ball, work)[0]) > 1e-3
-    refine(problem, state, lam, np.inf, False, factor, work)
-    assert abs(work.grad[free]).max() < 1e-9
-    refined = judged_gap(problem, state, lam, radius, ball, factor, work)
-    assert refined == pytest.approx(
-        gap_at(problem, state, lam, radius, ball, work)[0], rel=1e-9, abs=1e-9
-    )
+    assert abs(work.grad[usable.free]).max() > 0.1
+    assert abs(found - gap_at(problem, point, radius, work)[0]) > 1e-3
+    point = refine(problem, point, np.inf, work)
+    assert abs(work.grad[usable.free]).max() < 1e-9
+    refined = judged_gap(problem, point, radius, work)
+    assert refined == pytest.approx(gap_at(problem, point, radius, work)[0], rel=1e-9, abs=1e-9)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from unittest import mock
 
 import joblib
 import numpy as np
@@ -13,6 +14,7 @@ import threadpoolctl
 from cimf.solve import rows, solve_path, solve_rows
 from cimf.statistics import Gram
 from formulations.columns import Columns
+from formulations.level import Radius
 
 
 def statistics(n_rows=40, n=160, seed=0):
@@ -69,24 +71,29 @@ def test_the_planted_wrong_bit_is_seen(gram, serial):
         np.testing.assert_array_equal(wrong, serial[1].coef)
 
 
-def probe(gram, columns, levels, ball, tol):
+def probe(gram, columns, level, tol):
     """A row solver that returns what it saw: BLAS threads, writable, process, contiguous."""
     time.sleep(0.02)  # so that no worker does everything
     threads = max(
         i["num_threads"] for i in threadpoolctl.threadpool_info() if i["user_api"] == "blas"
     )
-    arrays = (gram.gram, gram.corr, gram.target_sq, columns.weights, columns.signs, levels)
-    seen = np.zeros((*levels.shape, gram.n_features))
+    arrays = (gram.gram, gram.corr, gram.target_sq, columns.weights, columns.signs, level.values)
+    seen = np.zeros((*level.values.shape, gram.n_features))
     seen[..., 0], seen[..., 1] = threads, all(a.flags.writeable for a in arrays)
     seen[..., 2], seen[..., 3] = os.getpid(), all(a.flags.c_contiguous for a in arrays)
-    return seen, np.zeros(levels.shape), np.zeros(levels.shape, np.int64)
+    return seen, np.zeros(level.values.shape), np.zeros(level.values.shape, np.int64)
+
+
+def run(solver, gram, n_jobs=None):
+    """What the solver returned for the chunks of rows."""
+    columns = Columns.build(gram.n_features, gram.n_targets)
+    level = Radius(np.full((gram.n_targets, 1), 0.8))
+    with mock.patch.dict(rows.METHODS, test=solver):
+        return rows._run(gram, columns, level, rows._How("test", 1e-9, n_jobs, None))
 
 
 def seen_by_workers(gram):
-    columns = Columns.build(gram.n_features, gram.n_targets)
-    levels = np.full((gram.n_targets, 1), 0.8)
-    parts = rows._run(probe, gram, columns, levels, True, 1e-9, None, None)
-    return np.concatenate([part[0][:, 0] for part in parts])
+    return np.concatenate([part[0][:, 0] for part in run(probe, gram)])
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: one thread")
@@ -95,17 +102,15 @@ def test_long_work_goes_to_threads_and_short_work_does_not(gram, n_jobs, threads
     """The default is one thread per core; what takes no time is done by the caller."""
     pause, seen = 0.0, set()
 
-    def noted(part, columns, levels, ball, tol):
+    def noted(*chunk):
         time.sleep(pause)
         seen.add(threading.get_ident())
-        return rows.METHODS["exact"](part, columns, levels, ball, tol)
+        return rows.METHODS["exact"](*chunk)
 
-    columns = Columns.build(gram.n_features, gram.n_targets)
-    levels = np.full((gram.n_targets, 1), 0.8)
-    rows._run(noted, gram.rows(slice(0, 2)), columns, levels[:2], True, 1e-9, n_jobs, None)
+    run(noted, gram.rows(slice(0, 2)), n_jobs)
     assert seen == {threading.get_ident()}
     pause = 0.01
-    rows._run(noted, gram, columns, levels, True, 1e-9, n_jobs, None)
+    run(noted, gram, n_jobs)
     assert (len(seen) > 1) == threads
 
 
@@ -141,9 +146,9 @@ def test_a_dask_cluster_gives_the_same_bits(gram, serial, cluster, scatter):
     assert len(np.unique(seen[:, 2])) == 2
 
 
-def slow(gram, columns, levels, ball, tol):
-    time.sleep(0.05 * levels.shape[0])
-    return rows.METHODS["exact"](gram, columns, levels, ball, tol)
+def slow(gram, *chunk):
+    time.sleep(0.05 * gram.n_targets)
+    return rows.METHODS["exact"](gram, *chunk)
 
 
 @pytest.mark.parametrize("scatter", [False, True])

@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 
 from cimf.judge import energy
 from cimf.solve.path import exact_rows as exact
+from cimf.solve.path.point_gap import MARGIN
+from cimf.solve.path.row_problem import RIDGE, ROUNDING, column_scale
 from cimf.statistics import Gram
 from formulations.columns import Columns, shrink
+from formulations.level import Penalty, Radius
 
 # ADMM iterations of each phase, after which every row left is tried on its segment.
 _PHASES = (50, 100, 200, 400)
@@ -39,8 +42,7 @@ _MEMORY = 2**30
 def solve_chunk(
     gram: Gram,
     columns: Columns,
-    levels: NDArray[np.float64],
-    ball: bool,
+    level: Radius | Penalty,
     tol: float,
     device: str | None = None,
 ) -> exact.SolvedRows:
@@ -50,30 +52,31 @@ def solve_chunk(
 
     Parameters
     ----------
-    gram, columns, levels, ball, tol
+    gram, columns, level, tol
         As `cimf.solve.path.exact_rows.solve_chunk`.
     device : str, optional
         Of torch. Default: "cuda" if there is one, else "cpu".
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    levels, ball = level.values, isinstance(level, Radius)
     coef = np.zeros((*levels.shape, gram.n_features))
     lam, iterations = np.zeros(levels.shape), np.zeros(levels.shape, np.int64)
     method = np.full(levels.shape, "torch")
     if not levels.size:
         return exact.SolvedRows(coef, lam, iterations, method)
-    problem = _Problem.build(gram, columns, ball, tol * exact.MARGIN, torch.device(device))
+    problem = _Problem.build(gram, columns, ball, tol * MARGIN, torch.device(device))
     state = None
     for k in range(levels.shape[1]):
-        level = torch.as_tensor(levels[:, k].copy(), device=problem.gram.device)
-        state, found, multiplier, count, solved = _solve_level(problem, level, state)
-        on_host = found.cpu().numpy() * exact.column_scale(gram)
+        aim = torch.as_tensor(levels[:, k].copy(), device=problem.gram.device)
+        state, found, multiplier, count, solved = _solve_level(problem, aim, state)
+        on_host = found.cpu().numpy() * column_scale(gram)
         coef[:, k] = shrink(on_host, columns.weights, levels[:, k]) if ball else on_host
         lam[:, k], iterations[:, k] = multiplier.cpu().numpy(), count.cpu().numpy()
         left = np.flatnonzero(~solved.cpu().numpy())
         if not left.size:
             continue
         part = columns if columns.shared else Columns(columns.weights[left], columns.signs)
-        done = exact.solve_chunk(gram.rows(left), part, levels[left, k : k + 1], ball, tol)
+        done = exact.solve_chunk(gram.rows(left), part, level.take((left, slice(k, k + 1))), tol)
         coef[left, k], lam[left, k] = done.coef[:, 0], done.lam[:, 0]
         method[left, k] = done.method[:, 0]
     return exact.SolvedRows(coef, lam, iterations, method)
@@ -102,10 +105,10 @@ class _Problem:
             return torch.as_tensor(array, dtype=torch.float64, device=device)
 
         left, half_sq = energy(gram, columns), 0.5 * gram.target_sq
-        # As `exact.absolute_goal`.
-        aim = np.where(left > 10.0 * exact.RIDGE * half_sq, goal * left, goal * half_sq)
-        aim = np.where(left < half_sq, np.maximum(aim, exact.ROUNDING * half_sq), aim)
-        scale = exact.column_scale(gram)
+        # As `row_problem.absolute_goal`.
+        aim = np.where(left > 10.0 * RIDGE * half_sq, goal * left, goal * half_sq)
+        aim = np.where(left < half_sq, np.maximum(aim, ROUNDING * half_sq), aim)
+        scale = column_scale(gram)
         matrix, d = moved(gram.gram), moved(scale)
         weights = np.where(scale > 0, columns.weights * np.where(scale > 0, scale, 1.0), np.inf)
         return cls(
@@ -266,7 +269,7 @@ def _gap(
     steepest = torch.where(allowed, gradient.abs() / weights, 0.0).amax(dim=1)
     if problem.ball:
         gap = inner + level * steepest
-    else:  # as `cimf.solve.path.segment_lines.gap_at`
+    else:  # as `cimf.solve.path.point_gap.gap_at`
         norm = torch.where(bounded, problem.weights * coef.abs(), 0.0).sum(dim=1)
         shrunk = torch.where((steepest > lam) & (lam > 0), 1.0 - lam / steepest, 0.0)
         gap = inner + lam * norm + shrunk * (shrunk * problem.half_sq - inner)
@@ -318,7 +321,7 @@ def _padded(
     used = torch.gather(inside, 1, index)
     block = problem.gram[index[:, :, None], index[:, None, :]]
     block = torch.where(used[:, :, None] & used[:, None, :], block, 0.0)
-    diagonal = torch.where(used, exact.RIDGE, 1.0)
+    diagonal = torch.where(used, RIDGE, 1.0)
     factor, info = torch.linalg.cholesky_ex(block + torch.diag_embed(diagonal))
     weights = torch.where(torch.isfinite(problem.weights), problem.weights, 0.0)
     push = torch.where(used, torch.gather(weights * sign, 1, index), 0.0)

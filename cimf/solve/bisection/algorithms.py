@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -24,12 +23,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution, certify_columns
-from cimf.solve.bisection.coordinate_descent import bisect, descend, steepest
+from cimf.solve.bisection.coordinate_descent import (
+    BoundedRow,
+    Iterate,
+    Search,
+    bisect,
+    descend,
+    steepest,
+)
 from cimf.solve.path import exact_rows as exact
 from cimf.solve.path.free_columns import BoundedPart
 from cimf.solve.path.segment_step import Segments
 from cimf.statistics import Gram
 from formulations.columns import Columns, per_row
+from formulations.level import Penalty, Radius
 
 Array = NDArray[np.float64]
 
@@ -39,9 +46,6 @@ WARM_STARTS = ("rows", "steps", "none")
 EPSILON = 1e-4
 # Relative gap of each Q(lam).
 INNER_TOL = 1e-4
-# Passes over the columns for one Q(lam); an ill-conditioned one that needs more is left to the
-# segment step.
-_MAX_PASSES = 1000
 # Rounds of bisection, each to 1/100 of the interval and the gap of the last, before the exact
 # method; none is begun after this many passes (f897 states, kappa = 5: descent on lam -> 0 takes
 # 100 times the exact method).
@@ -164,15 +168,15 @@ def bisect_rows(
     for name, value in (("epsilon", width), ("inner_tol", np.asarray(inner_tol))):
         if not ((value > 0) & (value < 1)).all():
             raise InputError(f"{name} must be between 0 and 1")
-    level = per_row("kappa", kappa, gram.n_targets)
+    level = Radius(per_row("kappa", kappa, gram.n_targets)[:, None])
     columns = Columns.build(gram.n_features, gram.n_targets, bounded, weights, signs)
     start = time.perf_counter()
-    rows = _Rows(gram, columns, True, tol, width, inner_tol, warm_start, trace)
+    rows = _Rows(gram, columns, level, tol, _How(width, inner_tol, warm_start, trace))
     for i in range(gram.n_targets):
-        rows.solve(i, level[i : i + 1])
+        rows.solve(i)
     solved = time.perf_counter()
     coef = rows.coef[:, 0]
-    certificate = certify_columns(gram, coef, columns, level, None, tol)
+    certificate = certify_columns(gram, coef, columns, level.take((slice(None), 0)), tol)
     seconds = {"solve": solved - start, "certify": time.perf_counter() - solved}
     solution = Solution(coef, certificate, rows.method[:, 0], rows.inner[:, 0], seconds)
     return Bisection(
@@ -185,48 +189,48 @@ def bisect_rows(
 
 
 def solve_chunk(
-    gram: Gram, columns: Columns, levels: Array, ball: bool, tol: float
+    gram: Gram, columns: Columns, level: Radius | Penalty, tol: float
 ) -> exact.SolvedRows:
     """Solve all rows for L levels; as `exact.solve_chunk`, counting inner iterations."""
-    width = np.full(gram.n_targets, EPSILON)
-    rows = _Rows(gram, columns, ball, tol, width, INNER_TOL, "steps", False, levels.shape[1])
+    how = _How(np.full(gram.n_targets, EPSILON), INNER_TOL, "steps", False)
+    rows = _Rows(gram, columns, level, tol, how)
     for i in range(gram.n_targets):
-        rows.solve(i, levels[i])
+        rows.solve(i)
     return exact.SolvedRows(rows.coef, rows.lam, rows.inner, rows.method)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The parameters of the bisection itself, as `bisect_rows`; epsilon (r,)."""
+
+    epsilon: Array
+    inner_tol: float
+    warm_start: str
+    trace: bool
 
 
 class _Rows:
     """Algorithm 2: what was found for the rows so far, and where the next one starts."""
 
     def __init__(
-        self,
-        gram: Gram,
-        columns: Columns,
-        ball: bool,
-        tol: float,
-        epsilon: Array,
-        inner_tol: float,
-        warm_start: str,
-        trace: bool,
-        n_levels: int = 1,
+        self, gram: Gram, columns: Columns, level: Radius | Penalty, tol: float, how: _How
     ) -> None:
-        self.gram, self.columns, self.ball, self.tol = gram, columns, ball, tol
-        self.epsilon, self.inner_tol, self.warm_start = epsilon, inner_tol, warm_start
-        shape = (gram.n_targets, n_levels)
+        self.gram, self.columns, self.level, self.tol, self.how = gram, columns, level, tol, how
+        shape = level.values.shape
         self.coef = np.zeros((*shape, gram.n_features))
         self.lam = np.zeros(shape)
         self.inner, self.steps = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         self.method = np.full(shape, "bisection")
         self.interval = np.zeros((gram.n_targets, 2))
-        self._segments = Segments(gram, columns, ball, tol)
-        self._room = _MAX_STEPS if trace else 0
+        self._segments = Segments(gram, columns, level, tol)
+        self._room = _MAX_STEPS if how.trace else 0
         self._records: list[tuple[int, Array, Array]] = []
         self._bounded: BoundedPart | None = None
         self._last = np.zeros(gram.n_features)
 
-    def solve(self, row: int, levels: Array) -> None:
+    def solve(self, row: int) -> None:
         """Solve one row for its levels, in order."""
-        if self.warm_start != "rows":
+        if self.how.warm_start != "rows":
             self._last[:] = 0.0
         weights = self.columns.row(row)
         if self._bounded is None or not self._bounded.fits(weights):
@@ -236,32 +240,28 @@ class _Rows:
         corr, half_sq = part.reduce(self.gram.corr[row], 0.5 * self.gram.target_sq[row])
         start = self._last[part.index]
         start[np.isinf(weights) | (signs * start < 0.0)] = 0.0
-        problem = (part.gram, corr, half_sq, weights, signs)
-        state = (start, part.gram @ start - corr)
-        for k, level in enumerate(levels):
-            if not self._approach(row, k, level, problem, state):
-                self._hand_over(row, k, level)
+        problem = BoundedRow(part.gram, corr, weights, signs, half_sq)
+        at = Iterate(start, part.gram @ start - corr)
+        for k in range(self.level.values.shape[1]):
+            if not self._approach(row, k, problem, at):
+                self._hand_over(row, k)
         self._last[part.index] = start
 
-    def _approach(
-        self, row: int, k: int, level: float, problem: tuple[Any, ...], state: tuple[Array, Array]
-    ) -> bool:
+    def _approach(self, row: int, k: int, problem: BoundedRow, at: Iterate) -> bool:
         """Bisect (for Q(lam): descend) and finish, ever finer; return whether it is solved."""
-        _, corr, half_sq, weights, signs = problem
         part = self._bounded
         assert part is not None
-        low, high = 0.0, steepest(weights, signs, -corr)
-        width = self.epsilon[row] * high
-        goal = self.inner_tol * half_sq
+        level = float(self.level.values[row, k])
+        low, high = 0.0, steepest(problem, -problem.corr)
+        width = self.how.epsilon[row] * high
+        goal = self.how.inner_tol * problem.half_sq
         guess = np.zeros(self.gram.n_features)
         for _ in range(_ROUNDS):
-            if self.ball:
+            if isinstance(self.level, Radius):
                 steps = np.empty((_MAX_STEPS, 5))
-                points = np.empty((self._room, corr.size))
-                low, high, lam, count = bisect(
-                    *problem, level, low, high, width, goal, _MAX_PASSES, self.warm_start != "none",
-                    *state, steps, points,
-                )  # fmt: skip
+                points = np.empty((self._room, problem.corr.size))
+                search = Search(low, high, width, goal, self.how.warm_start != "none")
+                low, high, lam, count = bisect(problem, level, search, at, steps, points)
                 self.steps[row, k] += count
                 self.inner[row, k] += int(steps[:count, 2].sum())
                 self.interval[row] = low, high
@@ -271,11 +271,9 @@ class _Rows:
                     )
             else:
                 lam = level
-                self.inner[row, k] += descend(*problem, lam, goal, _MAX_PASSES, *state)[0]
-            guess[part.index] = state[0]
-            done, self.lam[row, k], _ = self._segments.finish(
-                row, guess, lam, level, self.coef[row, k]
-            )
+                self.inner[row, k] += descend(problem, lam, goal, at)[0]
+            guess[part.index] = at.a
+            done, self.lam[row, k], _ = self._segments.finish(row, k, guess, lam, self.coef[row, k])
             if done:
                 return True
             if level == 0.0 or self.inner[row, k] > _BUDGET:
@@ -283,11 +281,11 @@ class _Rows:
             width, goal = _FINER * width, _FINER * goal
         return False
 
-    def _hand_over(self, row: int, k: int, level: float) -> None:
+    def _hand_over(self, row: int, k: int) -> None:
         """Solve one row by the exact method."""
         columns = Columns(self.columns.row(row), self.columns.signs)
-        levels = np.array([[level]])
-        done = exact.solve_chunk(self.gram.rows([row]), columns, levels, self.ball, self.tol)
+        level = self.level.take(([[row]], [[k]]))
+        done = exact.solve_chunk(self.gram.rows([row]), columns, level, self.tol)
         self.coef[row, k], self.lam[row, k] = done.coef[0, 0], done.lam[0, 0]
         self.method[row, k] = done.method[0, 0]
 

@@ -2,25 +2,81 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from cimf.solve.compiled import kernel
 
+# Passes over the columns for one Q(lam); an ill-conditioned one that needs more is left to the
+# segment step.
+_MAX_PASSES = 1000
+
+
+class BoundedRow(NamedTuple):
+    """A row without free columns.
+
+    Attributes
+    ----------
+    gram : (N, N)
+    corr, weights : (N,)
+        An excluded column has weight infinity.
+    signs : (N,)
+    half_sq : float
+        1/2 ||z||^2.
+    """
+
+    gram: Any
+    corr: Any
+    weights: Any
+    signs: Any
+    half_sq: Any
+
+
+class Iterate(NamedTuple):
+    """Coefficients a (N,) and their gradient grad = G a - c, both changed in place."""
+
+    a: Any
+    grad: Any
+
+
+class Search(NamedTuple):
+    """How long a bisection goes on.
+
+    Attributes
+    ----------
+    low, high : float
+        The interval of lam.
+    width : float
+        Length at which it stops.
+    goal : float
+        Absolute gap at which a Q(lam) counts as solved.
+    warm : bool
+        Start each Q(lam) at the solution of the last one; otherwise at zero.
+    """
+
+    low: Any
+    high: Any
+    width: Any
+    goal: Any
+    warm: Any
+
 
 @kernel
-def steepest(weights, signs, grad):
+def steepest(row, grad):
     """Return max |g_j| / w_j in the directions that the signs allow."""
     largest = 0.0
     for j in range(grad.shape[0]):
         g = grad[j]
-        if (g < 0.0 and signs[j] >= 0) or (g > 0.0 and signs[j] <= 0):
-            largest = max(largest, abs(g) / weights[j])
+        if (g < 0.0 and row.signs[j] >= 0) or (g > 0.0 and row.signs[j] <= 0):
+            largest = max(largest, abs(g) / row.weights[j])
     return largest
 
 
 @kernel
-def _judged(corr, half_sq, weights, signs, lam, a, grad):
-    """Return the gap of Q(lam) at a (as `cimf.judge.certificate`), the norm and h."""
+def _judged(row, lam, at):
+    """Return the gap of Q(lam) at an iterate (as `cimf.judge.certificate`), the norm and h."""
+    a, grad, corr, weights = at.a, at.grad, row.corr, row.weights
     norm = 0.0
     inner = 0.0
     cross = 0.0
@@ -29,8 +85,9 @@ def _judged(corr, half_sq, weights, signs, lam, a, grad):
             norm += weights[j] * abs(a[j])
             inner += grad[j] * a[j]
             cross += corr[j] * a[j]
-    loss = max(half_sq + 0.5 * (inner - cross), 0.0)  # h = 1/2 ||z||^2 + 1/2 (<g, a> - <c, a>)
-    largest = steepest(weights, signs, grad)
+    # h = 1/2 ||z||^2 + 1/2 (<g, a> - <c, a>)
+    loss = max(row.half_sq + 0.5 * (inner - cross), 0.0)
+    largest = steepest(row, grad)
     s = 1.0 - inner / (2.0 * loss) if loss > 0.0 else 1.0
     if largest > 0.0:
         s = min(s, lam / largest)
@@ -39,17 +96,19 @@ def _judged(corr, half_sq, weights, signs, lam, a, grad):
 
 
 @kernel
-def descend(gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad):
-    """Solve Q(lam) by cyclic coordinate descent from a, until the duality gap is at most `goal`.
+def descend(row, lam, goal, at):
+    """Solve Q(lam) by cyclic coordinate descent from `at`, until the duality gap is at most `goal`.
 
-    grad = G a - c is kept up to date with a. An excluded column has weight infinity; a zero column
-    is never moved. Returns (passes over the columns, gap, norm, h).
+    The gradient is kept up to date. An excluded or a zero column is never moved. Returns (passes
+    over the columns, gap, norm, h).
     """
+    gram, weights, signs = row.gram, row.weights, row.signs
+    a, grad = at.a, at.grad
     n = a.shape[0]
     passes = 0
     while True:
-        gap, norm, loss = _judged(corr, half_sq, weights, signs, lam, a, grad)
-        if gap <= goal or passes >= max_passes:
+        gap, norm, loss = _judged(row, lam, at)
+        if gap <= goal or passes >= _MAX_PASSES:
             return passes, gap, norm, loss
         passes += 1
         for j in range(n):
@@ -68,28 +127,22 @@ def descend(gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad)
             change = value - a[j]
             if change != 0.0:
                 a[j] = value
-                row = gram[j]
+                column = gram[j]
                 for i in range(n):
-                    grad[i] += change * row[i]
+                    grad[i] += change * column[i]
 
 
 @kernel
-def bisect(
-    gram, corr, half_sq, weights, signs, kappa, low, high, width, goal, max_passes, warm, a, grad,
-    steps, points,
-):  # fmt: skip
-    """Bisect (low, high) until it is shorter than `width`, with steps.shape[0] steps at most.
+def bisect(row, kappa, search, at, steps, points):
+    """Bisect an interval of lam until it is short enough, with steps.shape[0] steps at most.
 
     Parameters
     ----------
-    gram (N, N), corr (N,), half_sq, weights (N,), signs (N,), kappa
-        P(kappa) without free columns.
-    goal, max_passes
-        Of each Q(lam), as `descend`.
-    warm : bool
-        Start each Q(lam) at the solution of the last one; otherwise at zero.
-    a, grad (N,)
-        Start, and on return the solution at the last lam; grad = G a - c.
+    row : BoundedRow
+    kappa : float
+    search : Search
+    at : Iterate
+        Start, and on return the solution at the last lam.
     steps (T, 5)
         Filled with lam, norm, passes, h, gap of each step.
     points (T, N) or (0, N)
@@ -99,19 +152,18 @@ def bisect(
     -------
     low, high, lam, number of steps
     """
+    low, high = search.low, search.high
     lam = high
     t = 0
-    while high - low >= width and t < steps.shape[0]:
+    while high - low >= search.width and t < steps.shape[0]:
         lam = 0.5 * (low + high)
-        if not warm:
-            a[:] = 0.0
-            grad[:] = -corr
-        passes, gap, norm, loss = descend(
-            gram, corr, half_sq, weights, signs, lam, goal, max_passes, a, grad
-        )
+        if not search.warm:
+            at.a[:] = 0.0
+            at.grad[:] = -row.corr
+        passes, gap, norm, loss = descend(row, lam, search.goal, at)
         steps[t] = np.array([lam, norm, float(passes), loss, gap])
         if t < points.shape[0]:
-            points[t] = a
+            points[t] = at.a
         t += 1
         if norm >= kappa:
             low = lam

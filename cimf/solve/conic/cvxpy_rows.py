@@ -15,7 +15,6 @@ from cimf.judge.certificate import Certificate
 from cimf.solve.conic.backends import Outcome, candidates, solve
 from cimf.solve.polish import polished_points
 from cimf.statistics import Gram
-from formulations.columns import Columns
 from formulations.constrained import Constrained, RowProblem
 from formulations.least_squares import LeastSquares
 from formulations.problem import RowRecord
@@ -107,9 +106,9 @@ def solve_record(
     gram = _gram(record)
     mark = max(tol, GROUND_TRUTH)
     coef = record.feasible(coef)
-    raw = certify_columns(gram, coef, record.columns, record.kappa, record.lam, mark)
+    raw = certify_columns(gram, coef, record.columns, record.level, mark)
     polished = np.array([_polish(gram, record, coef[i], i, mark) for i in range(coef.shape[0])])
-    certificate = certify_columns(gram, polished, record.columns, record.kappa, record.lam, mark)
+    certificate = certify_columns(gram, polished, record.columns, record.level, mark)
     changed = (polished != coef).any(axis=1)
     names = np.array([o.backend if o else "none" for o in outcomes])
     build = written + sum(o.build for o in outcomes if o)
@@ -142,19 +141,13 @@ def _polish(gram: Gram, record: RowRecord, coef: Array, i: int, mark: float) -> 
     """Return the candidate with the smallest certified gap, `coef` itself among them."""
     row = record.row(i)
     weights = row.columns.weights
-    kappa = None if row.kappa is None else float(row.kappa[0])
-    lam = None if row.lam is None else float(row.lam[0])
-    found = polished_points(gram.gram, gram.corr[i], weights, row.columns.signs, coef, kappa, lam)
+    found = polished_points(gram.gram, gram.corr[i], weights, row.columns.signs, coef, row.level)
     points = np.vstack([coef[None, :], found])
-    copies = RowRecord(
-        row.fit,
-        Columns(weights, row.columns.signs),
-        None if kappa is None else np.full(len(points), kappa),
-        None if lam is None else np.full(len(points), lam),
-    )
+    same = [0] * len(points)
+    copies = RowRecord(row.fit, row.columns, row.level.take(same))
     points = copies.feasible(points)
     judged = certify_columns(
-        gram.rows([i] * len(points)), points, copies.columns, copies.kappa, copies.lam, mark
+        gram.rows([i] * len(points)), points, copies.columns, copies.level, mark
     )
     # Among equally good points the sparsest: rounding decides below 1e-15.
     gap = np.where(judged.violation == 0.0, np.maximum(judged.gap, 1e-15), np.inf)

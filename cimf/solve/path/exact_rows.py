@@ -1,7 +1,8 @@
 """The exact row solver: block pivoting along the path, row by row, each from a cold start.
 
 A row's answer depends on its own statistics only: not on the other rows, their order, the chunking
-or the number of threads.
+or the number of threads. What the rows of a chunk share is storage, and nothing is read from it
+before it is written.
 """
 
 from __future__ import annotations
@@ -11,31 +12,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.solve.blas import solve_transposed
 from cimf.solve.compiled import kernel
-from cimf.solve.path.cholesky import append
-from cimf.solve.path.exchange import grown
-from cimf.solve.path.pivoting import solve_levels
-from cimf.solve.path.segment_lines import Problem, workspace
+from cimf.solve.path.path_point import new_point, workspace
+from cimf.solve.path.pivoting import Found, Level, solve_levels
+from cimf.solve.path.point_gap import MARGIN
+from cimf.solve.path.row_problem import Rows, row_problem, usable_columns
 from cimf.statistics import Gram
 from formulations.columns import Columns
+from formulations.level import Penalty, Radius
 
-# Proximal weight on unit-diagonal columns: 10 times the rounding of a factor with 1,000 columns.
-RIDGE = 1e-12
-# A point that is not exact is accepted at this fraction of the tolerance.
-MARGIN = 0.1
-# Gaps below this, in units of 1/2 ||z||^2, are rounding where free columns leave less than that.
-ROUNDING = 1e-15
-# Linear systems per row. Real states need 5 to 650 (N = 897), the design of Mairal and Yu
-# 1,600 at N = 7; past this a row is reported as it stands.
-BUDGET = 10_000
-
-
-def column_scale(gram: Gram) -> NDArray[np.float64]:
-    """Return D (N,): powers of two near 1 / ||M_j|| (no rounding), 0 for zero columns."""
-    diagonal = np.diagonal(gram.gram)
-    exponent = np.frexp(diagonal)[1]
-    return np.where(diagonal > 0, np.ldexp(1.0, -(exponent // 2)), 0.0)
+# Columns that the first factor has room for, at least: growing it copies it, and doubles it.
+_ROOM = 64
 
 
 class SolvedRows(NamedTuple):
@@ -58,9 +45,7 @@ class SolvedRows(NamedTuple):
     method: NDArray[np.str_]
 
 
-def solve_chunk(
-    gram: Gram, columns: Columns, levels: NDArray[np.float64], ball: bool, tol: float
-) -> SolvedRows:
+def solve_chunk(gram: Gram, columns: Columns, level: Radius | Penalty, tol: float) -> SolvedRows:
     """Solve all rows of `gram` for L levels each.
 
     Parameters
@@ -68,9 +53,8 @@ def solve_chunk(
     gram : Gram
         r targets.
     columns : Columns
-    levels : (r, L)
-        Per row ascending kappa (`ball`) or descending lam.
-    ball : bool
+    level : Radius or Penalty
+        (r, L): per row ascending kappa or descending lam.
     tol : float
         Relative gap aimed at.
 
@@ -79,95 +63,44 @@ def solve_chunk(
     SolvedRows
         Iterations: linear systems solved, counted from the first level of the row.
     """
-    # A copy: a read-only view would be another type to the compiler, and 10 s of compilation.
-    weights = np.array(np.atleast_2d(columns.weights), order="C")
-    shape = (*levels.shape, gram.n_features)
-    coef, lam = np.zeros(shape), np.zeros(levels.shape)
-    solves = np.zeros(levels.shape, np.int64)
-    scale = column_scale(gram)
+    shape = level.values.shape
+    found = Found(np.zeros((*shape, gram.n_features)), np.zeros(shape), np.zeros(shape, np.int64))
     if gram.n_targets:
-        solve_compiled(
-            gram.gram, gram.corr, gram.target_sq, weights, columns.signs, scale, RIDGE,
-            *column_records(gram.gram, weights[0], columns.signs, scale, RIDGE), gram.n_samples,
-            levels, ball, tol * MARGIN, BUDGET, coef, lam, solves,
-        )  # fmt: skip
-    return SolvedRows(coef, lam, solves, np.full(levels.shape, "exact"))
+        solve_compiled(Rows.of(gram, columns), as_numbers(level), tol * MARGIN, found)
+    return SolvedRows(*found, np.full(shape, "exact"))
+
+
+def as_numbers(level: Radius | Penalty) -> Level:
+    """Return the record that the kernels take: kappa and lam, both (r, L)."""
+    if isinstance(level, Radius):
+        return Level(level.values, np.zeros_like(level.values))
+    return Level(np.full_like(level.values, np.inf), level.values)
 
 
 @kernel
-def column_records(gram, weights, signs, scale, ridge):
-    """Return the free columns, the factor of their block, and up, down, fuzz of `Problem`."""
-    n = weights.shape[0]
-    up, down, fuzz = np.zeros(n), np.zeros(n), np.zeros(n)
-    free = np.empty(n, np.int64)
-    f = 0
-    for j in range(n):
-        w = weights[j]
-        if scale[j] == 0.0 or w == np.inf:
-            continue
-        if w == 0.0:
-            free[f] = j
-            f += 1
-            continue
-        up[j] = 1.0 / w if signs[j] >= 0 else 0.0
-        down[j] = 1.0 / w if signs[j] <= 0 else 0.0
-        fuzz[j] = 1.0 / (w * scale[j])
-    factor = np.zeros((f, f))
-    if f > 0:
-        append(gram, scale, ridge, np.empty_like(free), 0, free, f, factor)
-    return free[:f], factor, up, down, fuzz
+def solve_compiled(rows, levels, goal, found):
+    """Solve rows one after another.
 
-
-@kernel
-def absolute_goal(goal, corr, target_sq, scale, free, free_factor):
-    """Return a relative goal times the unit of the certificate, `cimf.judge.energy`.
-
-    Not below the rounding of the moments; and where the free columns leave no more than the ridge
-    of their factor does, of 1/2 ||z||^2: a constant target beside a free bias got coefficients of
-    1e-13 on every column.
+    Parameters
+    ----------
+    rows : Rows
+    levels : Level of (r, L)
+        As `pivoting.solve_levels`.
+    goal : float
+        Relative gap at which a point that is not exact is good enough.
+    found : Found
+        Filled with the solutions.
     """
-    half_sq = 0.5 * target_sq
-    f = free.shape[0]
-    if f == 0:
-        return goal * half_sq
-    half = np.empty(f)
-    for i in range(f):
-        half[i] = scale[free[i]] * corr[free[i]]
-    solve_transposed(free_factor, f, half)
-    left = half_sq
-    for i in range(f):
-        left -= 0.5 * half[i] * half[i]
-    if left <= 10.0 * RIDGE * half_sq:
-        return goal * half_sq
-    return max(goal * left, ROUNDING * half_sq)
-
-
-@kernel
-def solve_compiled(
-    gram, corr, target_sq, weights, signs, scale, ridge, free, free_factor, up, down, fuzz,
-    rank, levels, ball, goal, budget, coef, lam, solves,
-):  # fmt: skip
-    """Solve rows one after another: as `solve_chunk` and `pivoting.solve_levels`, for r rows.
-
-    weights (1, N) for all rows, or (r, N); free, free_factor, up, down, fuzz are the
-    `column_records` of the first.
-    """
-    r, n = corr.shape
+    r, n = rows.corr.shape
+    usable = usable_columns(rows, 0)
     work = workspace(n)
-    saved = (np.empty(n, np.int64), np.empty(n), 0, np.empty((1, 1)))
-    factor = np.empty((max(64, free.shape[0] + 32), max(64, free.shape[0] + 32)))
+    point, saved = new_point(n, max(_ROOM, usable.free.shape[0] + _ROOM // 2)), new_point(n, 1)
     for i in range(r):
-        own = i if weights.shape[0] > 1 else 0
-        if own > 0:
-            free, free_factor, up, down, fuzz = column_records(
-                gram, weights[i], signs, scale, ridge
-            )
-        factor = grown(factor, free.shape[0] + 1)
-        problem = Problem(
-            gram, corr[i], np.sqrt(target_sq[i]), weights[own], scale, ridge, up, down, fuzz
-        )
-        factor, saved = solve_levels(
-            problem, free, free_factor, rank, levels[i], ball,
-            absolute_goal(goal, corr[i], target_sq[i], scale, free, free_factor), budget, factor,
-            saved, work, coef[i], lam[i], solves[i],
+        # The factor of the free columns is most of a small row's set-up: made once where all rows
+        # have the same weights (the paper's literal design, "full").
+        if i > 0 and rows.weights.shape[0] > 1:
+            usable = usable_columns(rows, i)
+        point, saved = solve_levels(
+            row_problem(rows, i, usable, goal), Level(levels.kappa[i], levels.lam[i]), point, saved,
+            work, Found(found.coef[i], found.lam[i], found.solves[i]),
         )  # fmt: skip

@@ -1,36 +1,28 @@
-"""Exchanges of columns between support and complement: block principal pivoting (numba)."""
+"""Exchanges of columns between support and complement: block principal pivoting (numba).
+
+At a given lam the solution is the one support on which every coefficient has its sign and off which
+no gradient exceeds lam. Block pivoting exchanges *all* columns that violate this at once, and after
+an exchange solves again: the semismooth Newton method of the problem, two or three systems from a
+good guess where single exchanges need one per column.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from cimf.solve.compiled import kernel
+from cimf.solve.path.breakpoints import wrong_columns
 from cimf.solve.path.cholesky import append, remove
-from cimf.solve.path.segment_lines import solve_at, wrong_columns
+from cimf.solve.path.path_point import Point, at, copy_upper, grown
+from cimf.solve.path.segment_lines import solve_at
 
 _MAX_CORRECTIONS = 24
 
 
 @kernel
-def grown(factor, size):
-    """Return a factor with capacity for `size` columns, keeping its content."""
-    if factor.shape[0] >= size:
-        return factor
-    capacity = max(size, 2 * factor.shape[0])  # doubling: a path copies its factor log k times
-    larger = np.empty((capacity, capacity))
-    k = factor.shape[0]
-    for i in range(k):
-        larger[i, i:k] = factor[i, i:]
-    return larger
-
-
-@kernel
-def exchange(problem, state, factor, n_drop, n_new, work):
-    """Remove the positions in work.drop and append the columns in work.new.
-
-    Returns the state and the factor.
-    """
-    support, sign, k = state
+def exchange(problem, point, n_drop, n_new, work):
+    """Remove the positions in work.drop and append the columns in work.new; returns the point."""
+    support, sign, k, factor = point.support, point.sign, point.k, point.factor
     # Removal first: the factor is smaller when the new columns are appended, and a column that only
     # depends on one that leaves does not meet it.
     if n_drop:
@@ -51,56 +43,55 @@ def exchange(problem, state, factor, n_drop, n_new, work):
         k = append(
             problem.gram, problem.scale, problem.ridge, support, k, work.new, n_new, factor
         )  # fmt: skip
-    return (support, sign, k), factor
+    return Point(support, sign, k, factor, point.lam, point.on_sphere)
 
 
 @kernel
-def occupy(problem, listed, k, state, work):
-    """Let listed[:k] be the support; the signs of the state are kept. Returns the state."""
-    support, sign, _ = state
+def _occupy(problem, point, listed, k, work):
+    """Let listed[:k] be the support of the point, whose signs are kept; its factor is not set."""
     work.open_up[:] = problem.up
     work.open_down[:] = problem.down
     for i in range(k):
         j = listed[i]
-        support[i] = j
+        point.support[i] = j
         work.open_up[j] = 0.0
         work.open_down[j] = 0.0
-    return support, sign, k
 
 
 @kernel
-def rebuild(problem, listed, k, state, free_factor, factor, work):
-    """Factor the support listed[:k], free columns first; the signs of the state are kept.
+def rebuild(problem, point, listed, k, work):
+    """Factor the support listed[:k], free columns first; the signs of the point are kept.
 
-    Returns (state, factor).
+    Returns the point. The factor depends on the order of the list alone, not on how the support
+    was reached: bits that shall not depend on the way come from here.
     """
-    f = free_factor.shape[0]
-    state = occupy(problem, listed, k, state, work)
-    for i in range(f):
-        factor[i, i:f] = free_factor[i, i:]
+    f = problem.free.shape[0]
+    _occupy(problem, point, listed, k, work)
+    factor = copy_upper(problem.free_factor, f, point.factor)
     if k > f:
         factor = grown(factor, k)
         work.new[: k - f] = listed[f:k]
-        append(problem.gram, problem.scale, problem.ridge, state[0], f, work.new, k - f, factor)
-    return state, factor
+        append(
+            problem.gram, problem.scale, problem.ridge, point.support, f, work.new, k - f, factor
+        )  # fmt: skip
+    return Point(point.support, point.sign, k, factor, point.lam, point.on_sphere)
 
 
 @kernel
-def correct(problem, state, lam, kappa, at_kappa, allowed, factor, work):
-    """Exchange all violating columns until none is left, at fixed lam or on the ball.
+def correct(problem, point, kappa, allowed, work):
+    """Exchange all violating columns until none is left, at fixed lam or on the sphere.
 
-    Starts from a point with its gradient. Returns (done, at_kappa, lam, state, factor, systems
-    solved). Gives up after two exchanges that do not lower the number of violations, or when it
-    exceeds `allowed`.
+    Starts from a point with its gradient. Returns (done, point, systems solved). Gives up after two
+    exchanges that do not lower the number of violations, or when it exceeds `allowed`.
     """
-    best = state[0].shape[0] + 1
+    best = point.support.shape[0] + 1
     since = 0
     solves = 0
     for attempt in range(_MAX_CORRECTIONS):
-        n_drop, n_new = wrong_columns(problem, state, lam, work)
+        n_drop, n_new = wrong_columns(problem, point, work)
         wrong = n_drop + n_new
         if wrong == 0:
-            return True, at_kappa, lam, state, factor, solves
+            return True, point, solves
         if attempt > 0 and wrong > allowed:
             break
         # Exchanging all violators at once may cycle; their number falls where it converges (the
@@ -109,21 +100,46 @@ def correct(problem, state, lam, kappa, at_kappa, allowed, factor, work):
         best = min(best, wrong)
         if since > 1:
             break
-        state, factor = exchange(problem, state, factor, n_drop, n_new, work)
-        possible, at_kappa, lam = solve_at(problem, state, lam, kappa, at_kappa, factor, work)
+        point = exchange(problem, point, n_drop, n_new, work)
+        possible, point = solve_at(problem, point, kappa, work)
         solves += 1
         if not possible:
             break
-    return False, at_kappa, lam, state, factor, solves
+    return False, point, solves
 
 
 @kernel
-def correct_at(problem, state, lam, kappa, at_kappa, allowed, factor, work):
+def correct_at(problem, point, kappa, allowed, work):
     """Solve on the support, then `correct`; returns the same."""
-    possible, at_kappa, lam = solve_at(problem, state, lam, kappa, at_kappa, factor, work)
+    possible, point = solve_at(problem, point, kappa, work)
     if not possible:
-        return False, at_kappa, lam, state, factor, 1
-    done, at_kappa, lam, state, factor, solves = correct(
-        problem, state, lam, kappa, at_kappa, allowed, factor, work
-    )
-    return done, at_kappa, lam, state, factor, solves + 1
+        return False, point, 1
+    done, point, solves = correct(problem, point, kappa, allowed, work)
+    return done, point, solves + 1
+
+
+@kernel
+def _returned(problem, point, saved, work):
+    """Return the point moved back to a saved one; its coefficients are not solved for."""
+    point.sign[:] = saved.sign
+    _occupy(problem, point, saved.support, saved.k, work)
+    factor = copy_upper(saved.factor, saved.k, point.factor)
+    return Point(point.support, point.sign, saved.k, factor, saved.lam, False)
+
+
+@kernel
+def reopen(problem, point, saved, work):
+    """Return to a saved point as it is: solve there, correct nothing. Returns the point."""
+    return solve_at(problem, _returned(problem, point, saved, work), np.inf, work)[1]
+
+
+@kernel
+def resume(problem, point, saved, work):
+    """Return to a saved point: solve there, and correct. Returns as `correct`.
+
+    Where the support is as large as the rank, rounding alone can turn signs in the new solution.
+    """
+    point = _returned(problem, point, saved, work)
+    # The point is on the path: its norm needs no attention.
+    done, point, solves = correct_at(problem, point, np.inf, point.support.shape[0], work)
+    return done, at(point, saved.lam, False), solves

@@ -19,345 +19,273 @@ centre is moved (proximal point method) until the gap of the problem itself is b
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from cimf.solve.compiled import kernel
-from cimf.solve.path.cholesky import append
-from cimf.solve.path.exchange import correct, correct_at, grown, occupy
-from cimf.solve.path.segment_lines import (
-    JUDGED,
-    REFINEMENTS,
-    advance,
-    begin,
-    breakpoints,
-    choose_step,
+from cimf.solve.path.breakpoints import breakpoints, choose_step
+from cimf.solve.path.exchange import correct, correct_at, reopen, resume
+from cimf.solve.path.path_end import stepped, try_end, unknown_ends, watched
+from cimf.solve.path.path_point import at, begin, recentre, save
+from cimf.solve.path.point_gap import (
     gap_at,
-    gradient_slopes,
     judged_gap,
-    recentre,
-    refine,
-    slopes,
-    solve_at,
+    keep,
+    keep_refined,
+    passes,
+    rounding,
     steepest,
-    write,
 )
+from cimf.solve.path.segment_lines import advance, gradient_slopes, slopes, solve_at
 
+# Linear systems and predictions per row. Real states need 5 to 650 (N = 897), the design of Mairal
+# and Yu 1,600 at N = 7; past this a row is reported as it stands.
+_BUDGET = 10_000
 _MAX_REFUSALS = 16
-_MAX_CENTRES = 30
-# Share of the usable columns on the support at which the least-squares solution is tried: a dense
-# path is left for it (1.2 s -> 0.05 s at N = 897), a sparse one ends sparse.
-_DENSE = 0.6
-# Points with as many columns as there are samples before the least-squares solution is tried: they
-# span the samples, so it fits the target exactly, while the path may have a thousand breakpoints
-# left on which nothing is gained (states of a residual network, 512 samples of 1,089 columns: up to
-# 2,300 systems per row without, 730 with). Most rows with m < N end before.
-_SPANNING = 32
+# Proximal moves in a row that do not halve the gap before rounding is what is left of it.
+_MAX_FUTILE = 3
 # Share of the way to the limit in which breakpoints are looked for first: most steps end there.
 _NEAR = 0.25
 
 
-@kernel
-def _copy_upper(source, k, out):
-    """Copy the upper triangle of source[:k, :k] into out, grown where needed; returns out."""
-    out = grown(out, k)
-    for i in range(k):
-        out[i, i:k] = source[i, i:k]
-    return out
+class Level(NamedTuple):
+    """What is asked for: kappa, and a penalty of 0; or the penalty lam, and kappa infinite.
 
-
-@kernel
-def _save(state, factor, saved):
-    """Copy a state and its factor into the saved ones; returns them.
-
-    Cheap: with 800 columns a hundredth of the time of a new factor.
+    Attributes
+    ----------
+    kappa, lam : float, or arrays of them for several rows or levels
     """
-    support, sign, k = state
-    listed, saved_sign, _, copy = saved
-    listed[:k] = support[:k]
-    saved_sign[:] = sign
-    return listed, saved_sign, k, _copy_upper(factor, k, copy)
+
+    kappa: Any
+    lam: Any
 
 
-@kernel
-def _reopen(problem, saved, lam, state, factor, work):
-    """Return to a saved point as it is: solve there, correct nothing. Returns (state, factor)."""
-    listed, saved_sign, k, copy = saved
-    state[1][:] = saved_sign
-    state = occupy(problem, listed, k, state, work)
-    factor = _copy_upper(copy, k, factor)
-    solve_at(problem, state, lam, np.inf, False, factor, work)
-    return state, factor
+class Found(NamedTuple):
+    """Where solutions go: coef (r, L, N), lam (r, L), solves (r, L); without r for one row."""
+
+    coef: Any
+    lam: Any
+    solves: Any
 
 
-@kernel
-def _keep(problem, state, lam, kappa, ball, factor, work, out):
-    """Write the point into out (N,); returns its gap as it will be judged."""
-    write(problem, state, kappa, work, out)
-    return judged_gap(problem, state, lam, kappa, ball, factor, work)
+class Pace(NamedTuple):
+    """How far the next step goes.
 
-
-@kernel
-def _resume(problem, saved, lam, state, factor, work):
-    """Return to a saved point: solve there, and correct.
-
-    Where the support is as large as the rank, rounding alone can turn signs in the new solution.
-    Returns (done, state, factor, systems solved).
+    Attributes
+    ----------
+    block : int
+        Breakpoints to cross.
+    beyond : float
+        Share of the way from the last of them to the next.
+    ceiling : int
+        No block is larger: a refused block is approached slowly again (dense rows: 10 % less time).
+    refused : int
+        Steps in a row that led to no exact point.
     """
-    listed, saved_sign, k, copy = saved
-    state[1][:] = saved_sign
-    state = occupy(problem, listed, k, state, work)
-    factor = _copy_upper(copy, k, factor)
-    # The point is on the path: its norm needs no attention.
-    done, _, _, state, factor, solves = correct_at(
-        problem, state, lam, np.inf, False, listed.shape[0], factor, work
-    )
-    return done, state, factor, solves
+
+    block: Any
+    beyond: Any
+    ceiling: Any
+    refused: Any
+
+
+class Walk(NamedTuple):
+    """How the walk along a row's path stands.
+
+    Attributes
+    ----------
+    pace : Pace
+    ends : Ends
+    solves, predictions : int
+        Linear systems so far, and points from which one more step was considered.
+    stalled : bool
+        No further step is made.
+    lost : bool
+        The point held is not exact any more.
+    """
+
+    pace: Any
+    ends: Any
+    solves: Any
+    predictions: Any
+    stalled: Any
+    lost: Any
 
 
 @kernel
-def _least_squares(problem, state, whole, kappa, goal, factor, work):
-    """Solve at lam = 0 on the support, or (whole) on all usable columns.
-
-    Returns (certified, norm, state, factor). Certified: this solution lies in the ball, so that the
-    ball is inactive, its signs are allowed, and its gap is below the goal.
-    """
-    support, sign, k = state
-    if whole:
-        n_new = 0
-        for j in range(sign.shape[0]):
-            if work.open_up[j] + work.open_down[j] > 0.0:
-                work.new[n_new] = j
-                n_new += 1
-                work.open_up[j] = 0.0
-                work.open_down[j] = 0.0
-        factor = grown(factor, k + n_new)
-        if n_new > 0:
-            k = append(
-                problem.gram, problem.scale, problem.ridge, support, k, work.new, n_new, factor
-            )
-    state = (support, sign, k)
-    norm = np.inf
-    for _ in range(_MAX_CENTRES):
-        solve_at(problem, state, 0.0, np.inf, False, factor, work)
-        norm = 0.0
-        allowed = True
-        for i in range(k):
-            j = support[i]
-            w = problem.weights[j]
-            if w > 0.0:
-                sign[j] = 1.0 if work.a[i] > 0.0 else -1.0
-                norm += w * abs(work.a[i])
-                allowed = allowed and (problem.up[j] if sign[j] > 0.0 else problem.down[j]) > 0.0
-        recentre(problem, state, work)
-        if norm > kappa or not allowed:
-            break
-        if gap_at(problem, state, 0.0, kappa, True, work)[0] <= goal:
-            return True, norm, state, factor
-    return False, norm, state, factor
+def _faster(pace, point, solves):
+    """Return the pace after a step that crossed its block."""
+    n = point.support.shape[0]
+    # Breakpoints that changed nothing were rounding: cross more of them.
+    largest = max(point.k // 6, 2) if solves > 0 else n
+    block = min(2 * pace.block, largest, pace.ceiling)
+    return Pace(block, 0.5, min(pace.ceiling + pace.ceiling // 4 + 1, n), 0)
 
 
 @kernel
-def _step(problem, state, lam, kappa, norm, limit, block, beyond, factor, work):
-    """Predict a step past `block` breakpoints, at most `limit` or to norm kappa; go and correct.
+def _slower(pace):
+    """Return the pace after a refusal: a smaller block, in the end a homotopy step."""
+    block = pace.block
+    return Pace(max(block // 4, 1), pace.beyond * 0.1, max(block // 2, 1), pace.refused + 1)
 
-    Returns (done, at_kappa, lam, state, factor, systems solved, whether a breakpoint was crossed).
+
+@kernel
+def _step(problem, point, kappa, norm, limit, pace, work):
+    """Predict a step past a block of breakpoints, at most `limit` or to norm kappa; go and correct.
+
+    norm is that of the point. Returns (done, point, systems solved, whether a breakpoint was
+    crossed).
     """
-    rate = slopes(problem, state, factor, work)
-    gradient_slopes(problem, state, work)
+    rate = slopes(problem, point, work)
+    gradient_slopes(problem, point, work)
     reach = max((kappa - norm) / rate, 0.0) if rate > 0.0 else np.inf
     if norm >= kappa:
         reach = 0.0
     limit = min(limit, reach)
     near = _NEAR * limit
-    count = breakpoints(problem, state, lam, near, work)
-    if count > block:
+    count = breakpoints(point, near, work)
+    if count > pace.block:
         limit = near
     else:
-        count = breakpoints(problem, state, lam, limit, work)
-    step, first = choose_step(work.steps, count, block, beyond, 1e-12 * lam, limit)
-    at_kappa = reach <= step
-    advance(state, step, work)
-    lam -= step
+        count = breakpoints(point, limit, work)
+    tie = 1e-12 * point.lam
+    step, first = choose_step(work.steps, count, pace.block, pace.beyond, tie, limit)
+    advance(point, step, work)
+    point = at(point, point.lam - step, reach <= step)
     if first >= step:
-        return True, at_kappa, lam, state, factor, 0, False
-    allowed = 16 + 2 * block + state[2] // 2
-    done, at_kappa, lam, state, factor, solves = correct(
-        problem, state, lam, kappa, at_kappa, allowed, factor, work
-    )
-    return done, at_kappa, lam, state, factor, solves, True
+        return True, point, 0, False
+    allowed = 16 + 2 * pace.block + point.k // 2
+    done, point, solves = correct(problem, point, kappa, allowed, work)
+    return done, point, solves, True
 
 
 @kernel
-def solve_levels(
-    problem, free, free_factor, rank, levels, ball, goal, max_solves, factor, saved, work,
-    out, out_lam, out_solves,
-):  # fmt: skip
+def _walk_to(problem, level, point, saved, walk, work, out):
+    """Walk on until the level is reached, or as near as rounding and the budget let it.
+
+    The best point on the way is in out (N,). Returns (point, saved, walk, its judged gap).
+    """
+    pace, ends, solves, predictions, stalled, lost = walk
+    kappa, goal = level.kappa, problem.goal
+    ball = kappa < np.inf
+    rounded = False  # rounding keeps the gap above the goal: the best point is kept
+    arrived = False
+    futile = 0
+    best_gap = np.inf
+    kept = np.inf  # gap, judged, of the point in out
+    point = at(point, point.lam, False)
+    while True:
+        # An exact point of the path is held here: its norm is at most kappa.
+        gap, norm = gap_at(problem, point, kappa, work)
+        if (ball and gap <= goal) or (arrived and gap <= goal + rounding(problem)):
+            break
+        predictions += 1
+        if stalled or solves + predictions > _BUDGET:
+            stalled = True
+            break
+        # Where the ball is inactive the path is left at a lam that certifies the goal.
+        floor = 0.25 * goal / (kappa - norm) if ball and kappa > norm else level.lam
+        limit = point.lam - max(floor, level.lam)
+        whole, full, ends = watched(problem, point, kappa, ends)
+        failed = False
+        if (
+            ball
+            and not arrived
+            and (whole or full or (not ends.tried and (limit <= 0.0 or pace.refused == 3)))
+        ):
+            # The ball may be inactive, beyond a dense path, one that ends in rounding, or one
+            # whose support spans all samples.
+            if gap < best_gap:
+                best_gap = gap
+                kept = keep(problem, point, kappa, work, out)
+            done, point, ends = try_end(problem, point, kappa, whole, ends, work)
+            solves += 1
+            failed = not done
+        elif arrived or limit <= 0.0:
+            # Exact for the problem with the proximal term, but that term shows in the gap.
+            if gap < 0.5 * best_gap:
+                futile = 0
+                best_gap = gap
+                kept = keep(problem, point, kappa, work, out)
+            else:
+                futile += 1
+                if futile > _MAX_FUTILE:
+                    rounded = True
+                    break
+            recentre(problem, point, work)
+            done, point, used = correct_at(problem, point, kappa, point.support.shape[0], work)
+            solves += used
+            arrived = done and (point.on_sphere or not ball)
+            if done:
+                saved = save(point, saved)
+            else:
+                failed = True
+                pace = Pace(pace.block, pace.beyond, pace.ceiling, pace.refused + 4)
+        else:
+            done, point, used, crossed = _step(problem, point, kappa, norm, limit, pace, work)
+            solves += used
+            if done and point.lam <= saved.lam * (1.0 + 1e-9):
+                arrived = point.on_sphere or (not ball and point.lam <= level.lam)
+                if crossed:
+                    saved = save(point, saved)
+                    pace = _faster(pace, point, used)
+                saved = at(saved, point.lam, False)
+                ends = stepped(ends)
+            else:
+                failed = True
+                pace = _slower(pace)
+        if failed:
+            done, point, used = resume(problem, point, saved, work)
+            solves += used
+            if not done:
+                lost = True
+                rounded = passes(problem, kept)
+            stalled = lost or pace.refused > _MAX_REFUSALS
+    if not rounded and gap <= best_gap:
+        kept = keep(problem, point, kappa, work, out)
+    return point, saved, Walk(pace, ends, solves, predictions, stalled, lost), kept
+
+
+@kernel
+def solve_levels(problem, levels, point, saved, work, found):
     """Solve one row for several levels in one pass along its path.
 
     Parameters
     ----------
     problem : Problem
-    free (f,), free_factor (f, f)
-        Columns of weight 0 and the factor of their block.
-    rank
-        The rank of the design is at most this: its number of samples.
-    levels (L,), ball
-        Ascending kappa (ball) or descending lam.
-    goal
-        Absolute gap at which a point that is not exact is good enough.
-    max_solves
-        Linear systems and predictions for the row before it counts as stalled.
-    factor (c, c), saved, work
-        Storage; c >= f.
-    out (L, N), out_lam (L,), out_solves (L,)
+    levels : Level of (L,)
+        Ascending kappa or descending lam.
+    point, saved : Point
+        Storage, of any content.
+    work : Work
+    found : Found of (L, N), (L,), (L,)
         Filled with the solutions.
 
     Returns
     -------
-    factor, saved
+    point, saved
         The storage, grown where it was needed.
     """
-    n = problem.corr.shape[0]
-    half_sq = 0.5 * problem.root * problem.root
-    f = free.shape[0]
-    for i in range(f):
-        factor[i, i:f] = free_factor[i, i:]
-    state = begin(problem, work, free)
-    solve_at(problem, state, 0.0, np.inf, False, factor, work)
-    lam = steepest(problem, work.grad)
-    saved, saved_lam = _save(state, factor, saved), lam
-    usable = f
-    for j in range(n):
-        usable += problem.up[j] + problem.down[j] > 0.0
-    inactive_from = 0.0  # no smaller kappa is inactive
-    spanning, next_try = 0, _SPANNING
-    # A refused block is approached slowly again: ceiling (dense rows: 10 % less time).
-    block, beyond, ceiling = 1, 0.5, n
-    solves, passes, refused = 1, 0, 0
-    tried = False
-    stalled = False
-    lost = False  # the point held is not exact any more
-    for level in range(levels.shape[0]):
-        kappa = levels[level] if ball else np.inf
-        stop = 0.0 if ball else levels[level]
-        rounded = False  # rounding keeps the gap above the goal: the best point is kept
-        arrived = False
-        futile = 0
-        best_gap = np.inf
-        kept = np.inf  # gap, judged, of the point in out[level]
-        while True:
-            # An exact point of the path is held here: (lam, state, a, grad), its norm at most
-            # kappa.
-            gap, norm = gap_at(problem, state, lam, kappa, ball, work)
-            if (ball and gap <= goal) or (arrived and gap <= goal + 1e-15 * half_sq):
-                break
-            passes += 1
-            if stalled or solves + passes > max_solves:
-                stalled = True
-                break
-            # Where the ball is inactive the path is left at a lam that certifies the goal.
-            floor = 0.25 * goal / (kappa - norm) if ball and kappa > norm else stop
-            limit = lam - max(floor, stop)
-            whole = state[2] > _DENSE * usable and kappa >= inactive_from
-            spanning += rank <= state[2] < usable
-            full = spanning >= next_try
-            failed = False
-            if (
-                ball
-                and not arrived
-                and (whole or full or (not tried and (limit <= 0.0 or refused == 3)))
-            ):
-                # The ball may be inactive, beyond a dense path, one that ends in rounding, or one
-                # whose support spans all samples.
-                tried = True
-                if full:
-                    next_try = 2 * spanning
-                if gap < best_gap:
-                    best_gap = gap
-                    kept = _keep(problem, state, lam, kappa, ball, factor, work, out[level])
-                saved_centre, saved_tilt = work.centre.copy(), work.tilt.copy()
-                done, norm, state, factor = _least_squares(
-                    problem, state, whole, kappa, goal, factor, work
-                )
-                solves += 1
-                if done:
-                    lam = 0.0
-                    continue
-                if whole:
-                    inactive_from = max(norm, np.nextafter(kappa, np.inf))
-                work.centre[:] = saved_centre
-                work.tilt[:] = saved_tilt
-                failed = True
-            elif arrived or limit <= 0.0:
-                # Exact for the problem with the proximal term, but that term shows in the gap.
-                if gap < 0.5 * best_gap:
-                    futile = 0
-                    best_gap = gap
-                    kept = _keep(problem, state, lam, kappa, ball, factor, work, out[level])
-                else:
-                    futile += 1
-                    if futile > 3:
-                        rounded = True
-                        break
-                recentre(problem, state, work)
-                done, at_kappa, lam, state, factor, used = correct_at(
-                    problem, state, lam, kappa, arrived and ball, n, factor, work
-                )
-                solves += used
-                if done:
-                    arrived = at_kappa or not ball
-                    saved, saved_lam = _save(state, factor, saved), lam
-                else:
-                    arrived = False
-                    failed = True
-                    refused += 4
-            else:
-                done, at_kappa, lam, state, factor, used, crossed = _step(
-                    problem, state, lam, kappa, norm, limit, block, beyond, factor, work
-                )
-                solves += used
-                if done and lam <= saved_lam * (1.0 + 1e-9):
-                    arrived = at_kappa or (not ball and lam <= stop)
-                    if crossed:
-                        saved = _save(state, factor, saved)
-                        # Breakpoints that changed nothing were rounding: cross more of them.
-                        largest = max(state[2] // 6, 2) if used > 0 else n
-                        block = min(2 * block, largest, ceiling)
-                        ceiling = min(ceiling + ceiling // 4 + 1, n)
-                        beyond = 0.5
-                        refused = 0
-                    saved_lam = lam
-                    tried = False
-                else:
-                    # A smaller block from the last exact point; in the end a homotopy step.
-                    failed = True
-                    refused += 1
-                    beyond *= 0.1
-                    ceiling = max(block // 2, 1)
-                    block = max(block // 4, 1)
-            if failed:
-                lam = saved_lam
-                done, state, factor, used = _resume(problem, saved, lam, state, factor, work)
-                solves += used
-                if not done:
-                    lost = True
-                    rounded = kept <= JUDGED * goal
-                stalled = lost or refused > _MAX_REFUSALS
-        if not rounded and gap <= best_gap:
-            kept = _keep(problem, state, lam, kappa, ball, factor, work, out[level])
+    point = begin(problem, point, work)
+    solve_at(problem, point, np.inf, work)
+    point = at(point, steepest(problem, work.grad), False)
+    saved = save(point, saved)
+    pace = Pace(1, 0.5, point.support.shape[0], 0)
+    walk = Walk(pace, unknown_ends(), 1, 0, False, False)
+    for i in range(levels.kappa.shape[0]):
+        level, out = Level(levels.kappa[i], levels.lam[i]), found.coef[i]
+        point, saved, walk, kept = _walk_to(problem, level, point, saved, walk, work, out)
         # Rounding ended the path between two points: the last exact one is still held, and better
         # than what was written before (by six orders of magnitude on the states of a ResNet).
-        if lost and kept > JUDGED * goal:
-            state, factor = _reopen(problem, saved, lam, state, factor, work)
-            if judged_gap(problem, state, lam, kappa, ball, factor, work) < kept:
-                kept = _keep(problem, state, lam, kappa, ball, factor, work, out[level])
-        for _ in range(REFINEMENTS):
-            if kept <= JUDGED * goal:
-                break
-            lam = refine(problem, state, lam, kappa, arrived and ball, factor, work)
-            solves += 1
-            if judged_gap(problem, state, lam, kappa, ball, factor, work) < kept:
-                kept = _keep(problem, state, lam, kappa, ball, factor, work, out[level])
-        out_lam[level] = lam
-        out_solves[level] = solves
-    return factor, saved
+        if walk.lost and not passes(problem, kept):
+            point = reopen(problem, point, saved, work)
+            if judged_gap(problem, point, level.kappa, work) < kept:
+                kept = keep(problem, point, level.kappa, work, out)
+        point, used = keep_refined(problem, point, level.kappa, kept, work, out)
+        found.lam[i] = point.lam
+        found.solves[i] = walk.solves + used
+        walk = Walk(
+            walk.pace, walk.ends, walk.solves + used, walk.predictions, walk.stalled, walk.lost
+        )
+    return point, saved
