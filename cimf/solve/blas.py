@@ -99,9 +99,8 @@ def subtract_products(rows: Array, q: int, k: int, block: Array) -> None:
 
 
 @kernel
-def cholesky(block: Array, q: int) -> np.int32:
+def cholesky(block: Array, q: int) -> int:
     """Overwrite the upper triangle of block[:q, :q] with its factor; return LAPACK's info."""
     sizes = _sizes(q, block.shape[1], 0, 0)
     _dpotrf(_LOWER.ctypes, sizes.ctypes, block.ctypes, sizes[1:].ctypes, sizes[2:].ctypes)
-    info: np.int32 = sizes[2]
-    return info
+    return int(sizes[2])
