@@ -15,7 +15,8 @@ Free columns F (w = 0) are eliminated first: with P = pinv(G_FF), the excess 1/2
 and g_B is replaced by g_B - G_BF P g_F; at a least-squares optimum of a_F both are zero. P leaves
 out directions v of F whose square v' G v is rounding (columns that are alike to 1e-8). Where they
 depend on each other exactly, v' g_F is rounding too; where it is more, G does not tell how much v
-could gain, and nothing is certified. A column with a sign constraint counts in the maximum only in the direction in which it may move.
+could gain, and nothing is certified. A column with a sign constraint counts in the maximum only in
+the direction in which it may move.
 
 A gap is relative to what F leaves of the target, e = 1/2 ||z||^2 - 1/2 c_F' P c_F (`energy`):
 beside a free bias the mean of a target is no achievement, and relative to 1/2 ||z||^2 a target of

@@ -156,7 +156,7 @@ def test_free_columns_that_are_almost_alike_certify_nothing_wrong(m, apart):
             (left - best * rest) ** 2
         )
         found = certify(gram, np.array(a), 0.3, weights=[1.0, 0.0, 0.0])
-        assert not found.passed[0] or excess <= 1e-8 * np.sum(left**2)
+        assert not found.passed[0] or excess <= 1e-6 * np.sum(left**2)
     twice = Gram.from_arrays(np.column_stack([v, u, u]), z)  # alike: passes as ever
     rest, left = (x - u * (u @ x) / (u @ u) for x in (v, z))
     best = np.clip(rest @ left / (rest @ rest), -0.3, 0.3)
