@@ -12,8 +12,11 @@ With h(a) = 1/2 ||M a - z||^2, g = G a - c its gradient and w the column weights
   count as free, but for those that a sign holds at zero.
 
 Free columns F (w = 0) are eliminated first: with P = pinv(G_FF), the excess 1/2 g_F' P g_F is added
-and g_B is replaced by g_B - G_BF P g_F; at a least-squares optimum of a_F both are zero. A column
-with a sign constraint counts in the maximum only in the direction in which it may move.
+and g_B is replaced by g_B - G_BF P g_F; at a least-squares optimum of a_F both are zero. P leaves
+out directions v of F whose square v' G v is rounding (columns that are alike to 1e-8). Where they
+depend on each other exactly, v' g_F is rounding too; where it is more, G does not tell how much v
+could gain, and nothing is certified. A column with a sign constraint counts in the maximum only in
+the direction in which it may move.
 
 A gap is relative to what F leaves of the target, e = 1/2 ||z||^2 - 1/2 c_F' P c_F (`energy`):
 beside a free bias the mean of a target is no achievement, and relative to 1/2 ||z||^2 a target of
@@ -53,6 +56,8 @@ FLOOR = 16 * float(np.finfo(np.float64).eps)
 # Rounding of a gap, in the same units: of the gradient times kappa, and of sums over samples of
 # equal values (a constant target: 3e-14 after 1,000 samples).
 _LIMIT = 1e-13
+# Rounding of v' g_F, in units of eps |F| (||z|| + sum_k ||M_k|| |a_k|), see `_FreeBlock`.
+_HIDDEN = 16.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -257,15 +262,20 @@ class _FreeBlock:
             value, vector = scipy.linalg.eigh(block * np.outer(self.scale, self.scale))
             keep = value > np.finfo(np.float64).eps * self.index.size * max(value[-1], 0.0)
             self.root = (self.scale[:, None] * vector[:, keep]) / np.sqrt(value[keep])
+            self.lost = self.scale[:, None] * vector[:, ~keep]
 
     def half(self, g: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return h with h'h = g_F' pinv(G_FF) g_F, for g (N,)."""
         return np.asarray(self.root.T @ g[self.index]) if self.index.size else np.zeros(0)
 
     def eliminate(
-        self, gradient: NDArray[np.float64]
+        self, gradient: NDArray[np.float64], size: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the reduced gradient and the excess 1/2 g_F' pinv(G_FF) g_F, row by row."""
+        """Return the reduced gradient and the excess 1/2 g_F' pinv(G_FF) g_F, row by row.
+
+        The excess is infinite where a direction that the inverse leaves out has a slope beyond
+        rounding; `size` (r,) is ||z|| + sum_k ||M_k|| |a_k|.
+        """
         if not self.index.size:
             return gradient, np.zeros(gradient.shape[0])
         reduced = np.empty_like(gradient)
@@ -273,6 +283,9 @@ class _FreeBlock:
         for i, g in enumerate(gradient):  # row by row: bits independent of the other rows
             half = self.half(g)
             excess[i] = 0.5 * float(half @ half)
+            slope = np.abs(self.lost.T @ g[self.index]).max(initial=0.0)
+            if slope > _HIDDEN * np.finfo(np.float64).eps * self.index.size * size[i]:
+                excess[i] = np.inf
             reduced[i] = g - (self.root @ half) @ self.cross
         return reduced, excess
 
@@ -302,14 +315,15 @@ def _judge(
         return np.asarray(sums, dtype=np.float64)
 
     loss = np.maximum(0.5 * (target_sq + dot(gradient) - dot(corr)), 0.0)
+    size = np.sqrt(target_sq) + np.abs(coef) @ np.sqrt(np.diagonal(gram.gram))
     if block is None:
         reduced, excess = gradient.copy(), np.zeros(coef.shape[0])
         for i in range(coef.shape[0]):
             own = _FreeBlock(gram.gram, columns.row(i) == 0.0)
-            part, excess[i : i + 1] = own.eliminate(gradient[i : i + 1])
+            part, excess[i : i + 1] = own.eliminate(gradient[i : i + 1], size[i : i + 1])
             reduced[i] = part[0]
     else:
-        reduced, excess = block.eliminate(gradient)
+        reduced, excess = block.eliminate(gradient, size)
     in_ball = (columns.weights > 0) & np.isfinite(columns.weights)
     inner = dot(np.where(in_ball, reduced, 0.0)) if not in_ball.all() else dot(reduced)
     if columns.signs.any():  # a column may move along -g_j only where its sign allows

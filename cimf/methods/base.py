@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cimf.errors import CimfError, InputError, UnknownNameError, warn_outside
 from cimf.methods.pruning_report import LayerRecord, PruningReport
 from cimf.network.batches import as_batches
-from cimf.network.copies import plain_copy
+from cimf.network.copies import check_hooks, plain_copy, working_copy
 from cimf.network.layers import LayerGraph, working_dtype
 
 T = TypeVar("T")
@@ -78,7 +78,11 @@ class Task:
             extreme = [low[[int(low.flatten(1).amin(1).argmin())]]]
             extreme += [high[[int(high.flatten(1).amax(1).argmax())]]]
             sample = torch.cat([sample, *extreme])
-        return LayerGraph(self.net, sample)
+        graph = LayerGraph(self.net, sample)
+        reference = working_copy(graph.original, graph.dtype)
+        for batch in self.inputs:  # a hook may act on few samples only
+            check_hooks(graph.original, reference, batch)
+        return graph
 
     @property
     def n_samples(self) -> int:

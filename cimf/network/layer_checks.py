@@ -163,8 +163,14 @@ def _words(path: str, module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def refuse_mixed_samples(graph: Graph, sample: Tensor) -> None:
-    """Refuse networks whose values for one sample depend on the other samples.
+def sample_axes(graph: Graph, sample: Tensor) -> dict[fx.Node, int | None]:
+    """Return where every value has the samples; refuse networks that mix them.
+
+    Returns
+    -------
+    dict of fx.Node to int or None
+        The axis along which the samples follow each other, each with its values in a row; None
+        where they alternate. Values that are the same for all samples are left out.
 
     Raises
     ------
@@ -173,19 +179,25 @@ def refuse_mixed_samples(graph: Graph, sample: Tensor) -> None:
     """
     fewer = (len(sample) + 1) // 2
     lanes = [Lane({graph.source: u}) for u in (sample, sample[:fewer])]
+    axes: dict[fx.Node, int | None] = {}
     for node in graph.walk(*lanes):
         whole, part = (lane[node] for lane in lanes)
-        if (
-            isinstance(whole, Tensor)
-            and whole.is_floating_point()
-            and whole.shape[:1] == sample.shape[:1]
-            and part.shape == (fewer, *whole.shape[1:])
-            and not difference(whole[:fewer], part) <= tolerance(graph.dtype)
-        ):
+        if not isinstance(whole, Tensor) or whole.shape == part.shape:
+            continue
+        differ = [k for k in range(whole.ndim) if part.shape[k : k + 1] != whole.shape[k : k + 1]]
+        axes[node] = None
+        if len(differ) != 1 or whole.ndim != part.ndim or not whole.is_floating_point():
+            continue
+        axis = differ[0]
+        first = whole.narrow(axis, 0, part.shape[axis])
+        if difference(first, part) <= tolerance(graph.dtype):
+            axes[node] = axis
+        elif axis == 0 and len(whole) == len(sample):
             raise CaptureError(
                 f"{graph.where(node)} mixes the samples of a batch: they must be in the first "
                 "dimension, and its values for one must not depend on the others"
             )
+    return axes
 
 
 @torch.no_grad()

@@ -28,8 +28,8 @@ from cimf.network.graph import evaluate_node as evaluate_node
 from cimf.network.layer_checks import (
     check_layers,
     refuse_matrices,
-    refuse_mixed_samples,
     refuse_shared,
+    sample_axes,
 )
 from cimf.network.patches import Layer as Layer
 from cimf.network.trace import trace
@@ -114,9 +114,9 @@ class LayerGraph:
                 f"{difference(self.module(sample), expected):.1e}: its forward pass does something "
                 "that tracing does not see, or reads what was changed in place"
             )
-        refuse_mixed_samples(graph, sample)
+        axes = sample_axes(graph, sample)
         norms = fold_norms(graph, shapes)
-        self.layers = _find_layers(graph, norms, shapes)
+        self.layers = _find_layers(graph, norms, shapes, axes)
         if isinstance(self.original, MATCHED):
             self.layers = [replace(layer, path="") for layer in self.layers]
         if not self.layers:
@@ -197,7 +197,10 @@ class LayerGraph:
 
 
 def _find_layers(
-    graph: Graph, norms: Mapping[str, str], shapes: Mapping[fx.Node, tuple[int, ...]]
+    graph: Graph,
+    norms: Mapping[str, str],
+    shapes: Mapping[fx.Node, tuple[int, ...]],
+    axes: Mapping[fx.Node, int | None],
 ) -> list[Layer]:
     nodes: dict[str, fx.Node] = {}
     for node in graph.nodes:
@@ -206,6 +209,11 @@ def _find_layers(
         if str(node.target) in nodes:
             raise CaptureError(
                 f"{graph.where(node)} is used more than once: its rows have no single design"
+            )
+        if node not in axes:
+            raise CaptureError(
+                f"{graph.where(node)} reads nothing of the samples, its output is the same for all "
+                "of them: compute it once and keep it as a buffer"
             )
         nodes[str(node.target)] = node
 
@@ -230,7 +238,8 @@ def _find_layers(
             norms.get(path, ""),
             _summand(node, order, shapes),
             shapes[node.all_input_nodes[0]][1:],
-            shapes[node][1:],
+            tuple(n for k, n in enumerate(shapes[node]) if k != (axes[node] or 0)),
+            axes[node],
         )
         for path, node in sorted(nodes.items(), key=lambda item: order[item[1]])
     ]

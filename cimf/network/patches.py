@@ -37,6 +37,9 @@ class Layer:
         Path of the folded batch norm, or "".
     input_shape, output_shape : tuple of int
         Of one sample at the layer.
+    sample_axis : int or None
+        Of the output: where the samples follow each other (0 but in sequence-first code). None
+        where they alternate along the first axis.
     summand : fx.Node or None
         What is added to the layer's output before anything else sees it, known when the layer runs.
         The sum has the shape of the output, the summand may be smaller (it is broadcast).
@@ -49,6 +52,7 @@ class Layer:
     summand: fx.Node | None = None
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
+    sample_axis: int | None = 0
 
     @property
     def source(self) -> fx.Node:

@@ -136,3 +136,29 @@ def test_a_short_repr():
     assert "1 rows x 4 columns" in text
     assert "1 optimal" in text
     assert "1 of 1 rows passed" in repr(solution.certificate)
+
+
+@pytest.mark.parametrize("m", [4, 50])
+@pytest.mark.parametrize("apart", [1e-5, 3e-8, 1e-8, 1e-9])
+def test_free_columns_that_are_almost_alike_certify_nothing_wrong(m, apart):
+    """Their difference has a square that G rounds away, and may fit all of the target."""
+    rng = np.random.default_rng(0)
+    u, v, noise, z = rng.standard_normal((4, m))
+    free = np.column_stack([u, u + apart * noise])
+    basis = np.linalg.qr(free)[0]
+    rest, left = (x - basis @ (basis.T @ x) for x in (v, z))
+    best = np.clip(rest @ left / (rest @ rest), -0.3, 0.3)
+    gram = Gram.from_arrays(np.column_stack([v, free]), z)
+    pinv = np.linalg.lstsq(free, z - 0.3 * v, rcond=1e-7)[0]
+    own = np.linalg.lstsq(free, z - best * v, rcond=None)[0]
+    for a in ([0.3, *pinv], [best, *own]):
+        excess = 0.5 * np.sum((np.column_stack([v, free]) @ a - z) ** 2) - 0.5 * np.sum(
+            (left - best * rest) ** 2
+        )
+        found = certify(gram, np.array(a), 0.3, weights=[1.0, 0.0, 0.0])
+        assert not found.passed[0] or excess <= 1e-6 * np.sum(left**2)
+    twice = Gram.from_arrays(np.column_stack([v, u, u]), z)  # alike: passes as ever
+    rest, left = (x - u * (u @ x) / (u @ u) for x in (v, z))
+    best = np.clip(rest @ left / (rest @ rest), -0.3, 0.3)
+    a = np.array([best, u @ (z - best * v) / (u @ u), 0.0])
+    assert certify(twice, a, 0.3, weights=[1.0, 0.0, 0.0]).passed[0]

@@ -464,3 +464,53 @@ def test_bound_methods_of_other_networks_are_no_layers():
     net.forward = types.MethodType(lambda self, x: other(x), net)
     with pytest.raises(CaptureError, match=r"itself' \(Sequential\) has its forward"):
         LayerGraph(net, U)
+
+
+class Transposed(nn.Module):
+    """Takes samples first and works on (T, B, F), as `nn.Transformer` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.wide, self.out = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.flip = True
+
+    def forward(self, x):
+        h = x.transpose(0, 1) if self.flip else x
+        h = torch.relu(self.wide(torch.relu(self.lin(h))))
+        return self.out(h[0] if self.flip else h[:, 0])
+
+
+@pytest.mark.parametrize("samples", [20, 60, 300])
+def test_the_order_of_the_axes_inside_of_a_network_does_not_matter(samples):
+    torch.manual_seed(0)
+    net, u = Transposed(), torch.randn(samples, 7, 5)
+    found = cimf.prune(net, u, 0.5, n_jobs=1)
+    net.flip = False
+    expected = cimf.prune(net, u, 0.5, n_jobs=1)
+    for one, other in zip(found.network.parameters(), expected.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    layers = LayerGraph(Transposed(), u[:8]).layers
+    assert [layer.sample_axis for layer in layers] == [1, 1, 0]
+    assert [layer.output_shape for layer in layers] == [(7, 8), (7, 8), (3,)]
+
+
+def test_a_layer_that_reads_no_sample_is_refused():
+    class Position(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.position = nn.Linear(4, 3), nn.Linear(2, 3)
+            self.register_buffer("place", torch.ones(1, 2))
+
+        def forward(self, x):
+            return torch.relu(self.lin(x) + self.position(self.place))
+
+    with pytest.raises(CaptureError, match=r"'position' .*reads nothing of the samples"):
+        cimf.prune(Position(), torch.randn(50, 4), 0.5)
+
+
+def test_a_hook_that_acts_on_a_later_sample_only_is_refused():
+    net, u = mlp(), torch.randn(300, 4) * 0.01
+    u[-1] = 100.0
+    net[0].register_forward_hook(lambda module, args, out: out.clamp(max=5.0))
+    with pytest.raises(CaptureError, match="forward hooks on 0 change"):
+        cimf.prune(net, u, 0.5, n_jobs=1)

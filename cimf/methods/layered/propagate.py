@@ -131,7 +131,8 @@ def _check_finite(
     if counting is not None:
         bad &= counting[k]
     if bad.any():
-        first = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
+        bad = bad.movedim(layer.sample_axis or 0, 0)  # several windows of one sample follow it
+        first = int(bad.reshape(len(bad), -1).any(1).nonzero()[0]) * len(batches[k]) // len(bad)
         sample = sum(len(batch) for batch in batches[:k]) + first
         raise CaptureError(
             f"the input or output of layer {layer.path!r} holds NaN or infinity for calibration "

@@ -97,13 +97,15 @@ def positions_that_count(graph: LayerGraph, batches: Sequence[Tensor]) -> dict[s
 
     Returns
     -------
-    dict of str to list of (b, positions...) bool
-        By path, one entry per batch, for linear layers with positions (an input of three or more
-        axes). Layers that never reach the output are left out, like all others.
+    dict of str to list of bool
+        By path, one entry per batch, shaped as the output without its channels, for linear layers
+        with positions (an input of three or more axes). Layers that never reach the output are left
+        out, like all others, and those whose samples alternate.
     """
     linear = [
         k for k, layer in enumerate(graph.layers)
         if layer.channel_axis == -1 and len(layer.output_shape) > 1
+        and layer.sample_axis is not None
     ]  # fmt: skip
     found: dict[int, list[Tensor]] = {k: [] for k in linear}
     pieces: dict[int, list[Tensor]] = {}
@@ -120,7 +122,7 @@ def positions_that_count(graph: LayerGraph, batches: Sequence[Tensor]) -> dict[s
         for piece in batch.split(_PIECE):
             _visit_gradients(graph, piece, _output, 1, generator, add)
         for k, parts in pieces.items():
-            found[k].append(torch.cat(parts))
+            found[k].append(torch.cat(parts).movedim(0, graph.layers[k].sample_axis or 0))
     return {graph.layers[k].path: counts for k, counts in found.items() if counts}
 
 
@@ -161,7 +163,8 @@ def _visit_gradients(
             )
             for k, grad in zip(values, grads, strict=True):
                 if grad is not None:
-                    visit(k, grad.movedim(graph.layers[k].channel_axis, -1))
+                    layer = graph.layers[k]
+                    visit(k, grad.movedim((layer.sample_axis or 0, layer.channel_axis), (0, -1)))
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
