@@ -1,0 +1,43 @@
+"""Columns eliminated by least squares before a gap is taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+
+class FreeBlock:
+    """Elimination of the free columns F, shared by all rows with the same free columns."""
+
+    def __init__(self, g: NDArray[np.float64], free: NDArray[np.bool_]) -> None:
+        self.index = np.flatnonzero(free)
+        self.full_rank = True
+        if self.index.size:
+            self.cross = g[self.index]  # (|F|, N)
+            block = self.cross[:, self.index]
+            # Unit diagonal first: a free column of scale 1e-8 is not noise beside one of scale 1.
+            root = np.sqrt(np.diagonal(block))
+            self.scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+            value, vector = scipy.linalg.eigh(block * np.outer(self.scale, self.scale))
+            keep = value > np.finfo(np.float64).eps * self.index.size * max(value[-1], 0.0)
+            self.full_rank = bool(keep.all())
+            self.root = (self.scale[:, None] * vector[:, keep]) / np.sqrt(value[keep])
+
+    def half(self, g: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return h with h'h = g_F' pinv(G_FF) g_F, for g (N,)."""
+        return np.asarray(self.root.T @ g[self.index]) if self.index.size else np.zeros(0)
+
+    def eliminate(
+        self, gradient: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the reduced gradient and the excess 1/2 g_F' pinv(G_FF) g_F, row by row."""
+        if not self.index.size:
+            return gradient, np.zeros(gradient.shape[0])
+        reduced = np.empty_like(gradient)
+        excess = np.empty(gradient.shape[0])
+        for i, g in enumerate(gradient):  # row by row: bits independent of the other rows
+            half = self.half(g)
+            excess[i] = 0.5 * float(half @ half)
+            reduced[i] = g - (self.root @ half) @ self.cross
+        return reduced, excess
