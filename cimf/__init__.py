@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cimf.solve import solve_cvxpy as solve_cvxpy
     from cimf.solve import solve_path as solve_path
     from cimf.solve import solve_rows as solve_rows
+    from cimf.solve.parameter_sweep import sweep as sweep
     from cimf.statistics import Gram as Gram
     from cimf.verification import verify as verify
 
@@ -54,6 +55,7 @@ _HOMES = {
     "solve_rows": "cimf.solve",
     "sparsify": "cimf.methods.stacked.sparsify",
     "sparsify_path": "cimf.methods.stacked.sparsify",
+    "sweep": "cimf.solve.parameter_sweep",
     "verify": "cimf.verification",
 }
 

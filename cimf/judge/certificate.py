@@ -6,6 +6,10 @@ With h(a) = 1/2 ||M a - z||^2, g = G a - c its gradient and w the column weights
   ``gap = <g, a> + kappa max_j |g_j| / w_j`` bounds h(a) - h* (the Frank-Wolfe gap);
   As h* >= 0, the objective itself is a bound too: it certifies rows that are matched exactly, where
   a large kappa magnifies the rounding of g;
+* P(kappa) inside the ball, where that has not passed: for every q, 1/2 (d + q)' G (d + q) >= 0
+  gives h(a + d) - h(a) = <g, d> + 1/2 d' G d >= <g - G q, d> - 1/2 q' G q, so
+  ``gap = 1/2 q' G q + <g - G q, a> + kappa max_j |(g - G q)_j| / w_j`` bounds h(a) - h* too, and
+  q = pinv(G) g leaves kappa nothing to magnify but what of g is outside the range of G;
 * Q(lam): the residual r = z - M a scaled by s is dual feasible when s |g_j| <= lam w_j, so
   ``gap = lam sum_j w_j |a_j| + s <g, a> + (1 - s)^2 h(a)`` bounds the objective's excess.
   (Primal minus dual, written so that nothing cancels at s = 1.) Q(0) is least squares: all columns
@@ -31,7 +35,8 @@ that limit:
 
 All this is computed from G and c, in float64. The rounding of g, about eps ||M_j|| (||z|| +
 sum_k ||M_k|| |a_k|), is not added to the bound: it is far below 1e-9 unless column norms differ by
-ten orders of magnitude or kappa is a thousand times the norm of the least-squares solution.
+ten orders of magnitude. Eigenvalues of G below its rounding are not inverted: a direction that the
+moments cannot tell from none is bounded by kappa alone, and a huge kappa is then not certified.
 """
 
 from __future__ import annotations
@@ -39,11 +44,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from cimf.errors import CertificateError, InputError
+from cimf.judge.free_block import FreeBlock
 from cimf.statistics import Gram, check_gram
 from formulations.columns import Columns, as_float64
 from formulations.level import Penalty, Radius, stated
@@ -56,8 +61,6 @@ FLOOR = 16 * float(np.finfo(np.float64).eps)
 # Rounding of a gap, in the same units: of the gradient times kappa, and of sums over samples of
 # equal values (a constant target: 3e-14 after 1,000 samples).
 _LIMIT = 1e-13
-# Rounding of v' g_F, in units of eps |F| (||z|| + sum_k ||M_k|| |a_k|), see `_FreeBlock`.
-_HIDDEN = 16.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -201,8 +204,14 @@ def certify_columns(
     gap, violation = np.where(finite, gap, np.inf), np.where(finite, violation, np.inf)
     half_sq = 0.5 * gram.target_sq
     exact = np.isfinite(objective) & (objective <= FLOOR * half_sq)
+    unit = np.where(exact, half_sq, scale)
+    if constrained:
+        open_ = np.flatnonzero(finite & (norm < level) & (gap > tol * unit))
+        slack = open_[_worth_a_step(gram, columns, lam_out[open_], tol * unit[open_])]
+        inside = _gap_inside(gram, slack, coef[slack], norm[slack], columns, level[slack])
+        gap[slack] = np.minimum(gap[slack], inside)
     with np.errstate(invalid="ignore", divide="ignore"):
-        relative = np.where(gap == 0.0, 0.0, gap / np.where(exact, half_sq, scale))
+        relative = np.where(gap == 0.0, 0.0, gap / unit)
     feasible = violation <= (tol * level if constrained else np.zeros_like(level))
     passed = (relative <= tol) & feasible
     limited = ~passed & feasible & (gap <= min(_LIMIT, tol) * half_sq)
@@ -215,20 +224,20 @@ def energy(gram: Gram, columns: Columns) -> NDArray[np.float64]:
     return _energy(gram, columns, _shared_block(gram, columns))
 
 
-def _energy(gram: Gram, columns: Columns, block: _FreeBlock | None) -> NDArray[np.float64]:
+def _energy(gram: Gram, columns: Columns, block: FreeBlock | None) -> NDArray[np.float64]:
     half_sq = 0.5 * gram.target_sq
     reached = np.zeros_like(half_sq)
     for i, corr in enumerate(gram.corr):
-        own = block if block is not None else _FreeBlock(gram.gram, columns.row(i) == 0.0)
+        own = block if block is not None else FreeBlock(gram.gram, columns.row(i) == 0.0)
         half = own.half(corr)
         reached[i] = 0.5 * float(half @ half)
     return np.maximum(half_sq - reached, FLOOR * half_sq)
 
 
-def _shared_block(gram: Gram, columns: Columns) -> _FreeBlock | None:
+def _shared_block(gram: Gram, columns: Columns) -> FreeBlock | None:
     """Return one elimination for all rows; None where their free columns differ."""
     free = np.atleast_2d(columns.weights == 0.0)
-    return _FreeBlock(gram.gram, free[0]) if (free == free[:1]).all() and len(free) else None
+    return FreeBlock(gram.gram, free[0]) if (free == free[:1]).all() and len(free) else None
 
 
 def _least_squares_columns(
@@ -248,57 +257,55 @@ def _least_squares_columns(
     return Columns(np.where(level[:, None] == 0.0, free, columns.weights), columns.signs)
 
 
-class _FreeBlock:
-    """Elimination of the free columns F, shared by all rows with the same free columns."""
+def _worth_a_step(
+    gram: Gram, columns: Columns, steepest: NDArray[np.float64], goal: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return the rows that one column alone does not improve by more than the goal, g_j^2 / 2 G_jj.
 
-    def __init__(self, g: NDArray[np.float64], free: NDArray[np.bool_]) -> None:
-        self.index = np.flatnonzero(free)
-        if self.index.size:
-            self.cross = g[self.index]  # (|F|, N)
-            block = self.cross[:, self.index]
-            # Unit diagonal first: a free column of scale 1e-8 is not noise beside one of scale 1.
-            root = np.sqrt(np.diagonal(block))
-            self.scale = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
-            value, vector = scipy.linalg.eigh(block * np.outer(self.scale, self.scale))
-            keep = value > np.finfo(np.float64).eps * self.index.size * max(value[-1], 0.0)
-            self.root = (self.scale[:, None] * vector[:, keep]) / np.sqrt(value[keep])
-            self.lost = self.scale[:, None] * vector[:, ~keep]
+    Others fail `_gap_inside` as well, and a factorisation of G is saved.
+    """
+    bounded = columns.weights[(columns.weights > 0) & np.isfinite(columns.weights)]
+    least = steepest * bounded.min(initial=np.inf) if bounded.size else steepest
+    return np.asarray(np.square(least) <= 2.0 * goal * np.diagonal(gram.gram).max())
 
-    def half(self, g: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return h with h'h = g_F' pinv(G_FF) g_F, for g (N,)."""
-        return np.asarray(self.root.T @ g[self.index]) if self.index.size else np.zeros(0)
 
-    def eliminate(
-        self, gradient: NDArray[np.float64], size: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the reduced gradient and the excess 1/2 g_F' pinv(G_FF) g_F, row by row.
-
-        The excess is infinite where a direction that the inverse leaves out has a slope beyond
-        rounding; `size` (r,) is ||z|| + sum_k ||M_k|| |a_k|.
-        """
-        if not self.index.size:
-            return gradient, np.zeros(gradient.shape[0])
-        reduced = np.empty_like(gradient)
-        excess = np.empty(gradient.shape[0])
-        for i, g in enumerate(gradient):  # row by row: bits independent of the other rows
-            half = self.half(g)
-            excess[i] = 0.5 * float(half @ half)
-            slope = np.abs(self.lost.T @ g[self.index]).max(initial=0.0)
-            if slope > _HIDDEN * np.finfo(np.float64).eps * self.index.size * size[i]:
-                excess[i] = np.inf
-            reduced[i] = g - (self.root @ half) @ self.cross
-        return reduced, excess
+def _gap_inside(
+    gram: Gram,
+    rows: NDArray[np.intp],
+    coef: NDArray[np.float64],
+    norm: NDArray[np.float64],
+    columns: Columns,
+    level: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the gap inside the ball of some rows: q moves all columns but those a sign holds."""
+    if not columns.shared:
+        columns = Columns(columns.weights[rows], columns.signs)
+    free = _least_squares_columns(columns, np.zeros(rows.size), coef)
+    block = _shared_block(gram, free)
+    gap = np.zeros(rows.size)
+    size = _CHUNK if block is not None else 1
+    for start in range(0, rows.size, size):
+        part = slice(start, start + size)
+        own = block if block is not None else FreeBlock(gram.gram, free.row(start) == 0.0)
+        # Of full rank g - G q is zero but for the rounding of q: kappa bounds no more than what a
+        # sign holds.
+        judged = free if own.full_rank else columns
+        chunk = judged if judged.shared else Columns(judged.weights[part], columns.signs)
+        gap[part] = _judge(gram, rows[part], coef[part], norm[part], chunk, level[part], True, own)[
+            1
+        ]
+    return gap
 
 
 def _judge(
     gram: Gram,
-    rows: slice,
+    rows: slice | NDArray[np.intp],
     coef: NDArray[np.float64],
     norm: NDArray[np.float64],
     columns: Columns,
     level: NDArray[np.float64],
     constrained: bool,
-    block: _FreeBlock | None,
+    block: FreeBlock | None,
 ) -> tuple[NDArray[np.float64], ...]:
     """Return objective, absolute gap, violation and lam of a chunk of rows."""
     # A sparse product works row by row: its bits do not depend on which rows are judged together.
@@ -319,7 +326,7 @@ def _judge(
     if block is None:
         reduced, excess = gradient.copy(), np.zeros(coef.shape[0])
         for i in range(coef.shape[0]):
-            own = _FreeBlock(gram.gram, columns.row(i) == 0.0)
+            own = FreeBlock(gram.gram, columns.row(i) == 0.0)
             part, excess[i : i + 1] = own.eliminate(gradient[i : i + 1], size[i : i + 1])
             reduced[i] = part[0]
     else:

@@ -31,7 +31,8 @@ class Gram:
     """Statistics of a design M (m, N) and r targets z_i (m,), accumulated in float64.
 
     They determine h(a) = 1/2 ||M a - z_i||^2 for every row i and every a:
-    h(a) = 1/2 a' G a - c_i' a + 1/2 ||z_i||^2.
+    h(a) = 1/2 a' G a - c_i' a + 1/2 ||z_i||^2. With sample weights s_k the norm is
+    ||v||^2 = sum_k s_k v_k^2, the attributes are M' S M, M' S z_i and z_i' S z_i, and S = diag(s).
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ class Gram:
     target_sq : (r,)
         ||z_i||^2.
     n_samples : int
-        m, the number of samples seen.
+        m, the number of samples seen; of weighted ones those whose weight is not 0.
 
     Notes
     -----
@@ -70,8 +71,12 @@ class Gram:
         self.n_samples = 0
 
     @classmethod
-    def from_arrays(cls, design: Any, targets: ArrayLike) -> Gram:
+    def from_arrays(
+        cls, design: Any, targets: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Gram:
         """Return the statistics of a design (m, N), dense or sparse, and targets (m, r) or (m,).
+
+        sample_weight (m,) as in `update`.
 
         Raises
         ------
@@ -82,7 +87,8 @@ class Gram:
         if len(shape) != 2:
             raise InputError(f"design has shape {shape}; (samples, columns) needed")
         z = as_array("targets", targets)
-        return cls(shape[1], 1 if z.ndim == 1 else z.shape[-1]).update(design, targets)
+        out = cls(shape[1], 1 if z.ndim == 1 else z.shape[-1])
+        return out.update(design, targets, sample_weight)
 
     @classmethod
     def from_moments(
@@ -150,16 +156,31 @@ class Gram:
                 block[:] = np.triu(block) + np.triu(block, 1).T
             self._lower_is_stale = False
 
-    def update(self, design_batch: Any, target_batch: ArrayLike) -> Gram:
+    def update(
+        self, design_batch: Any, target_batch: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Gram:
         """Add a batch: design (b, N), dense or scipy.sparse, float32 or float64; targets (b, r).
 
         Nothing is added unless the whole batch is valid.
+
+        Parameters
+        ----------
+        design_batch, target_batch
+            As above.
+        sample_weight : (b,), optional
+            s_k >= 0, as in scikit-learn: a weight of 2 counts a sample twice and 0 leaves it out
+            (its values are checked all the same). Nothing is divided by the sum of the weights: a
+            factor on all of them is a factor on h, hence on the lam of Q(lam). `n_samples` counts
+            the samples whose weight is not 0, not the sum, because it bounds the rank of G. At
+            least one weight of a batch must be above 0.
 
         Raises
         ------
         InputError
             Empty batch, wrong shapes, masked or sparse or complex targets, float16, NaN, infinity,
-            values above 1e140, a target or a design without any value above 1e-140 (but for zeros).
+            values above 1e140, a target or a design without any value above 1e-140 (but for zeros);
+            sample weights of another shape, negative or NaN, or all 0, or with which the values
+            leave that range.
         """
         self._refuse_selection()
         sparse = scipy.sparse.issparse(design_batch)
@@ -175,9 +196,16 @@ class Gram:
             raise InputError("empty batch: a design with no samples")
         z = as_float64("targets", z, 2)
         check_range("targets", z, axis=0)
+        root = None if sample_weight is None else _root_weights(sample_weight, shape[0])
+        if root is not None:  # sqrt(s) on both sides
+            z = root[:, None] * z
+            check_range("weighted targets", z, axis=0)
         if sparse:
             check_range("design", as_float64("design", design_batch.tocoo().data, 1))
             m = design_batch.tocsr().astype(np.float64)
+            if root is not None:
+                m = (scipy.sparse.diags_array(root) @ m).tocsr()
+                check_range("weighted design", m.data)
             by_column = m.tocsc()
             for start in range(0, self.n_features, _COLUMNS):
                 stop = min(start + _COLUMNS, self.n_features)
@@ -188,6 +216,9 @@ class Gram:
         else:
             raw = as_array("design", design_batch)
             check_range("design", raw)
+            if root is not None:
+                raw = root[:, None] * raw
+                check_range("weighted design", raw)
             for start in range(0, shape[0], _BLOCK):
                 block = np.ascontiguousarray(raw[start : start + _BLOCK], dtype=np.float64)
                 if self.n_features <= _SYRK:
@@ -202,7 +233,7 @@ class Gram:
                 self._lower_is_stale = True
                 self.corr += z[start : start + _BLOCK].T @ block
         self.target_sq += np.square(z).sum(axis=0)
-        self.n_samples += shape[0]
+        self.n_samples += shape[0] if root is None else int(np.count_nonzero(root))
         self._has_data = True
         return self
 
@@ -311,6 +342,18 @@ def check_gram(gram: object) -> None:
         )
     if not gram._has_data:
         raise InputError("no samples: call update first")
+
+
+def _root_weights(sample_weight: ArrayLike, length: int) -> NDArray[np.float64]:
+    """Return the square roots of weights (length,), after a check."""
+    weight = as_float64("sample_weight", sample_weight, 1)
+    if weight.shape != (length,):
+        raise InputError(f"sample_weight has shape {weight.shape}; ({length},) needed")
+    if (weight < 0).any():
+        raise InputError("sample_weight must be >= 0")
+    if not weight.any():
+        raise InputError("sample_weight is 0 for every sample: nothing is left of the batch")
+    return np.sqrt(weight)
 
 
 def _symmetric(g: NDArray[np.float64]) -> bool:

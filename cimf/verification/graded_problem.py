@@ -22,8 +22,8 @@ _AIM, _ACCEPT = 1e-12, 1e-9
 # A column is strictly inactive (active) if its slack (coefficient) is this much of the largest.
 _STRICT = 1e-6
 # Orders of magnitude from which a problem is at the limit of float64: squared, as in a Gram, they
-# leave 7 of its 16 digits. scikit-learn's LARS, celer, and Clarabel on data scaled by one number
-# each pass all problems below it but for exact ties, and fail above it.
+# leave 7 of its 16 digits. scikit-learn's LARS, and Clarabel on data scaled by one number, each
+# pass all problems below it but for exact ties, and fail above it.
 _LIMIT = 4.5
 # Singular values below this part of the largest are those of exactly dependent columns.
 _DEPENDENT = 1e-13

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from cimf.errors import CertificateError
 from cimf.judge import certify, energy
-from cimf.solve.rows import solve_rows
+from cimf.solve.rows import solve_path, solve_rows
 from cimf.statistics import Gram
 from cimf.verification import Problem
 from formulations.columns import Columns
@@ -162,3 +163,103 @@ def test_free_columns_that_are_almost_alike_certify_nothing_wrong(m, apart):
     best = np.clip(rest @ left / (rest @ rest), -0.3, 0.3)
     a = np.array([best, u @ (z - best * v) / (u @ u), 0.0])
     assert certify(twice, a, 0.3, weights=[1.0, 0.0, 0.0]).passed[0]
+
+
+# Inside the ball: kappa does not magnify the rounding of the gradient
+
+KINDS = ["full rank", "duplicates", "deficient", "wide", "scales", "nearly equal", "bias"]
+
+
+def _design(kind, rng):
+    design = rng.normal(size=(60, 20))
+    if kind == "duplicates":
+        design[:, 15:] = -design[:, :5]
+    elif kind == "deficient":
+        design[:, 12:] = design[:, :12] @ rng.normal(size=(12, 8))
+    elif kind == "wide":
+        design = rng.normal(size=(15, 20))
+    elif kind == "scales":
+        design *= 10.0 ** rng.uniform(-3, 3, 20)
+    elif kind == "nearly equal":
+        design[:, 15:] = design[:, :5] + 1e-5 * design[:, 15:]
+    elif kind == "bias":
+        design[:, 0] = 1.0
+    return design
+
+
+def _least_residual(design, target):
+    """Return the residual of least squares, in long double: the basis is refined to orthonormal."""
+    basis, size, _ = np.linalg.svd(design, full_matrices=False)
+    basis = basis[:, size > 1e-12 * size[0]].astype(np.longdouble)
+    for _ in range(3):  # Newton's iteration towards the polar factor
+        basis = 1.5 * basis - 0.5 * basis @ (basis.T @ basis)
+    return target - basis @ (basis.T @ target.astype(np.longdouble))
+
+
+@pytest.mark.parametrize("kappa", [1e3, 1e9, 1e300])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gap_inside_the_ball_is_a_bound_of_the_excess(kind, kappa):
+    """Against the excess over least squares, from the data in long double."""
+    rng = np.random.default_rng(KINDS.index(kind))
+    for _ in range(8):
+        design = _design(kind, rng)
+        target = rng.normal(size=len(design))
+        least = _least_residual(design, target)
+        best = np.linalg.lstsq(design, target, rcond=1e-12)[0]
+        gram = Gram.from_arrays(design, target)
+        for step in (0.0, 1e-9, 1e-6, 1e-4, 1e-2):
+            coef = best + step * rng.normal(size=20) / np.linalg.norm(design, axis=0)
+            for weights in (np.ones(20), rng.choice([0.0, 0.5, 2.0], 20)):
+                cert = certify(gram, coef, kappa, weights=weights)
+                left = design.astype(np.longdouble) @ coef - target
+                excess = 0.5 * (left @ left - least @ least)
+                unit = energy(gram, Columns.build(20, 1, weights=weights))[0]
+                rounding = 1e-15 * gram.target_sq[0]
+                assert cert.gap[0] * unit >= excess - rounding or cert.violation[0] > 0
+                if kind in ("full rank", "bias") and step <= 1e-6:
+                    assert cert.passed[0]
+                assert excess <= 1e-8 * unit or not cert.passed[0]
+
+
+@pytest.mark.parametrize("method", ["exact", "bisection", "torch"])
+def test_a_huge_radius_is_certified(method):
+    """kappa = 1e9 on 60 x 20 ended `inaccurate`: kappa times the rounding of the gradient."""
+    rng = np.random.default_rng(0)
+    design, targets = rng.normal(size=(60, 20)), rng.normal(size=(60, 4))
+    gram = Gram.from_arrays(design, targets)
+    least = np.linalg.lstsq(design, targets, rcond=None)[0].T
+    for kappa in (1e6, 1e9, 1e300):
+        for weights in (None, np.where(np.arange(20) < 3, 0.0, 1e-3)):
+            solution = solve_rows(gram, kappa, weights=weights, method=method)
+            assert (solution.status == "optimal").all()
+            np.testing.assert_allclose(solution.coef, least, atol=1e-10)
+    signs = np.ones(20)
+    solution = solve_rows(gram, 1e9, signs=signs, method=method)
+    assert (solution.status == "optimal").all()
+    expected = np.stack([scipy.optimize.nnls(design, z)[0] for z in targets.T])
+    np.testing.assert_allclose(solution.coef, expected, atol=1e-9)
+    wrong = certify(gram, expected + 1e-3, 1e9, signs=signs)
+    assert not wrong.passed.any()
+
+
+def test_a_path_ends_in_huge_radii():
+    rng = np.random.default_rng(1)
+    gram = Gram.from_arrays(rng.normal(size=(60, 20)), rng.normal(size=(60, 4)))
+    kappas = [0.5, 1e9, 1e12]
+    weights = rng.choice([0.5, 1.0, np.inf], (4, 20))  # each row has its own excluded columns
+    for solution in solve_path(gram, kappas, weights=weights):
+        assert (solution.status == "optimal").all()
+    half = certify(gram, 0.5 * solution.coef, 1e12, weights=weights)
+    assert not half.passed.any()
+
+
+def test_what_the_moments_cannot_tell_from_dependent_is_bounded_by_kappa():
+    """A column of 1e-9 beside its copy: its share of the target is within the reach of 1e9."""
+    rng = np.random.default_rng(2)
+    first, share, target = np.linalg.qr(rng.normal(size=(60, 3)))[0].T
+    target = target + share
+    design = np.column_stack([first, first + 1e-9 * share])
+    coef = np.zeros(2)
+    cert = certify(Gram.from_arrays(design, target), coef, 1e10)
+    excess = 0.5 * target @ target - 0.5 * (target - share) @ (target - share)
+    assert cert.gap[0] * 0.5 * target @ target >= excess

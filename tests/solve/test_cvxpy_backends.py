@@ -185,6 +185,19 @@ def test_tolerances_are_translated():
     assert loose.iterations < tight.iterations
 
 
+def test_careful_settings_reach_the_solver_only_where_asked(monkeypatch):
+    backend = backends.backend_named("clarabel")
+    assert dict(backend.careful) == {"max_step_fraction": 0.95}
+    plain = backends.run(tiny(), "clarabel", 1e-9).iterations
+    assert backends.run(tiny(), "clarabel", 1e-9, careful=True).iterations > plain
+    stopped = dataclasses.replace(backend, careful={"max_iter": 1})
+    monkeypatch.setitem(backends._BACKENDS, "clarabel", stopped)
+    assert backends.run(tiny(), "clarabel", 1e-9).iterations == plain
+    for solve in (backends.run, backends.solve):
+        with pytest.raises(BackendError, match="user_limit"):
+            solve(tiny(), "clarabel", 1e-9, careful=True)
+
+
 def test_build_and_solve_are_timed_apart():
     outcome = backends.run(tiny(), "clarabel", 1e-9)
     assert outcome.build > 0

@@ -16,8 +16,10 @@ from cimf.statistics import Gram
 from formulations.columns import Columns
 from formulations.level import Radius
 
+ROWS = 130  # above 64 rows chunks hold several: here 43 of three rows, and one of one
 
-def statistics(n_rows=40, n=160, seed=0):
+
+def statistics(n_rows=ROWS, n=160, seed=0):
     """A problem whose Gram matrix is above the threshold for memory maps used below."""
     rng = np.random.default_rng(seed)
     design = rng.standard_normal((2 * n, n)) + rng.standard_normal((2 * n, 1))
@@ -43,18 +45,18 @@ def serial(request, gram):
 def test_threads_and_the_number_of_chunks_do_not_change_the_bits(gram, serial):
     method, expected = serial
     assert_same_bits(solve_rows(gram, 0.8, method=method, n_jobs=2), expected)
-    for size in (1, 7, 40):
+    for size in (1, 7, 70):
         parts = [
             solve_rows(gram.rows(slice(k, k + size)), 0.8, method=method, n_jobs=2).coef
-            for k in range(0, 40, size)
+            for k in range(0, ROWS, size)
         ]
         np.testing.assert_array_equal(np.concatenate(parts), expected.coef)
 
 
 def test_processes_give_the_same_bits_with_weights_per_row_and_paths(gram, serial):
     method, expected = serial
-    weights = np.ones((40, 160))
-    weights[np.arange(40), np.arange(40)] = np.inf
+    weights = np.ones((ROWS, 160))
+    weights[np.arange(ROWS), np.arange(ROWS)] = np.inf
     excluded = solve_rows(gram, 0.8, weights=weights, method=method, n_jobs=1)
     path = solve_path(gram, [0.2, 0.8], method=method, n_jobs=1)
     with joblib.parallel_config("loky", n_jobs=2, max_nbytes="100K"):
@@ -62,6 +64,18 @@ def test_processes_give_the_same_bits_with_weights_per_row_and_paths(gram, seria
         assert_same_bits(solve_rows(gram, 0.8, weights=weights, method=method), excluded)
         for found, single in zip(solve_path(gram, [0.2, 0.8], method=method), path, strict=True):
             assert_same_bits(found, single)
+
+
+def test_chunks_hold_several_rows(gram):
+    sizes = []
+
+    def noted(part, *chunk):
+        sizes.append(part.n_targets)
+        return rows.METHODS["exact"](part, *chunk)
+
+    columns = Columns.build(gram.n_features, gram.n_targets)
+    rows._run(noted, gram, columns, np.full((ROWS, 1), 0.8), True, 1e-9, 1, None)
+    assert sizes == [3] * 43 + [1]
 
 
 def test_the_planted_wrong_bit_is_seen(gram, serial):
@@ -147,7 +161,7 @@ def test_a_dask_cluster_gives_the_same_bits(gram, serial, cluster, scatter):
 
 
 def slow(gram, *chunk):
-    time.sleep(0.05 * gram.n_targets)
+    time.sleep(0.02 * gram.n_targets)
     return rows.METHODS["exact"](gram, *chunk)
 
 
@@ -166,5 +180,5 @@ def test_nothing_is_lost_when_a_worker_is_killed(gram, cluster, scatter, monkeyp
     with joblib.parallel_config("dask", client=cluster, scatter=[gram] if scatter else None):
         found = solve_rows(gram, 0.8, method="slow", progress=kill_one)
     assert killed
-    assert killed[0] < 40
+    assert killed[0] < ROWS
     assert_same_bits(found, expected)

@@ -21,6 +21,7 @@ from cimf.verification.suites import mairal_yu_design, problems
 from formulations import Constrained
 
 SUITE = problems("default")
+ROWS = 130  # above 64 rows chunks hold several rows: here three
 IDS = [f"{p.family}: {p.name}" for p in SUITE]
 
 
@@ -240,7 +241,7 @@ def shared():
     rng = np.random.default_rng(3)
     design = rng.normal(size=(80, 30))
     design[:, 20:] = design[:, :10] + 1e-3 * rng.normal(size=(80, 10))
-    targets = design @ rng.normal(size=(30, 41)) + rng.normal(size=(80, 41))
+    targets = design @ rng.normal(size=(30, ROWS)) + rng.normal(size=(80, ROWS))
     return design, targets
 
 
@@ -248,13 +249,13 @@ def test_kappa_and_weights_per_row_are_those_of_single_rows():
     design, targets = shared()
     rng = np.random.default_rng(4)
     gram = Gram.from_arrays(design, targets)
-    kappa = rng.uniform(0.0, 5.0, 41)
-    weights = rng.uniform(0.2, 3.0, (41, 30))
-    weights[rng.random((41, 30)) < 0.2] = np.inf
+    kappa = rng.uniform(0.0, 5.0, ROWS)
+    weights = rng.uniform(0.2, 3.0, (ROWS, 30))
+    weights[rng.random((ROWS, 30)) < 0.2] = np.inf
     weights[:, 29] = 0.0
     signs = np.where(np.arange(30) < 20, rng.integers(-1, 2, 30), 0)
     together = solve_rows(gram, kappa, weights=weights, signs=signs).raise_if_failed()
-    for i in (0, 7, 40):
+    for i in (0, 7, 70, ROWS - 1):
         alone = solve_rows(gram.rows(i), kappa[i], weights=weights[i], signs=signs)
         np.testing.assert_array_equal(alone.coef[0], together.coef[i])
     mask = np.arange(30) < 25
@@ -298,23 +299,23 @@ def bits(solution):
 def test_bits_do_not_depend_on_threads_chunks_or_order(penalised):
     design, targets = shared()
     gram = Gram.from_arrays(design, targets)
-    level = np.random.default_rng(6).uniform(0.1, 20.0, 41)
+    level = np.random.default_rng(6).uniform(0.1, 20.0, ROWS)
 
     def run(part, **options):
         values = level[part]
         pair = {"lam": values} if penalised else {"kappa": values}
         return solve_rows(gram.rows(part), **pair, **options)
 
-    everything = np.arange(41)
+    everything = np.arange(ROWS)
     one = run(everything, n_jobs=1)
     for n_jobs in (2, 3, -1):
         assert bits(run(everything, n_jobs=n_jobs)) == bits(one)
     with joblib.parallel_config(backend="threading", n_jobs=2):
         assert bits(run(everything)) == bits(one)
-    order = np.random.default_rng(7).permutation(41)
+    order = np.random.default_rng(7).permutation(ROWS)
     np.testing.assert_array_equal(run(order).coef, one.coef[order])
     np.testing.assert_array_equal(run(order).gap, one.gap[order])
-    for part in (everything[:1], everything[5:22], everything[::3]):
+    for part in (everything[:1], everything[5:72], everything[::3]):
         np.testing.assert_array_equal(run(part).coef, one.coef[part])
     with pytest.raises(AssertionError):  # the comparison can fail
         np.testing.assert_array_equal(run(order).coef, one.coef)
@@ -333,7 +334,7 @@ def test_progress_counts_rows_in_order():
     done = []
     solve_rows(Gram.from_arrays(design, targets), 1.0, progress=done.append)
     assert done == sorted(done)
-    assert done[-1] == 41
+    assert done[-1] == ROWS
 
 
 # Paths

@@ -314,3 +314,67 @@ def test_the_number_of_samples_is_in_the_checksum(tmp_path):
 def test_a_short_repr():
     gram = Gram.from_arrays(np.ones((9, 4)), np.ones((9, 2)))
     assert repr(gram) == "Gram(4 columns, 2 targets, 9 samples)"
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_whole_weights_are_repeated_samples(sparse, dtype):
+    design, targets = (part.astype(dtype) for part in data())
+    weight = np.random.default_rng(1).integers(0, 4, 50)
+    repeated = Gram.from_arrays(design.repeat(weight, axis=0), targets.repeat(weight, axis=0))
+    given = scipy.sparse.csr_array(design) if sparse else design
+    gram = Gram.from_arrays(given, targets, weight)
+    assert gram.n_samples == np.count_nonzero(weight)
+    assert 0 < gram.n_samples < 50
+    repeated.n_samples = gram.n_samples  # the one difference
+    assert_close(gram, repeated)
+    kept = weight > 0
+    parts = Gram(9, 4).update(design[:20], targets[:20], sample_weight=weight[:20])
+    parts.merge(Gram.from_arrays(design[20:], targets[20:], sample_weight=weight[20:]))
+    assert_close(parts, gram)
+    assert_close(Gram.from_arrays(design[kept], targets[kept], weight[kept]), gram)
+    assert solve_rows(gram, 0.5).gap.max() <= 1e-9
+
+
+def test_weights_of_one_change_nothing_and_others_are_a_weighted_norm():
+    design, targets = data()
+    plain, ones = Gram.from_arrays(design, targets), Gram.from_arrays(design, targets, np.ones(50))
+    for name in ("gram", "corr", "target_sq", "n_samples"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(ones, name))
+    weight = np.random.default_rng(2).uniform(0.0, 3.0, 50)
+    gram = Gram.from_arrays(design, targets, weight)
+    np.testing.assert_allclose(gram.gram, design.T * weight @ design, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(gram.corr, targets.T * weight @ design, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(gram.target_sq, weight @ targets**2, rtol=1e-12)
+    # The minimiser: of the weighted least squares, whatever the unit of the weights.
+    root = np.sqrt(weight)[:, None]
+    expected = np.linalg.lstsq(root * design, root * targets, rcond=None)[0].T
+    for unit in (1.0, 1e-3):
+        solution = solve_rows(Gram.from_arrays(design, targets, unit * weight), 1e3)
+        np.testing.assert_allclose(solution.coef, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (-np.eye(50)[0], "must be >= 0"),
+        (np.where(np.arange(50) == 3, np.nan, 1.0), "NaN"),
+        (np.where(np.arange(50) == 3, np.inf, 1.0), "infinite"),
+        (np.ones(49), "shape"),
+        (np.ones((50, 1)), "shape"),
+        (2.0, "shape"),
+        (np.zeros(50), "0 for every sample"),
+        (np.full(50, 1e300), "overflow"),
+        (np.full(50, 1e-300), "underflow"),
+    ],
+)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_bad_weights_are_refused_and_add_nothing(weight, words, sparse):
+    design, targets = data()
+    gram = Gram.from_arrays(design, targets)
+    before = gram.gram.copy()
+    given = scipy.sparse.csr_array(design) if sparse else design
+    with pytest.raises(InputError, match=words):
+        gram.update(given, targets, sample_weight=weight)
+    np.testing.assert_array_equal(gram.gram, before)
+    assert gram.n_samples == 50
