@@ -1,7 +1,8 @@
-"""cimf: certified convex sparsification of trained networks through implicit models.
+"""cimf: trained networks made sparse by convex optimisation, with certificates.
 
-A trained network becomes an implicit model X = phi(A X + B U), Y = C X + D U; the rows of (A, B)
-solve constrained LASSO problems on captured states, and every solution carries a certificate.
+`prune` returns the same network with sparse weights. `sparsify` returns an implicit model
+X = phi(A X + B U), Y = C X + D U: the rows of (A, B) solve constrained LASSO problems on captured
+states, and every solution carries a certificate.
 
 Names are loaded on first use (PEP 562), so `import cimf` is fast and pulls in neither torch nor
 cvxpy.
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from cimf.judge import Solution as Solution
     from cimf.judge import certify as certify
     from cimf.methods.by_name import METHODS as METHODS
+    from cimf.methods.stacked.captured import Reference as Reference
     from cimf.methods.stacked.path_options import PathOptions as PathOptions
     from cimf.methods.stacked.sparsify import sparsify as sparsify
     from cimf.methods.stacked.sparsify import sparsify_path as sparsify_path
@@ -45,6 +47,7 @@ _HOMES = {
     "ImplicitModel": "cimf.model",
     "METHODS": "cimf.methods.by_name",
     "PathOptions": "cimf.methods.stacked.path_options",
+    "Reference": "cimf.methods.stacked.captured",
     "Solution": "cimf.judge",
     "States": "cimf.network",
     "capture_states": "cimf.network",

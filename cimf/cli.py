@@ -64,7 +64,7 @@ def demo(
     n_jobs: Jobs = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a small network on embedded digits and regenerate a Table-1-style sweep."""
+    """Train a small network on embedded digits, prune it, and sweep kappa as in Table 1."""
     with one_line_errors():
         with loading():
             from cimf.methods.stacked.path_options import PathOptions
@@ -262,6 +262,7 @@ def load_function(target: str) -> Callable[[], Any]:
             raise
         raise InputError(
             f"there is no module {module_name!r} in the current folder or the environment"
+            + ("; leave out .py" if module_name.endswith(".py") else "")
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):

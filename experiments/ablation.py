@@ -1,4 +1,4 @@
-"""What each part of the layered design is worth on ResNet-20, one change at a time."""
+"""What each part of the layered method is worth on ResNet-20, one change at a time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main(
     levels: Levels = "0.9",
     overwrite: Overwrite = False,
 ) -> None:
-    """ResNet-20 on CIFAR-10: variants of the layered design at the same non-zeros."""
+    """ResNet-20 on CIFAR-10: variants of the layered method at the same non-zeros."""
     with one_line_errors():
         from cimf.data import corpora, networks
         from cimf.methods.layered.supports import ball, magnitude, obs

@@ -1,4 +1,4 @@
-"""The MLP of the paper's Table 1 by the layered design: against baselines at equal non-zeros."""
+"""The MLP of the paper's Table 1 by the layered method: against baselines at equal non-zeros."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ResNet-20 at 60 to 90 % sparsity: the layered design against pruning baselines."""
+"""ResNet-20 at 60 to 90 % sparsity: the layered method against pruning baselines."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ Rooted here because imports run formulations <- cimf.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -31,7 +32,10 @@ class UnknownNameError(InputError):
     """A name is not in a dictionary of formulations, losses, sets, methods, backends, ..."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
+        names = sorted(known)
+        close = difflib.get_close_matches(str(name), names, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(names)}{hint}")
 
 
 class FormulationError(CimfError, ValueError):

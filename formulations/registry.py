@@ -23,5 +23,8 @@ class Registry(dict[str, T]):
         super().__init__(entries)
         self.kind = kind
 
+    def __repr__(self) -> str:
+        return f"{self.kind}s: {', '.join(sorted(self))}"
+
     def __missing__(self, name: object) -> NoReturn:
         raise UnknownNameError(self.kind, name, self)

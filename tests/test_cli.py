@@ -14,6 +14,7 @@ import cimf
 from cimf import cli
 from cimf.cli import app, load_function
 from cimf.errors import InputError
+from cimf.runs import terminal
 from cimf.studies import demo
 from cimf.studies.kappa_sweep import KAPPAS
 from cimf.train.supervised import Schedule
@@ -293,11 +294,11 @@ def test_what_a_design_does_not_use_is_refused(run, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "needs a target: sparsity=0.8"),
+        ((), "needs a target sparsity, for example 0.8 (--sparsity)"),
         (("--sparsity", "2"), "in [0, 1)"),
         (("--sparsity", "nan"), "in [0, 1)"),
         (("--sparsity", "0.5", "--method", "foo"), "unknown method 'foo'; known: fista, layered"),
-        (("--sparsity", "0.5", "--option", "kapa=1"), "option of method 'layered' 'kapa'; known:"),
+        (("--sparsity", "0.5", "--option", "kapa=1"), "unknown option of 'layered' 'kapa'; known:"),
         (("--sparsity", "0.5", "--option", "swaps"), "NAME=VALUE needed"),
         (("--sparsity", "0.5", "--option", "support=foo"), "magnitude, obs"),
         (("--sparsity", "0.5", "--option", "n_jobs=0"), "n_jobs must not be 0"),
@@ -358,12 +359,12 @@ def test_ctrl_c_while_libraries_are_loaded_is_not_swallowed():
         "    except BaseException: pass\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "interrupted; nothing half-written was left\n")
+    assert (done.returncode, done.stderr) == (130, f"{terminal._INTERRUPTED}\n")
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(run):
     Path("slow.py").write_text("def load():\n    raise KeyboardInterrupt\n")
     result = run("sparsify", "slow:load")
     assert result.exit_code == 130
-    assert result.output.strip() == "interrupted; nothing half-written was left"
+    assert result.output.strip() == terminal._INTERRUPTED
     assert not Path("results").exists()

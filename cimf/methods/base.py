@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -26,6 +26,8 @@ from cimf.network.layers import LayerGraph, working_dtype
 
 T = TypeVar("T")
 
+# What `cimf.prune` takes beside the options of a method.
+_BESIDE = ("sparsity", "method", "test", "train")
 # A sparsity that differs by more than this from the target is reported.
 _MISSED = 0.001
 
@@ -119,6 +121,11 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class NoOptions:
+    """The options of a method that has none."""
+
+
+@dataclass(frozen=True)
 class Method:
     """A way to make a network sparse.
 
@@ -129,7 +136,8 @@ class Method:
     run : (task, sparsity, options) -> Outcome
         The target is a share of all matched weights, None where a budget in the options decides.
     options : type
-        A frozen dataclass of what may be chosen; its defaults are those of the method.
+        A frozen dataclass of what may be chosen; its defaults are those of the method. Default:
+        nothing may be.
     needs : tuple of str
         Beyond unlabelled inputs: "labels" (labelled training data), "gradients".
     controlled : tuple of str
@@ -139,9 +147,12 @@ class Method:
 
     source: str
     run: Callable[[Task, float | None, Any], Outcome]
-    options: type
+    options: type = NoOptions
     needs: tuple[str, ...] = ()
     controlled: tuple[str, ...] = ("sparsity",)
+
+    def __repr__(self) -> str:
+        return f"Method({self.source!r}, options: {', '.join(self.option_names) or 'none'})"
 
     @property
     def option_names(self) -> list[str]:
@@ -157,14 +168,19 @@ class Method:
             An unknown option, a value that the record refuses, a target that is no number in
             [0, 1), none where the method needs one; labelled data missing.
         """
-        record: Any = as_record(self.options, given, f"option of method {name!r}")
+        record: Any = as_record(self.options, given, f"option of {name!r}", _BESIDE)
         budget = "budget" in self.controlled and record.budget
         if budget and sparsity is not None:
-            raise InputError("give either a target, sparsity=0.8 say, or a budget, not both")
+            raise InputError(
+                "give either a target, sparsity=0.8 say, or a budget, not both",
+                options=["sparsity"],
+            )
         if sparsity is not None:
             check_sparsity(sparsity)
         elif "sparsity" in self.controlled and not budget:
-            raise InputError(f"method {name!r} needs a target: sparsity=0.8, say")
+            raise InputError(
+                f"method {name!r} needs a target sparsity, for example 0.8", options=["sparsity"]
+            )
         if "labels" in self.needs and train is None:
             raise InputError(
                 f"method {name!r} trains on labels: give (input, label) pairs, as batches or train"
@@ -184,7 +200,14 @@ class Pruned:
     """
 
     network: nn.Module
-    report: PruningReport = field(repr=False)
+    report: PruningReport
+
+    def __repr__(self) -> str:
+        weights, total = self.report.matched
+        return (
+            f"Pruned({type(self.network).__name__} by {self.report.method!r}, "
+            f"{1 - weights / total:.1%} of {total:,} weights are zero)"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the network's state dict, zeros included, as safetensors, atomically."""
@@ -221,6 +244,11 @@ def run_method(
     start = time.perf_counter()
     outcome = method.run(task, sparsity, options)
     seconds = time.perf_counter() - start
+    if not isinstance(outcome, Outcome):
+        raise CimfError(
+            f"method {name!r} returned a {type(outcome).__name__}; an Outcome is needed "
+            "(cimf.methods.base)"
+        )
     if type(outcome.network) is not type(task.net):
         raise CimfError(
             f"method {name!r} returned a {type(outcome.network).__name__}, not the class of the "

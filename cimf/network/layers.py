@@ -32,7 +32,7 @@ from cimf.network.layer_checks import (
     sample_axes,
 )
 from cimf.network.patches import Layer as Layer
-from cimf.network.trace import trace
+from cimf.network.trace import refuse_several_inputs, trace
 
 _ADDITIONS = {operator.add, torch.add, torch.ops.aten.add.Tensor, "add"}
 
@@ -100,6 +100,7 @@ class LayerGraph:
         if len(sample) == 1:  # samples that mix show only beside others
             sample = torch.cat([sample, sample.flatten(1).roll(1, 1).view_as(sample)])
         refuse_shared(self.original)
+        refuse_several_inputs(self.original)
         reference = working_copy(self.original, self.dtype)
         expected = as_output(run(reference, sample, "calibration"), len(sample))
         check_hooks(self.original, reference, sample)

@@ -52,7 +52,7 @@ def trace(
     root = copy.deepcopy(reference)
     if isinstance(root, MATCHED):
         root = nn.Sequential(root)
-    _refuse_several_inputs(reference)
+    refuse_several_inputs(reference)
     try:
         with _naming_the_place(root):
             graph = _Tracer(leaves).trace(root)
@@ -67,7 +67,8 @@ def trace(
     return Graph(module, dtype)
 
 
-def _refuse_several_inputs(net: nn.Module) -> None:
+def refuse_several_inputs(net: nn.Module) -> None:
+    """Raise `CaptureError` where a network takes more than one tensor."""
     parameters = inspect.signature(net.forward).parameters
     required = [
         name

@@ -28,7 +28,7 @@ _QUIET = 30.0
 # SIMPLE_HEAD for terminals without Unicode: rich would take a box that is wider.
 _PLAIN = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
-_INTERRUPTED = "interrupted; nothing half-written was left"
+_INTERRUPTED = "interrupted; every file is whole, and the same command keeps what is finished"
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import cimf
-from cimf.errors import InputError, UnknownNameError
+from cimf.errors import CaptureError, InputError, UnknownNameError
 from cimf.methods.base import Method, Outcome, Task, run_method
+from cimf.methods.baselines.one_shot import one_shot
 from cimf.methods.by_name import METHODS, prune_task
 
 
@@ -68,7 +69,9 @@ def test_a_planted_training_method_fits(planted):
 def test_labels_are_asked_for_before_any_work(planted):
     with pytest.raises(InputError, match=r"'toy' trains on labels: give \(input, label\) pairs"):
         cimf.prune(network(), X, 0.5, "toy")
-    with pytest.raises(UnknownNameError, match="option of method 'toy' 'stepz'; known: steps"):
+    with pytest.raises(
+        UnknownNameError, match=r"option of 'toy' 'stepz'; known: .*steps.*did you mean 'steps'\?"
+    ):
         cimf.prune(network(), PAIRS, 0.5, "toy", stepz=1)
 
 
@@ -150,3 +153,35 @@ def test_modules_that_are_not_called_are_counted_and_named():
     assert report.matched == (36, 72)
     assert report.nonzeros["network_weights"] == (36 + 160, 72 + 160)
     assert any("auxiliary" in note and "50.00%" in note for note in report.notes)
+
+
+def test_what_is_no_outcome_choice_or_rule_of_counts_is_named():
+    with pytest.raises(cimf.CimfError, match="'none' returned a NoneType; an Outcome is needed"):
+        run_method(Task(network(), X), "none", Method("a test", lambda *_: None), 0.5, {})
+    nothing = one_shot("a test", lambda *_: None, "uniform", False)
+    with pytest.raises(InputError, match="rule returned a NoneType; a Choice is needed"):
+        run_method(Task(network(), X), "rule", nothing, 0.5, {})
+    with pytest.raises(UnknownNameError, match=r"unknown counts 'unifrm'; known: .*did you mean"):
+        one_shot("a test", lambda *_: None, "unifrm", False)
+    with pytest.raises(InputError, match="swaps must be True or False, got 'yes'"):
+        cimf.prune(network(), X, 0.5, swaps="yes")
+
+
+def test_a_network_with_two_inputs_is_named():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(6, 2)
+
+        def forward(self, x, y):
+            return self.lin(x + y)
+
+    with pytest.raises(CaptureError, match=r"takes 2 inputs \(x, y\)"):
+        cimf.prune(Two(), [(X, X)], 0.5)
+
+
+def test_short_reprs():
+    result = cimf.prune(network(), X, 0.5, n_jobs=1)
+    assert repr(result) == "Pruned(Sequential by 'layered', 50.0% of 108 weights are zero)"
+    assert "layered, magnitude-global" in repr(METHODS)
+    assert "Sun et al. 2023" in repr(METHODS["wanda"])

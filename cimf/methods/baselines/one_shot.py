@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from cimf.errors import UnknownNameError
 from cimf.methods.base import Method, Outcome, Task
 from cimf.methods.baselines.fista import fista
 from cimf.methods.layered import elimination
-from cimf.methods.layered.allocation import Counts
+from cimf.methods.layered.allocation import ALLOCATIONS, Counts
 from cimf.methods.layered.calibration import Calibration, Statistics
 from cimf.methods.layered.elimination import Matrix
 from cimf.methods.layered.prune_layers import LayeredOptions, solve_layers
@@ -54,6 +55,9 @@ def one_shot(source: str, support: Rule, counts: str, polish: bool) -> Method:
     polish : bool
         Least squares on the support. False: the rule's or the network's own coefficients.
     """
+    known = ("global", "layer", *ALLOCATIONS)
+    if counts not in known:
+        raise UnknownNameError("counts", counts, known)
     run = partial(_run, support=support, counts=counts, polish=polish)
     return Method(source, run, OneShotOptions)
 

@@ -68,6 +68,9 @@ class LayeredOptions(Statistics):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("swaps", "polish", "correct"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if isinstance(self.support, str) and self.support not in SUPPORTS:
             raise UnknownNameError("support", self.support, SUPPORTS)
         if isinstance(self.allocation, str) and self.allocation not in ALLOCATIONS:
@@ -175,6 +178,11 @@ def _solve_layer(
     for g, problem in enumerate(damped_groups(layer, statistics, options.damping)):
         part = slice(g * size, (g + 1) * size)
         choice = options.rule(problem, dense[part], counts[part], free, n_jobs)
+        if not isinstance(choice, Choice):
+            raise InputError(
+                f"the support rule returned a {type(choice).__name__}; a Choice is needed "
+                "(cimf.methods.layered.supports)"
+            )
         choices.append(choice)
         mask = choice.mask
         if options.swaps:
