@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from cimf.solve import solve_rows as solve_rows
     from cimf.solve.parameter_sweep import sweep as sweep
     from cimf.statistics import Gram as Gram
+    from cimf.train.sparse_pattern import keep_zeros as keep_zeros
+    from cimf.train.sparse_pattern import release_zeros as release_zeros
     from cimf.verification import verify as verify
 
 # Public name -> module that defines it.
@@ -52,7 +54,9 @@ _HOMES = {
     "States": "cimf.network",
     "capture_states": "cimf.network",
     "certify": "cimf.judge",
+    "keep_zeros": "cimf.train.sparse_pattern",
     "prune": "cimf.evaluate.main_job",
+    "release_zeros": "cimf.train.sparse_pattern",
     "solve_cvxpy": "cimf.solve",
     "solve_path": "cimf.solve",
     "solve_rows": "cimf.solve",

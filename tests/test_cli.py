@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import cimf
 from cimf import cli
-from cimf.cli import app, load_function
+from cimf.cli import load_function
 from cimf.errors import InputError
 from cimf.runs import terminal
 from cimf.studies import demo
@@ -46,17 +45,8 @@ value = 3
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Run the command line in an empty folder that holds a user's module."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "usernet.py").write_text(NETWORK)
-    sys.modules.pop("usernet", None)
-
-    def invoke(*arguments: str):
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-    return invoke
+def run(command_line):
+    return command_line("usernet", NETWORK)
 
 
 def manifest(folder):

@@ -10,11 +10,9 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
-from typer.testing import CliRunner
 
 import cimf
 from cimf import Gram, solve_rows
-from cimf.cli import app
 from cimf.errors import InputError, UnknownNameError
 from cimf.verification import FAMILIES, SUITES, Problem, Report, Verdict, problems, verify
 from cimf.verification.diagnosis import ADVICE, MISTAKES
@@ -593,12 +591,9 @@ def odd(foo, target, kappa):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "mysolvers.py").write_text(SOLVERS)
-    sys.modules.pop("mysolvers", None)
-    return lambda *arguments: CliRunner().invoke(app, ["verify", *arguments])
+def run(command_line):
+    invoke = command_line("mysolvers", SOLVERS)
+    return lambda *arguments: invoke("verify", *arguments)
 
 
 def test_command_line(run, tmp_path):
