@@ -164,6 +164,6 @@ def _check_output(Y: np.ndarray, plain: np.ndarray) -> float:
     if not error <= TOLERANCE:
         raise CaptureError(
             f"the traced network differs from the network itself by {error:.1e}: its forward pass "
-            "does something that tracing does not see, or reads what was changed in place"
+            "or a hook does something that tracing does not see, or reads what was changed in place"
         )
     return float(error)

@@ -169,7 +169,9 @@ def trace_network(
     graph = trace(reference, torch.float64, sample, custom)
     if sample is not None:
         check_hooks(plain, reference, sample)
-    return Network(reference, graph, find_cuts(graph, custom))
+    # With its hooks: one that acts on few samples only shows where all are captured.
+    hooked = working_copy(plain, torch.float64, hooks=True)
+    return Network(hooked, graph, find_cuts(graph, custom))
 
 
 def find_cuts(

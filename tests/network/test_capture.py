@@ -263,7 +263,7 @@ def test_the_network_is_left_untouched():
     gradient = net[0].weight.grad.clone()
     capture_states(net, X)
     assert net.training
-    assert len(seen) == 1  # on a copy, to see that it changes nothing
+    assert len(seen) == 2  # on copies, to see that it changes nothing: first samples, then all
     assert len(net[1]._forward_hooks) == 1
     assert not net[0].bias.requires_grad
     assert net[0].weight.requires_grad
@@ -417,3 +417,12 @@ def test_activations_are_listed_only_where_one_could_help(layer, listed):
     with pytest.raises(CaptureError, match="cannot be represented") as caught:
         capture_states(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), layer), X)
     assert ("known activations" in str(caught.value)) == listed
+
+
+def test_a_hook_that_acts_on_a_later_sample_only_is_seen():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    inputs = 0.01 * torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    inputs[-1] = 100.0
+    net[0].register_forward_hook(lambda module, args, out: out.clamp(max=5.0))
+    with pytest.raises(CaptureError, match="a hook does something that tracing does not see"):
+        capture_states(net, [inputs])
