@@ -13,6 +13,7 @@ from cimf.solve.bisection.algorithms import Bisection, bisect_rows
 from cimf.solve.path import exact_rows as exact
 from cimf.statistics import Gram
 from formulations.columns import Columns
+from formulations.level import Radius
 
 
 def random_gram(m=40, n=12, r=5, seed=0):
@@ -249,9 +250,9 @@ def test_several_rows_of_a_chunk_have_their_own_weights(n_rows):
     gram = Gram.from_arrays(rng.normal(size=(40, 8)), rng.normal(size=(40, n_rows)))
     weights = rng.uniform(0.5, 2.0, size=(n_rows, 8))
     weights[np.arange(n_rows), rng.integers(0, 8, n_rows)] = 0.0
-    levels = np.full((n_rows, 1), 0.5)
+    level = Radius(np.full((n_rows, 1), 0.5))
     columns = Columns.build(8, n_rows, weights=weights)
-    found = exact.solve_chunk(gram, columns, levels, True, 1e-9).coef[:, 0]
+    found = exact.solve_chunk(gram, columns, level, 1e-9).coef[:, 0]
     whole = solve_rows(gram, 0.5, weights=weights)
     assert whole.certificate.passed.all()
     np.testing.assert_array_equal(found, whole.coef)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cimf import Gram, certify, solve_path, solve_rows
+from cimf.judge import energy
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, column_weights
 from cimf.methods.stacked.moments import Moments
@@ -83,7 +84,8 @@ def test_the_gap_of_the_solver_is_that_of_the_judge(ball):
     design = np.hstack([rng.normal(size=(50, 6)) + 1.0, np.ones((50, 1)), rng.random((50, 1))])
     gram = Gram.from_arrays(design, rng.normal(size=50) + 3.0)
     weights = np.array([1.0, 2.0, 1.0, 1.0, 0.5, 1.0, 0.0, 0.0])
-    rows = Rows.of(gram, Columns.build(8, 1, None, weights, None))
+    columns = Columns.build(8, 1, None, weights, None)
+    rows = Rows.of(gram, columns)
     usable = usable_columns(rows, 0)
     problem = row_problem(rows, 0, usable, 1e-10)
     work = workspace(8)
@@ -98,7 +100,7 @@ def test_the_gap_of_the_solver_is_that_of_the_judge(ball):
         out = np.zeros(8)
         write(problem, point, np.inf, work, out)
         given = {"kappa": level} if ball else {"lam": lam}
-        return certify(gram, out, weights=weights, **given).gap[0] * 0.5 * gram.target_sq[0]
+        return certify(gram, out, weights=weights, **given).gap[0] * energy(gram, columns)[0]
 
     radius = level if ball else np.inf
     for off in (0.0, 0.05):

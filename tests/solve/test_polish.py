@@ -7,6 +7,7 @@ import scipy.optimize
 from cimf.solve import solve_rows
 from cimf.solve.polish import polished_points
 from cimf.statistics import Gram
+from formulations.level import Radius
 
 RNG = np.random.default_rng(0)
 DESIGN, TARGET = RNG.standard_normal((40, 8)), RNG.standard_normal(40)
@@ -16,7 +17,7 @@ LEAST = np.linalg.lstsq(DESIGN, TARGET, rcond=None)[0]
 def points(near, kappa, signs=None):
     signs = np.zeros(8, np.int8) if signs is None else signs
     gram, corr = DESIGN.T @ DESIGN, DESIGN.T @ TARGET
-    return polished_points(gram, corr, np.ones(8), signs, near, kappa, None)
+    return polished_points(gram, corr, np.ones(8), signs, near, Radius(np.array([kappa])))
 
 
 def distance(found, expected):
