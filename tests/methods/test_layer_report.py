@@ -47,6 +47,7 @@ def test_emptied_rows_and_unread_channels_are_those_of_the_network(result):
         channels = (weight.transpose(0, 1).flatten(1) == 0).all(dim=1)
         assert layer.unread == int(channels.sum())
         assert layer.kept == int(weight.count_nonzero())
+        assert layer.sparsity == pytest.approx(float((weight == 0).double().mean()), abs=1e-12)
         emptied, unread = emptied + int(rows.sum()), unread + layer.unread
     assert emptied
     assert unread, "otherwise nothing was tested"
