@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from cimf.methods.stacked.sparsify import sparsify as sparsify
     from cimf.methods.stacked.sparsify import sparsify_path as sparsify_path
     from cimf.model import ImplicitModel as ImplicitModel
-    from cimf.network import States as States
-    from cimf.network import capture_states as capture_states
     from cimf.network.activations import ACTIVATIONS as ACTIVATIONS
     from cimf.network.activations import Activation as Activation
+    from cimf.network.capture import capture_states as capture_states
+    from cimf.network.states import States as States
     from cimf.solve import solve_cvxpy as solve_cvxpy
     from cimf.solve import solve_path as solve_path
     from cimf.solve import solve_rows as solve_rows
@@ -51,8 +51,8 @@ _HOMES = {
     "PathOptions": "cimf.methods.stacked.path_options",
     "Reference": "cimf.methods.stacked.captured",
     "Solution": "cimf.judge",
-    "States": "cimf.network",
-    "capture_states": "cimf.network",
+    "States": "cimf.network.states",
+    "capture_states": "cimf.network.capture",
     "certify": "cimf.judge",
     "keep_zeros": "cimf.train.sparse_pattern",
     "prune": "cimf.evaluate.main_job",

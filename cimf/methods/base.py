@@ -289,6 +289,18 @@ def as_record(kind: type[T], given: Mapping[str, Any], what: str, beside: Iterab
     return kind(**given)
 
 
+def check_switches(record: Any, *names: str) -> None:
+    """Refuse options of a record that are neither True nor False.
+
+    Raises
+    ------
+    InputError
+    """
+    for name in names:
+        if not isinstance(getattr(record, name), bool):
+            raise InputError(f"{name} must be True or False, got {getattr(record, name)!r}")
+
+
 def check_sparsity(value: Any) -> None:
     """Refuse a target sparsity that is no number in [0, 1).
 

@@ -13,7 +13,7 @@ from torch import nn
 from cimf.errors import InputError
 from cimf.model import ImplicitModel, state_scales
 from cimf.model.wellposed import levels, perron_frobenius, wellposedness
-from cimf.network import capture_states
+from cimf.network.capture import capture_states
 
 
 def _model(A, activation="relu", seed=0):

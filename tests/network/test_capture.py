@@ -12,10 +12,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cimf.errors import CaptureError, InputError
-from cimf.network import Reconstruction, States, capture_states, iter_states
 from cimf.network.activations import ACTIVATIONS
+from cimf.network.capture import capture_states, iter_states
 from cimf.network.graph import KeepPrecision
 from cimf.network.state_blocks import Block
+from cimf.network.states import Reconstruction, States
 
 
 def _net():

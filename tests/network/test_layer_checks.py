@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import cimf
 from cimf.errors import CaptureError
-from cimf.network import capture_states
+from cimf.network.capture import capture_states
 from cimf.network.copies import working_copy
 from cimf.network.layer_checks import check_layers
 from cimf.network.layers import LayerGraph

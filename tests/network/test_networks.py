@@ -11,7 +11,8 @@ from torch.nn.utils import parametrizations, prune
 
 from cimf.errors import CaptureError
 from cimf.model import ImplicitModel
-from cimf.network import States, capture_states
+from cimf.network.capture import capture_states
+from cimf.network.states import States
 
 
 class ResidualMLP(nn.Module):

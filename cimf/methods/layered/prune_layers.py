@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from cimf.errors import InputError, UnknownNameError
-from cimf.methods.base import Outcome, Task
+from cimf.methods.base import Outcome, Task, check_switches
 from cimf.methods.layered import elimination
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts, given_counts
 from cimf.methods.layered.calibration import Calibration, Statistics
@@ -68,9 +68,7 @@ class LayeredOptions(Statistics):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("swaps", "polish", "correct"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        check_switches(self, "swaps", "polish", "correct")
         if isinstance(self.support, str) and self.support not in SUPPORTS:
             raise UnknownNameError("support", self.support, SUPPORTS)
         if isinstance(self.allocation, str) and self.allocation not in ALLOCATIONS:

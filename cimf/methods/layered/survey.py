@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cimf.errors import UnknownNameError
 from cimf.methods.layered import elimination as rows
-from cimf.methods.layered.allocation import Counts, by_price, uniform
+from cimf.methods.layered.allocation import ALLOCATIONS, Counts, by_price, uniform
 from cimf.methods.layered.propagate import propagate
 from cimf.methods.layered.sensitivity import output_sensitivity
 from cimf.network.layers import Layer, LayerGraph
@@ -135,7 +135,7 @@ class Survey:
             scales = self.scales(1.0 - left / self.graph.n_weights)
             found = by_price([curves[k].price * scales[k] for k in open_], rest)
         else:
-            raise UnknownNameError("allocation", rule, ["uniform", "error", "output"])
+            raise UnknownNameError("allocation", rule, ALLOCATIONS)
         counts = [np.full(layer.n_rows, layer.n_columns) for layer in layers]
         for k, value in zip(open_, found, strict=True):
             counts[k] = value

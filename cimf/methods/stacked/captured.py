@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from cimf.errors import InputError
 from cimf.methods.stacked.samples import Samples
 from cimf.model import ImplicitModel, state_scales
-from cimf.network import States
 from cimf.network.batches import as_list
+from cimf.network.states import States
 
 # The largest kappa of the paper's Table 1: there the network itself must be allowed.
 FEASIBLE_AT = 0.99

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.network import States
+from cimf.network.states import States
 
 
 @dataclass(frozen=True)

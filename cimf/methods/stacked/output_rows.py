@@ -13,7 +13,7 @@ from cimf.methods.stacked.samples import Samples
 from cimf.methods.stacked.tie_break import own_outputs, prefer_own_outputs
 from cimf.model import ImplicitModel
 from cimf.model.equilibrium import solve_equilibrium
-from cimf.network import States
+from cimf.network.states import States
 
 # m N^2 up to which (C, D) are fitted a second time, with all inputs, only to report that accuracy:
 # about a second on two cores (0.37 s at 6e9: 10,000 samples, 785 columns).

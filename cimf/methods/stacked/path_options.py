@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cimf.errors import InputError, UnknownNameError
+from cimf.methods.base import check_switches
 from cimf.methods.stacked.designs import DESIGNS
 from cimf.solve.conic.backends import backend_named, candidates
 from cimf.solve.rows import METHODS, check_limits
@@ -69,9 +70,7 @@ class PathOptions:
                     "backend is used by method='cvxpy' only", options=["backend", "method"]
                 )
             candidates(self.backend)
-        for name in ("refit", "output_inputs", "allow_ill_posed", "keep_going"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        check_switches(self, "refit", "output_inputs", "allow_ill_posed", "keep_going")
         check_limits(self.tol, self.n_jobs)
 
     @property

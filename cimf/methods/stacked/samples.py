@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cimf.network import States, iter_states
-from cimf.network.states import Reconstruction
+from cimf.network.capture import iter_states
+from cimf.network.states import Reconstruction, States
 
 # Bytes of states held at a time. With chunks of 160 MB (an MLP 784-1024-1024-10) the first pass
 # peaks 1.2 GB above what was there before: batches, the chunk joined from them, its scaled copy.
