@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ class Graph:
             return lane.given[node]
         try:
             with KeepPrecision(self.dtype):
-                return evaluate_node(self.module, node, lane)
+                return _value(self.module, node, lane)
         except Exception as error:
             samples = len(lane.given[self.source])
             kind = str(self.dtype).removeprefix("torch.")
@@ -119,13 +119,22 @@ class Graph:
                 f"{self.where(node)} failed on {samples} {kind} samples: {error}"
             ) from error
 
-    def walk(self, *lanes: Lane) -> Iterator[fx.Node]:
-        """Evaluate the lanes in step; yield every node once all of them have its value."""
+    def walk(self, *lanes: Lane, followers: Sequence[Lane] = ()) -> Iterator[fx.Node]:
+        """Evaluate the lanes in step; yield every node once all of them have its value.
+
+        Parameters
+        ----------
+        followers : sequence of Lane
+            Take the step after the node was yielded, where they were not given its value there.
+        """
         for node, dead in self.steps():
             for lane in lanes:
                 lane[node] = self.evaluate(node, lane)
             yield node
-            for lane in lanes:
+            for lane in followers:
+                if node not in lane:
+                    lane[node] = self.evaluate(node, lane)
+            for lane in (*lanes, *followers):
                 for value in dead:
                     del lane[value]
 
@@ -165,7 +174,7 @@ def op_name(node: fx.Node) -> str:
     return str(getattr(target, "__name__", target))
 
 
-def evaluate_node(module: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+def _value(module: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
     """Return the value of a node from the values of its inputs."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda value: env[value])
     if node.op == "call_module":

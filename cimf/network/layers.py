@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,6 @@ from cimf.network.copies import check_hooks, difference, plain_copy, tolerance, 
 from cimf.network.exported import MATCHED
 from cimf.network.fold import fold_norms, unfold
 from cimf.network.graph import Graph, as_output
-from cimf.network.graph import evaluate_node as evaluate_node
 from cimf.network.layer_checks import (
     check_layers,
     refuse_matrices,
@@ -277,10 +276,3 @@ def _summand(
     if isinstance(other, fx.Node) and order[other] < order[node]:
         return other
     return None
-
-
-def stages(graph: LayerGraph) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...], Layer | None]]:
-    """Yield every node in order, what may be forgotten after it, and its layer if it is matched."""
-    by_node = {layer.node: layer for layer in graph.layers}
-    for node, dead in graph.traced.steps():
-        yield node, dead, by_node.get(node)

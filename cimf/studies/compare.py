@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from cimf.methods.base import Pruned, Task
 from cimf.methods.by_name import METHODS, prune_task
-from cimf.methods.layered.calibration import Calibration, Statistics
+from cimf.methods.layered.calibration import Calibration
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.runs.folder import UNFINISHED, RunFolder
 from cimf.runs.terminal import out, print_table
 from cimf.studies.line_figure import plot_lines

@@ -10,7 +10,8 @@ from torch import nn
 import cimf
 from cimf.methods.base import Task
 from cimf.methods.layered import elimination
-from cimf.methods.layered.calibration import Calibration, Statistics
+from cimf.methods.layered.calibration import Calibration
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.network.patches import PatchGram
 
 EVERYTHING = {"positions": None, "n_jobs": 1}

@@ -8,6 +8,7 @@ from torch import nn
 import cimf
 from cimf.errors import CaptureError
 from cimf.methods.layered.propagate import propagate
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.network.layers import LayerGraph
 
 
@@ -42,7 +43,7 @@ def halved(seen):
 def test_statistics_are_the_students_or_the_teachers(correct):
     net, u = Residual().double(), samples()
     seen = {}
-    propagate(LayerGraph(net, u[:5]), u.split(20), halved(seen), correct=correct)
+    propagate(LayerGraph(net, u[:5]), u.split(20), halved(seen), Statistics(), correct=correct)
     with torch.no_grad():
         h = net.a(u)
         student = h / 2 if correct else h
@@ -56,7 +57,7 @@ def test_statistics_are_the_students_or_the_teachers(correct):
 
 def test_the_mismatch_of_a_residual_layer_is_that_of_the_sum():
     net, u = Residual().double(), samples()
-    found = propagate(LayerGraph(net, u[:5]), u.split(20), halved({}))
+    found = propagate(LayerGraph(net, u[:5]), u.split(20), halved({}), Statistics())
     with torch.no_grad():
         h = net.a(u)
         before, after = h + net.b(h.relu()), h / 2 + net.b(h.relu() / 2)
@@ -77,7 +78,7 @@ def test_the_mismatch_of_a_constant_output(halve):
     def solve(layer, statistics):
         return (layer.weight, layer.module.bias / 2) if halve else None
 
-    assert propagate(LayerGraph(net, samples()[:5]), [samples()], solve)["0"] == (
+    assert propagate(LayerGraph(net, samples()[:5]), [samples()], solve, Statistics())["0"] == (
         float("inf") if halve else 0.0
     )
 
@@ -110,3 +111,19 @@ def test_overflow_in_a_layer_is_named():
     u[12] = 1e30
     with pytest.raises(CaptureError, match=r"layer '0' .* sample 12:"):
         cimf.prune(net, u, 0.5, n_jobs=1)
+
+
+class Optional(Residual):
+    """With an argument that is left at its default: it must not be taken for the input."""
+
+    def forward(self, x, scale=2.0):
+        return self.b(self.a(x[:, :4] * scale).relu())
+
+
+def test_an_argument_with_a_default_keeps_it():
+    net, u = Optional().double(), samples()[:, :4].contiguous()
+    net.a = nn.Linear(4, 4).double()
+    seen = {}
+    propagate(LayerGraph(net, u[:5]), u.split(20), halved(seen), Statistics())
+    design = np.column_stack([2.0 * u, np.ones(50)])
+    np.testing.assert_allclose(seen["a"].gram, design.T @ design, rtol=1e-12)

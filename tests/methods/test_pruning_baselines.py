@@ -9,7 +9,8 @@ from cimf.methods.base import Task
 from cimf.methods.baselines.fista import _descend, fista
 from cimf.methods.baselines.one_shot import BASELINES, magnitude_counts, wanda
 from cimf.methods.by_name import prune_task
-from cimf.methods.layered.calibration import Calibration, Statistics
+from cimf.methods.layered.calibration import Calibration
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.statistics import Gram
 
 

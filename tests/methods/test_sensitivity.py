@@ -8,9 +8,10 @@ from torch import nn
 import cimf
 from cimf.errors import UnknownNameError
 from cimf.methods.base import Task
-from cimf.methods.layered.calibration import Calibration, Statistics
+from cimf.methods.layered.calibration import Calibration
 from cimf.methods.layered.sensitivity import output_sensitivity as by_sample
 from cimf.methods.layered.sensitivity import positions_that_count
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.network.layers import LayerGraph
 
 

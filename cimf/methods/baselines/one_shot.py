@@ -18,9 +18,10 @@ from cimf.methods.base import Method, Outcome, Task
 from cimf.methods.baselines.fista import fista
 from cimf.methods.layered import elimination
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts
-from cimf.methods.layered.calibration import Calibration, Statistics
+from cimf.methods.layered.calibration import Calibration
 from cimf.methods.layered.elimination import Matrix
 from cimf.methods.layered.prune_layers import LayeredOptions, solve_layers
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.methods.layered.supports import Choice, Rule, magnitude, obs
 from cimf.methods.pruning_report import layer_weights
 from cimf.statistics import Gram

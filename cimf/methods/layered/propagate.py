@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from cimf.errors import CaptureError
-from cimf.network.layers import Layer, LayerGraph, evaluate_node, stages
+from cimf.methods.layered.statistics_options import Statistics
+from cimf.network.graph import Lane
+from cimf.network.layers import Layer, LayerGraph
 from cimf.network.patches import PatchGram, grid
-
-Values = list[Any]
 
 
 @torch.no_grad()
@@ -21,12 +20,10 @@ def propagate(
     graph: LayerGraph,
     batches: Sequence[Tensor],
     solve: Callable[[Layer, PatchGram], tuple[Tensor, Tensor | None] | None],
+    how: Statistics,
     *,
     correct: bool = True,
-    positions: int | None = None,
-    precision: torch.dtype = torch.float64,
     counting: Mapping[str, Sequence[Tensor]] | None = None,
-    seed: int = 0,
 ) -> dict[str, float]:
     """Run teacher and student through the graph, solving every layer when its input is known.
 
@@ -36,12 +33,11 @@ def propagate(
         Calibration inputs; the values of all batches at one node are held at a time.
     solve : (layer, statistics) -> (rows (r, N), bias (r,) or None), or None to leave the layer
         Called in topological order. The rows are those of the student from here on.
+    how : Statistics
+        Its positions are a grid with a random offset per batch.
     correct : bool
         Student's states as regressors (and subtracted summands), so that a layer corrects the
         errors before it; False: teacher's states.
-    positions : int, optional
-        About so many output positions per sample enter the statistics (a grid with a random
-        offset per batch). Default: all.
     counting : mapping of str to sequence of Tensor, optional
         By layer: the positions (b, ...) of every batch that take part in the statistics and in the
         mismatch, see `positions_that_count`. Default: all.
@@ -57,65 +53,52 @@ def propagate(
     CaptureError
         NaN or infinity in front of or behind a layer, with the layer's path and the sample.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     counting = counting or {}
-    teacher: dict[fx.Node, Values] = {}
-    student: dict[fx.Node, Values] = {}
+    network = graph.traced
+    layers = {layer.node: layer for layer in graph.layers}
+    teachers, students = ([Lane({network.source: u}) for u in batches] for _ in range(2))
+    pairs = list(zip(teachers, students, strict=True))
     mismatch: dict[str, float] = {}
     rows: dict[str, tuple[Tensor, Tensor | None]] = {}
-    for node, dead, layer in stages(graph):
-        if node.op == "placeholder":
-            teacher[node] = student[node] = list(batches)
-        elif layer is None:
-            teacher[node] = _evaluate(graph, node, teacher, len(batches))
-            same = all(teacher[n] is student[n] for n in node.all_input_nodes)
-            student[node] = teacher[node] if same else _evaluate(graph, node, student, len(batches))
-        else:
-            teacher[node] = _evaluate(graph, node, teacher, len(batches))
-            statistics = PatchGram(layer, precision)
-            source = student if correct else teacher
-            for k, x in enumerate(source[layer.source]):
-                goal = teacher[node][k]
-                if correct:
-                    before, after = (
-                        _summand(layer, env, k, goal.shape) for env in (teacher, student)
-                    )
-                    goal = goal + before - after
-                for value in (x, goal):
-                    _check_finite(layer, value, counting.get(layer.path), k, batches)
-                if layer.path in counting:
-                    x, goal = (value[counting[layer.path][k]] for value in (x, goal))
-                statistics.update(x, goal, grid(layer, goal, positions, rng))
-            found = solve(layer, statistics)
-            if found is not None:
-                rows[layer.path] = found
+    for node in network.walk(*teachers, followers=students):
+        if node not in layers:
+            for teacher, student in pairs:  # one value for both, as long as nothing was changed
+                if all(teacher[n] is student[n] for n in node.all_input_nodes):
+                    student[node] = teacher[node]
+            continue
+        layer = layers[node]
+        statistics = PatchGram(layer, how.precision)
+        for k, (teacher, student) in enumerate(pairs):
+            goal = teacher[node]
+            if correct:
+                before, after = (_summand(layer, lane, goal.shape) for lane in (teacher, student))
+                goal = goal + before - after
+            x = (student if correct else teacher)[layer.source]
+            for value in (x, goal):
+                _check_finite(layer, value, counting.get(layer.path), k, batches)
+            if layer.path in counting:
+                x, goal = (value[counting[layer.path][k]] for value in (x, goal))
+            statistics.update(x, goal, grid(layer, goal, how.positions, rng))
+        found = solve(layer, statistics)
+        if found is not None:
+            rows[layer.path] = found
+        for teacher, student in pairs:
             same = found is None and teacher[layer.source] is student[layer.source]
-            student[node] = (
-                teacher[node] if same else [layer(x, rows) for x in student[layer.source]]
-            )
-            mismatch[layer.path] = _mismatch(layer, teacher, student, counting.get(layer.path))
-        for value in dead:
-            del teacher[value], student[value]
+            student[node] = teacher[node] if same else layer(student[layer.source], rows)
+        mismatch[layer.path] = _mismatch(layer, pairs, counting.get(layer.path))
     return mismatch
 
 
-def _evaluate(graph: LayerGraph, node: fx.Node, env: dict[fx.Node, Values], count: int) -> Values:
-    """Return a node's value for each of `count` batches; constants are the same for all."""
-    return [
-        evaluate_node(graph.module, node, {n: env[n][k] for n in node.all_input_nodes})
-        for k in range(count)
-    ]
-
-
-def _summand(layer: Layer, env: dict[fx.Node, Values], k: int, shape: torch.Size) -> Tensor | float:
-    """Return what is added to the layer's output (of this shape) in batch k, or 0.
+def _summand(layer: Layer, lane: Lane, shape: torch.Size) -> Tensor | float:
+    """Return what is added to the layer's output (of this shape), or 0.
 
     A sum that repeats the layer's output along some axis (a value that is added to advantages)
     gives its entries several targets: there the layer has its own output as the target.
     """
     if layer.summand is None:
         return 0.0
-    beside = torch.as_tensor(env[layer.summand][k])
+    beside = torch.as_tensor(lane[layer.summand])
     return beside if torch.broadcast_shapes(shape, beside.shape) == shape else 0.0
 
 
@@ -141,16 +124,15 @@ def _check_finite(
 
 
 def _mismatch(
-    layer: Layer,
-    teacher: dict[fx.Node, Values],
-    student: dict[fx.Node, Values],
-    counting: Sequence[Tensor] | None,
+    layer: Layer, pairs: Sequence[tuple[Lane, Lane]], counting: Sequence[Tensor] | None
 ) -> float:
+    """Return the student's mean squared error over the teacher's variance, sums included."""
     error = energy = count = 0.0
     total: Tensor | float = 0.0
-    for k, z in enumerate(teacher[layer.node]):
-        e = student[layer.node][k] - z
-        before, after = (_summand(layer, env, k, z.shape) for env in (teacher, student))
+    for k, (teacher, student) in enumerate(pairs):
+        z = teacher[layer.node]
+        e = student[layer.node] - z
+        before, after = (_summand(layer, lane, z.shape) for lane in (teacher, student))
         e, z = e + after - before, z + before
         if counting is not None:
             e, z = e[counting[k]], z[counting[k]]

@@ -23,9 +23,10 @@ from cimf.errors import InputError, UnknownNameError
 from cimf.methods.base import Outcome, Task, check_switches
 from cimf.methods.layered import elimination
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts, given_counts
-from cimf.methods.layered.calibration import Calibration, Statistics
+from cimf.methods.layered.calibration import Calibration
 from cimf.methods.layered.elimination import Matrix
 from cimf.methods.layered.propagate import propagate
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.methods.layered.supports import SUPPORTS, Choice, Convex, Rule
 from cimf.methods.layered.survey import as_rows, damped_groups, dense_rows
 from cimf.methods.pruning_report import LayerRecord
@@ -141,9 +142,8 @@ def solve_layers(calibration: Calibration, counts: Counts, options: LayeredOptio
         graph,
         calibration.inputs,
         solve,
+        options,
         correct=options.correct,
-        positions=options.positions,
-        precision=options.precision,
         counting=calibration.counting,
     )
     network = graph.export(rows)

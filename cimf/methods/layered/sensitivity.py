@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from cimf.errors import UnknownNameError
-from cimf.network.layers import LayerGraph, evaluate_node, stages
+from cimf.network.graph import Lane
+from cimf.network.layers import LayerGraph
 
 
 def _output(y: Tensor) -> Tensor:
@@ -175,13 +176,10 @@ def _forward(
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Return the layers' outputs by index, and the network's output."""
     values: dict[int, Tensor] = {}
-    env: dict[fx.Node, Any] = {}
+    lane = Lane({graph.traced.source: batch})
     output: Any = None
-    for node, dead, _ in stages(graph):
-        env[node] = batch if node.op == "placeholder" else evaluate_node(graph.module, node, env)
+    for node in graph.traced.walk(lane):
         if node in index:
-            values[index[node]] = env[node]
-        output = env[node]
-        for value in dead:
-            del env[value]
+            values[index[node]] = lane[node]
+        output = lane[node]
     return values, output

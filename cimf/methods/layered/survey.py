@@ -23,6 +23,7 @@ from cimf.methods.layered import elimination as rows
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts, by_price, uniform
 from cimf.methods.layered.propagate import propagate
 from cimf.methods.layered.sensitivity import output_sensitivity
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.network.layers import Layer, LayerGraph
 from cimf.network.patches import PatchGram
 from cimf.statistics import Gram
@@ -81,34 +82,27 @@ class Survey:
         cls,
         graph: LayerGraph,
         batches: Sequence[Tensor],
-        *,
-        damping: float,
-        positions: int | None,
-        precision: torch.dtype,
-        metric: str = "output",
+        how: Statistics,
         counting: Mapping[str, Sequence[Tensor]] | None = None,
-        n_jobs: int | None = None,
     ) -> Survey:
-        """Measure the curves on the teacher's states; as `Statistics` and `propagate`."""
+        """Measure the curves on the teacher's states; the arguments are those of `propagate`."""
         found: dict[str, tuple[tuple[Gram, ...], NDArray[np.int64], NDArray[np.float64]]] = {}
 
         def collect(layer: Layer, statistics: PatchGram) -> None:
             free = int(layer.has_bias)
-            problems = damped_groups(layer, statistics, damping)
-            parts = [rows.elimination(problem, free, n_jobs) for problem in problems]
+            problems = damped_groups(layer, statistics, how.damping)
+            parts = [rows.elimination(problem, free, how.n_jobs) for problem in problems]
             order, increase = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
             found[layer.path] = problems, order, increase / statistics.n_samples
 
-        propagate(
-            graph, batches, collect, positions=positions, precision=precision, counting=counting
-        )
+        propagate(graph, batches, collect, how, counting=counting)
         probe = torch.cat(list(batches))[:_PROBES]
-        sensitivity = output_sensitivity(graph, [probe], metric)
+        sensitivity = output_sensitivity(graph, [probe], how.metric)
         curves = [
             LayerCurves(*found[layer.path], s.mean(axis=0), _carried(s.sum(axis=1)))
             for layer, s in zip(graph.layers, sensitivity, strict=True)
         ]
-        return cls(graph, curves, probe, n_jobs)
+        return cls(graph, curves, probe, how.n_jobs)
 
     def allocate(self, rule: str, left: int, keep: Sequence[str] = ()) -> Counts:
         """Return how many weights every row keeps, `left` in all.
