@@ -48,8 +48,3 @@ class Rows:
         k, n = self.n_state_rows, self.n_states
         top, bottom = self.values[:k], self.values[k:]
         return top[:, :n], top[:, n:], bottom[:, :n], bottom[:, n:]
-
-    @property
-    def is_number(self) -> bool:
-        """Whether the values are a numpy array (and not a CVXPY expression)."""
-        return isinstance(self.values, np.ndarray)

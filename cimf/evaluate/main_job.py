@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from cimf.evaluate.held_out import HeldOut
-from cimf.methods.base import Pruned, Task
-from cimf.methods.by_name import METHODS, prune_task
+from cimf.methods.base import Pruned, Task, run_method
+from cimf.methods.by_name import METHODS
 from cimf.network.batches import as_list
 
 
@@ -62,32 +61,19 @@ def prune(
         Fewer samples (times positions) than columns in a layer, with the layers' names; a target
         that was missed by more than 0.001. The same sentences are notes of the report.
     """
-    task = as_task(net, batches, method, train=train, check=(sparsity, options))
+    found = METHODS[method]
+    record = found.checked(method, sparsity, options)
+    task = as_task(net, batches, method, train)
     held_out = None if test is None else HeldOut(net, test)
-    result = prune_task(task, sparsity, method, **options)
+    result = run_method(task, method, found, sparsity, record)
     return result if held_out is None else held_out.evaluated(result)
 
 
-def as_task(
-    net: nn.Module,
-    batches: Any,
-    method: str,
-    *,
-    train: Any = None,
-    check: tuple[Any, Mapping[str, Any]] | None = None,
-) -> Task:
-    """Return the task of a method; parameters and errors as `prune`.
-
-    Parameters
-    ----------
-    check : (sparsity, options), optional
-        Refused before the batches are read if they cannot be right.
-    """
+def as_task(net: nn.Module, batches: Any, method: str, train: Any = None) -> Task:
+    """Return the task of a method; parameters and errors as `prune`."""
     found = METHODS[method]
     if "labels" in found.needs and train is None:
         batches = as_list("calibration", batches)
         train = batches if all(isinstance(batch, tuple | list) for batch in batches) else None
-    if check is not None:
-        sparsity, options = check
-        found.checked(method, sparsity, train, options)
+    found.check_data(method, train)
     return Task(net, batches, train)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cimf.errors import CimfError, InputError, UnknownNameError, warn_outside
 from cimf.methods.pruning_report import LayerRecord, PruningReport
 from cimf.network.batches import as_batches
-from cimf.network.copies import check_hooks, plain_copy, working_copy
+from cimf.network.copies import plain_copy
 from cimf.network.layers import LayerGraph, working_dtype
 
 T = TypeVar("T")
@@ -80,11 +80,7 @@ class Task:
             extreme = [low[[int(low.flatten(1).amin(1).argmin())]]]
             extreme += [high[[int(high.flatten(1).amax(1).argmax())]]]
             sample = torch.cat([sample, *extreme])
-        graph = LayerGraph(self.net, sample)
-        reference = working_copy(graph.original, graph.dtype)
-        for batch in self.inputs:  # a hook may act on few samples only
-            check_hooks(graph.original, reference, batch)
-        return graph
+        return LayerGraph(self.net, sample, self.inputs)
 
     @property
     def n_samples(self) -> int:
@@ -159,14 +155,14 @@ class Method:
         """What may be chosen."""
         return [field.name for field in fields(self.options)]
 
-    def checked(self, name: str, sparsity: Any, train: Any, given: Mapping[str, Any]) -> Any:
+    def checked(self, name: str, sparsity: Any, given: Mapping[str, Any]) -> Any:
         """Return the options as the method's record; refuse before any work what cannot be right.
 
         Raises
         ------
         InputError, UnknownNameError
             An unknown option, a value that the record refuses, a target that is no number in
-            [0, 1), none where the method needs one; labelled data missing.
+            [0, 1), none where the method needs one.
         """
         record: Any = as_record(self.options, given, f"option of {name!r}", _BESIDE)
         budget = "budget" in self.controlled and record.budget
@@ -181,11 +177,19 @@ class Method:
             raise InputError(
                 f"method {name!r} needs a target sparsity, for example 0.8", options=["sparsity"]
             )
+        return record
+
+    def check_data(self, name: str, train: Any) -> None:
+        """Refuse a task without the labelled data that the method trains on.
+
+        Raises
+        ------
+        InputError
+        """
         if "labels" in self.needs and train is None:
             raise InputError(
                 f"method {name!r} trains on labels: give (input, label) pairs, as batches or train"
             )
-        return record
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ class Pruned:
 
 
 def run_method(
-    task: Task, name: str, method: Method, sparsity: float | None, given: Mapping[str, Any]
+    task: Task, name: str, method: Method, sparsity: float | None, options: Any
 ) -> Pruned:
     """Run a method on a task and count what comes back.
 
@@ -225,13 +229,13 @@ def run_method(
     ----------
     name : str
         What errors and the report call the method.
-    given : mapping
-        Its options.
+    options : record
+        As `Method.checked` returns it.
 
     Raises
     ------
-    InputError, UnknownNameError
-        As `Method.checked`.
+    InputError
+        As `Method.check_data`.
     CimfError
         The method returned another class of network, or one with NaN or infinite parameters.
 
@@ -240,7 +244,7 @@ def run_method(
     UserWarning
         What the method warns about, and a target that was missed by more than 0.001.
     """
-    options = method.checked(name, sparsity, task.train, given)
+    method.check_data(name, task.train)
     start = time.perf_counter()
     outcome = method.run(task, sparsity, options)
     seconds = time.perf_counter() - start

@@ -31,4 +31,5 @@ def prune_task(
 
     Methods and targets on one task share what they compute alike.
     """
-    return run_method(task, method, METHODS[method], sparsity, options)
+    found = METHODS[method]
+    return run_method(task, method, found, sparsity, found.checked(method, sparsity, options))

@@ -123,8 +123,8 @@ def working_copy(net: nn.Module, dtype: torch.dtype, *, hooks: bool = False) -> 
 
 
 @torch.no_grad()
-def check_hooks(net: nn.Module, reference: nn.Module, sample: Tensor) -> None:
-    """Run a network's forward hooks once on a copy: they may look, but not change anything.
+def check_hooks(net: nn.Module, reference: nn.Module, *samples: Tensor) -> None:
+    """Run a network's forward hooks on a copy: they may look, but not change anything.
 
     Parameters
     ----------
@@ -132,6 +132,8 @@ def check_hooks(net: nn.Module, reference: nn.Module, sample: Tensor) -> None:
         A `plain_copy`.
     reference : nn.Module
         Its `working_copy`, without hooks.
+    *samples : Tensor (b, ...)
+        A hook may act on few of them only.
 
     Raises
     ------
@@ -145,12 +147,14 @@ def check_hooks(net: nn.Module, reference: nn.Module, sample: Tensor) -> None:
     ]
     if not hooked:
         return
-    with_hooks = run(working_copy(net, sample_dtype(reference), hooks=True), sample, "calibration")
-    if not same(run(reference, sample, "calibration"), with_hooks):
-        raise CaptureError(
-            f"forward hooks on {', '.join(hooked[:5])} change the network's output: tracing does "
-            "not see what they do. Remove them, or write it into the forward of a module"
-        )
+    with_hooks = working_copy(net, sample_dtype(reference), hooks=True)
+    for sample in samples:
+        plain, found = (run(one, sample, "calibration") for one in (reference, with_hooks))
+        if not same(plain, found):
+            raise CaptureError(
+                f"forward hooks on {', '.join(hooked[:5])} change the network's output: tracing "
+                "does not see what they do. Remove them, or write it into the forward of a module"
+            )
 
 
 def sample_dtype(net: nn.Module) -> torch.dtype:

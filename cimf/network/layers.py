@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +68,8 @@ class LayerGraph:
         Inputs (b, ...) in `working_dtype` on which everything is checked: that the graph is the
         network, that samples do not mix, that every layer is W x + b with its own weight, and that
         the network uses the weights which `export` writes.
+    others : sequence of Tensor
+        Further inputs, on which forward hooks are tried as well.
 
     Attributes
     ----------
@@ -89,20 +91,20 @@ class LayerGraph:
         seems to be, or there is none. The message names the module's path.
     """
 
-    def __init__(self, net: nn.Module, sample: Tensor) -> None:
+    def __init__(self, net: nn.Module, sample: Tensor, others: Sequence[Tensor] = ()) -> None:
         self.dtype = working_dtype(net)
         with torch.inference_mode(False), torch.no_grad():
             self.original = plain_copy(net)
-            self._build(sample)
+            self._build(sample, others)
 
-    def _build(self, sample: Tensor) -> None:
+    def _build(self, sample: Tensor, others: Sequence[Tensor]) -> None:
         if len(sample) == 1:  # samples that mix show only beside others
             sample = torch.cat([sample, sample.flatten(1).roll(1, 1).view_as(sample)])
         refuse_shared(self.original)
         refuse_several_inputs(self.original)
         reference = working_copy(self.original, self.dtype)
         expected = as_output(run(reference, sample, "calibration"), len(sample))
-        check_hooks(self.original, reference, sample)
+        check_hooks(self.original, reference, sample, *others)
         if not torch.isfinite(expected).all():
             raise CaptureError("the network's output has NaN or infinite values")
         graph = self.traced = trace(reference, self.dtype, sample)

@@ -118,7 +118,7 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
     def work(point: Point) -> dict[str, Any]:
         nonlocal shared
         options = dict(point.options)
-        record = METHODS[point.method].checked(point.method, point.sparsity, None, options)
+        record = METHODS[point.method].checked(point.method, point.sparsity, options)
         key = point.samples, record.statistics if isinstance(record, Statistics) else None
         if shared is None or shared[0] != key:
             shared = None  # frees the statistics before the next ones are taken

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cimf.errors import CimfError
 from cimf.evaluate.held_out import HeldOut
 from cimf.evaluate.main_job import as_task
-from cimf.methods.base import Pruned
-from cimf.methods.by_name import METHODS, prune_task
+from cimf.methods.base import Pruned, run_method
+from cimf.methods.by_name import METHODS
 from cimf.model.operators import implicit_summary
 from cimf.network.batches import as_batches, as_list
 from cimf.network.layers import working_dtype
@@ -53,7 +53,7 @@ def run_prune(
         As `cimf.prune`.
     """
     found = METHODS[method]
-    found.checked(method, sparsity, (), options)  # labels are seen once the network is loaded
+    record = found.checked(method, sparsity, options)
     decisive = {key: str(value) for key, value in options.items() if key != "n_jobs"}
     settings = {**settings, "sparsity": sparsity, "method": method, "options": decisive}
     with RunFolder.claim(folder, settings, overwrite) as run:
@@ -62,8 +62,9 @@ def run_prune(
         task = as_task(net, batches, method)
         held_out = HeldOut(net, test[0]) if test else None
         with progress_bar("layers", None) as progress:
-            shown = {"progress": progress} if "progress" in found.option_names else {}
-            result = prune_task(task, sparsity, method, **shown, **options)
+            if "progress" in found.option_names:
+                record = replace(record, progress=progress)
+            result = run_method(task, method, found, sparsity, record)
         run.write(WEIGHTS, result.save)  # what follows may fail: the result is there
         run.write(REPORT, f"{result.report}\n")
         if held_out is not None:

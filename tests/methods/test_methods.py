@@ -11,7 +11,7 @@ from torch import nn
 
 import cimf
 from cimf.errors import CaptureError, InputError, UnknownNameError
-from cimf.methods.base import Method, Outcome, Task, run_method
+from cimf.methods.base import Method, NoOptions, Outcome, Task, run_method
 from cimf.methods.baselines.one_shot import one_shot
 from cimf.methods.by_name import METHODS, prune_task
 
@@ -82,7 +82,7 @@ def test_labels_reach_no_method_that_does_not_need_them():
         seen.append((task.train, [type(u) for u in task.inputs]))
         return Outcome(copy.deepcopy(task.net))
 
-    run_method(Task(network(), PAIRS), "look", Method("a test", look, Toy), 0.0, {})
+    run_method(Task(network(), PAIRS), "look", Method("a test", look, Toy), 0.0, Toy())
     assert seen == [(None, [torch.Tensor] * 3)]
 
 
@@ -122,7 +122,7 @@ def test_another_class_or_damaged_weights_are_no_result():
 
     for run, message in ((other, "returned a Linear, not .* Sequential"), (damaged, "'2.bias'")):
         with pytest.raises(cimf.CimfError, match=message):
-            run_method(Task(network(), X), "bad", Method("a test", run, Toy), 0.0, {})
+            run_method(Task(network(), X), "bad", Method("a test", run, Toy), 0.0, Toy())
 
 
 def test_a_missed_target_is_warned_about_and_noted():
@@ -130,7 +130,7 @@ def test_a_missed_target_is_warned_about_and_noted():
         return Outcome(copy.deepcopy(task.net))
 
     with pytest.warns(UserWarning, match=r"the sparsity is 0.00%, the target 50.00%") as caught:
-        result = run_method(Task(network(), X), "no", Method("a test", nothing, Toy), 0.5, {})
+        result = run_method(Task(network(), X), "no", Method("a test", nothing, Toy), 0.5, Toy())
     assert caught[0].filename == __file__
     assert "more weights are kept" in result.report.notes[-1]
 
@@ -157,10 +157,10 @@ def test_modules_that_are_not_called_are_counted_and_named():
 
 def test_what_is_no_outcome_choice_or_rule_of_counts_is_named():
     with pytest.raises(cimf.CimfError, match="'none' returned a NoneType; an Outcome is needed"):
-        run_method(Task(network(), X), "none", Method("a test", lambda *_: None), 0.5, {})
+        run_method(Task(network(), X), "none", Method("a test", lambda *_: None), 0.5, NoOptions())
     nothing = one_shot("a test", lambda *_: None, "uniform", False)
     with pytest.raises(InputError, match="rule returned a NoneType; a Choice is needed"):
-        run_method(Task(network(), X), "rule", nothing, 0.5, {})
+        run_method(Task(network(), X), "rule", nothing, 0.5, nothing.options())
     with pytest.raises(UnknownNameError, match=r"unknown counts 'unifrm'; known: .*did you mean"):
         one_shot("a test", lambda *_: None, "unifrm", False)
     with pytest.raises(InputError, match="swaps must be True or False, got 'yes'"):

@@ -10,6 +10,8 @@ from cimf.data.networks import BasicBlock
 from cimf.errors import CaptureError, InputError, UnknownNameError
 from cimf.methods.base import Task
 from cimf.methods.by_name import prune_task
+from cimf.methods.layered.calibration import Calibration
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.methods.layered.supports import Convex
 
 SIZES = {"n_jobs": 1}
@@ -390,3 +392,18 @@ def test_front_door():
     assert result.report.sparsity["network_weights"] == pytest.approx(0.6, abs=1e-3)
     with pytest.raises(InputError, match=r"cimf\.prune"):
         cimf.sparsify(net, [u], design="layered")
+
+
+class Exponential(nn.Sequential):
+    """Overflows where its weights are large."""
+
+    def forward(self, x):
+        return super().forward(x).exp()
+
+
+def test_an_export_is_no_match_where_both_outputs_are_infinite():
+    net, u = Exponential(nn.Linear(4, 2)), torch.rand(50, 4)
+    calibration = Calibration.of(Task(net, u), Statistics())
+    rows = {"0": (torch.full((2, 4), 1e4), torch.zeros(2))}
+    with pytest.raises(CaptureError, match="the sparse network differs from its own rows by inf"):
+        calibration.check_export(calibration.graph.export(rows), rows)

@@ -20,6 +20,7 @@ from cimf.methods.layered.allocation import Counts
 from cimf.methods.layered.sensitivity import positions_that_count
 from cimf.methods.layered.statistics_options import Statistics
 from cimf.methods.layered.survey import Survey
+from cimf.network.copies import difference
 from cimf.network.layers import Layer, Rows
 
 # Samples on which the traced and the returned network are compared with what they should be, and
@@ -71,7 +72,8 @@ class Calibration:
             They differ.
         """
         expected = self.graph.run(self.inputs[0][:_COMPARED], rows)
-        error = _difference(self._run(network), expected)
+        finite = bool(expected.isfinite().all())  # where it is not, two wrong ones look alike
+        error = difference(self._run(network), expected) if finite else float("inf")
         coarsest = max(
             torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()
         )
@@ -135,11 +137,6 @@ class Calibration:
             if path not in known:
                 raise UnknownNameError("layer", path, known)
         return [layer for path, layer in known.items() if path in paths]
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference relative to the largest expected value."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def _first(batches: Sequence[Tensor], samples: int) -> list[Tensor]:
