@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib
-import inspect
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cimf import __version__
 from cimf.errors import InputError
-from cimf.files import sha256
 from cimf.runs.terminal import loading, one_line_errors, out
+from cimf.studies.user_code import load_function, load_method, made, named_value, source_digest
 
 app = typer.Typer(
     help="Certified convex sparsification of trained networks through implicit models.",
@@ -27,6 +20,9 @@ app = typer.Typer(
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")]
+Folder = Annotated[
+    Path | None, typer.Option(help="Results folder. Default: results/MODULE-FUNCTION.")
+]
 Jobs = Annotated[int | None, typer.Option(help="Processes or threads for the rows.")]
 Network = Annotated[
     str,
@@ -91,9 +87,7 @@ def sparsify(
     ] = False,
     method: Method = "auto",
     backend: Backend = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="Results folder. Default: results/FUNCTION.")
-    ] = None,
+    out: Folder = None,
     seed: Seed = 0,
     n_jobs: Jobs = None,
     keep_going: Annotated[
@@ -109,7 +103,7 @@ def sparsify(
         if kappa and sweep:
             raise InputError("give --kappa or --sweep, not both")
         function = load_function(target)
-        folder = out or Path("results") / target.rpartition(":")[2]
+        folder = out or Path("results") / target.replace(":", "-")
         settings = {"target": target, "source": source_digest(function), "seed": seed}
         with loading():
             from cimf.methods.stacked.captured import Reference
@@ -119,7 +113,7 @@ def sparsify(
             target,
             folder,
             settings,
-            lambda: Reference.capture(*call_seeded(function, seed)),
+            lambda: Reference.capture(*made(target, function, seed)),
             kappas=tuple(kappa) if kappa else KAPPAS if sweep else (0.5,),
             configurations=((design, rescale),),
             overwrite=overwrite,
@@ -142,52 +136,40 @@ def prune(
         float | None, typer.Option(help="Share of the weights that is zero, in [0, 1).")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="layered, obs, obs-error, fista, wanda, magnitude-global, ...")
+        str,
+        typer.Option(
+            help="layered, obs, obs-error, fista, wanda, magnitude-global, ..., or MODULE:NAME of "
+            "your own cimf.methods.base.Method."
+        ),
     ] = "layered",
     option: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Option of the method, e.g. swaps=False; repeat."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Results folder. Default: results/FUNCTION.")
-    ] = None,
+    out: Folder = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Make the weights of your trained network sparse: the same network, with exact zeros."""
     with one_line_errors():
         function = load_function(target)
-        folder = out or Path("results") / target.rpartition(":")[2]
+        folder = out or Path("results") / target.replace(":", "-")
         settings = {"target": target, "source": source_digest(function), "seed": seed}
         options = dict(named_value(text) for text in option or ())
         with loading():
+            from cimf.methods.by_name import METHODS
             from cimf.studies.prune_run import run_prune
+        if ":" in method:
+            METHODS[method], settings["method source"] = load_method(method)
         run_prune(
             folder,
             settings,
-            lambda: call_seeded(function, seed),
+            lambda: made(target, function, seed),
             sparsity,
             method,
             options=options,
             overwrite=overwrite,
         )
-
-
-def named_value(text: str) -> tuple[str, Any]:
-    """Return name and value of "name=value"; the value is a Python literal, else text.
-
-    Raises
-    ------
-    InputError
-        Another form.
-    """
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise InputError(f"--option {text!r}: NAME=VALUE needed, for example swaps=False")
-    try:
-        return name.strip(), ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name.strip(), value
 
 
 @app.command()
@@ -239,78 +221,6 @@ def doctor() -> None:
             works = examine()
         if not works:
             raise typer.Exit(1)
-
-
-def load_function(target: str) -> Callable[[], Any]:
-    """Return the function named by ``module:function``, looked up in the current folder first.
-
-    Raises
-    ------
-    InputError
-        If the text has another form, or the module or the function does not exist. An error inside
-        the module keeps its traceback.
-    """
-    module_name, separator, function_name = target.partition(":")
-    if not (module_name and separator and function_name):
-        raise InputError(f"{target!r} is not of the form module:function, e.g. mynet:load")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise
-        raise InputError(
-            f"there is no module {module_name!r} in the current folder or the environment"
-            + ("; leave out .py" if module_name.endswith(".py") else "")
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [name for name, value in vars(module).items() if callable(value)]
-        raise InputError(
-            f"{module_name} has no function {function_name!r}; it has {', '.join(known) or 'none'}"
-        )
-    return function
-
-
-def source_digest(function: Callable[[], Any]) -> str | None:
-    """Return the SHA-256 of the file of `function`: an edited one makes another run.
-
-    None where there is no such file, as for a function of Python itself.
-    """
-    while isinstance(function, functools.partial):
-        function = function.func
-    named = inspect.isroutine(function) or inspect.isclass(function)
-    try:
-        path = inspect.getsourcefile(function if named else type(function))
-    except (TypeError, OSError):
-        return None
-    return sha256(path) if path else None
-
-
-def call_seeded(function: Callable[[], Any], seed: int) -> tuple[Any, ...]:
-    """Call `function` with numpy's and torch's global generators seeded; return its 2 or 3 values.
-
-    Raises
-    ------
-    InputError
-        If it returns anything but (net, batches) or (net, batches, test batches).
-    """
-    import numpy as np
-    import torch
-
-    np.random.seed(seed)  # noqa: NPY002 - the user's code may use the global generator
-    torch.manual_seed(seed)
-    value = function()
-    name = getattr(function, "__name__", "the function")
-    if not (isinstance(value, tuple) and len(value) in (2, 3)):
-        raise InputError(
-            f"{name} returned {type(value).__name__}; (net, calibration batches) or "
-            "(net, calibration batches, test batches) needed"
-        )
-    if not isinstance(value[0], torch.nn.Module):
-        raise InputError(f"{name} returned {type(value[0]).__name__} first, not a torch.nn.Module")
-    return value
 
 
 if __name__ == "__main__":

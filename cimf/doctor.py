@@ -8,7 +8,7 @@ from typing import Literal
 
 from cimf.errors import CimfError
 from cimf.runs.provenance import threads, versions
-from cimf.runs.terminal import print_table
+from cimf.runs.terminal import doing, print_table
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,10 @@ class Finding:
 
 def examine() -> bool:
     """Print every finding; return whether the main job can run."""
-    findings = [finding for check in CHECKS for finding in _guarded(check)]
+    findings = []
+    for check in CHECKS:
+        with doing(f"{_name(check)} ..."):
+            findings += _guarded(check)
     print_table(
         ["subject", "state", "what was found"],
         [[finding.subject, finding.state, finding.detail] for finding in findings],
@@ -36,8 +39,11 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(check())
     except Exception as error:
-        name = check.__name__.strip("_").replace("_", " ")
-        return [Finding(name, "FAIL", f"{type(error).__name__}: {error}")]
+        return [Finding(_name(check), "FAIL", f"{type(error).__name__}: {error}")]
+
+
+def _name(check: Callable[[], Iterator[Finding]]) -> str:
+    return check.__name__.strip("_").replace("_", " ")
 
 
 def _versions() -> Iterator[Finding]:
@@ -92,7 +98,7 @@ def _data() -> Iterator[Finding]:
 
 
 def _main_job() -> Iterator[Finding]:
-    """Sparsify a tiny network for real."""
+    """Sparsify a tiny network for real; most of the time goes into loading and compiling."""
     import torch
 
     from cimf.methods.stacked.captured import Reference

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.least_squares import LeastSquares
 from formulations.level import Penalty, Radius
 from formulations.problem import RowRecord
+from formulations.registry import known_names
 
 
 class RowProblem(cp.Problem):
@@ -95,6 +96,7 @@ class Constrained(RowProblem):
         Wrong shapes, NaN, float16, negative kappa or weights.
     """
 
+    @known_names
     def __init__(
         self,
         design: Any,

@@ -14,6 +14,7 @@ from formulations.columns import per_row
 from formulations.errors import FormulationError
 from formulations.least_squares import LeastSquares
 from formulations.problem import ExactRecord
+from formulations.registry import known_names
 from formulations.relaxed import ModelProblem, checked, states_and_targets
 
 # ||z - M w|| / ||z|| at a least-squares solution that still counts as matched exactly. States
@@ -69,6 +70,7 @@ class Exact(ModelProblem):
     record: ExactRecord
     preflight: Preflight
 
+    @known_names
     def __init__(
         self,
         X: ArrayLike,

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from formulations.constrained import RowProblem
 from formulations.least_squares import LeastSquares
 from formulations.problem import RowRecord
+from formulations.registry import known_names
 
 
 class Lasso(RowProblem):
@@ -17,6 +18,7 @@ class Lasso(RowProblem):
     Parameters as `Constrained`, with lam >= 0 (float or (r,)) in the place of kappa.
     """
 
+    @known_names
     def __init__(
         self,
         design: Any,

@@ -1,12 +1,17 @@
-"""Dictionaries whose missing keys say which names are known."""
+"""Missing keys of dictionaries, and unknown keywords, are answered by the names that are known."""
 
 from __future__ import annotations
 
-from typing import NoReturn, TypeVar
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
 from formulations.errors import UnknownNameError
 
 T = TypeVar("T")
+S = TypeVar("S")
+P = ParamSpec("P")
 
 
 class Registry(dict[str, T]):
@@ -28,3 +33,19 @@ class Registry(dict[str, T]):
 
     def __missing__(self, name: object) -> NoReturn:
         raise UnknownNameError(self.kind, name, self)
+
+
+def known_names(
+    init: Callable[Concatenate[S, P], None],
+) -> Callable[Concatenate[S, P], None]:
+    """Let a class answer a keyword that it does not take by `UnknownNameError`."""
+    names = [name for name in inspect.signature(init).parameters if name != "self"]
+
+    @functools.wraps(init)
+    def checked(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        for name in kwargs:
+            if name not in names:
+                raise UnknownNameError(f"argument of {type(self).__name__}", name, names)
+        init(self, *args, **kwargs)
+
+    return checked

@@ -16,6 +16,7 @@ from formulations.least_squares import LeastSquares
 from formulations.loss import Loss, minimum
 from formulations.losses import as_loss
 from formulations.problem import ModelRecord, RelaxedRecord
+from formulations.registry import known_names
 from formulations.sets import ConstraintSet, as_set
 
 Array = NDArray[np.float64]
@@ -130,6 +131,7 @@ class Relaxed(ModelProblem):
 
     record: RelaxedRecord
 
+    @known_names
     def __init__(
         self,
         X: ArrayLike,
@@ -162,6 +164,7 @@ class StateRow(Relaxed):
     per row. Parameters as `Relaxed`; z has shape (m,).
     """
 
+    @known_names
     def __init__(
         self,
         X: ArrayLike,
@@ -189,6 +192,7 @@ class OutputRow(Relaxed):
     (m,).
     """
 
+    @known_names
     def __init__(
         self,
         X: ArrayLike,

@@ -103,7 +103,7 @@ class Term:
             problem = self._problem(rows)
             with trial_values([problem]):
                 needed, missing = _cones(problem)
-        return Check(self.name, self.separable, needed, missing, tuple(problems))
+        return Check(self.name, self.separable, needed, missing, tuple(dict.fromkeys(problems)))
 
 
 @contextmanager
@@ -176,7 +176,8 @@ def constraint_problems(constraint: Any, what: str) -> list[str]:
 def own_variables(parts: list[Any], rows: Rows) -> list[str]:
     """Say which variables a function of a set brought with it: its violation is then undefined."""
     known = {v.id for v in rows.values.variables()}
-    own = sorted({v.name() for part in parts for v in part.variables() if v.id not in known})
+    atoms: list[Any] = [part for part in parts if isinstance(part, cp.Expression | cp.Constraint)]
+    own = sorted({v.name() for part in atoms for v in part.variables() if v.id not in known})
     if not own:
         return []
     return [

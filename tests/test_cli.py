@@ -10,12 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import cimf
-from cimf import cli
-from cimf.cli import load_function
 from cimf.errors import InputError
+from cimf.methods import by_name
 from cimf.runs import terminal
 from cimf.studies import demo
 from cimf.studies.kappa_sweep import KAPPAS
+from cimf.studies.user_code import call_seeded, load_function
 from cimf.train.supervised import Schedule
 
 NETWORK = """
@@ -96,16 +96,16 @@ def test_a_run_is_reproducible_and_refreshable_but_not_replaceable(run):
     arguments = ("sparsify", "usernet:load", "--kappa", "0.5")
     first = run(*arguments)
     assert first.exit_code == 0, first.output
-    before = Path("results/load/sweep.csv").read_text()
+    before = Path("results/usernet-load/sweep.csv").read_text()
     assert run(*arguments).exit_code == 0
-    assert Path("results/load/sweep.csv").read_text() == before
+    assert Path("results/usernet-load/sweep.csv").read_text() == before
     other = run(*arguments, "--kappa", "0.1")
     assert other.exit_code == 1
     assert "another run (other kappas)" in other.output
     assert run(*arguments, "--seed", "1").exit_code == 1
-    assert Path("results/load/sweep.csv").read_text() == before
+    assert Path("results/usernet-load/sweep.csv").read_text() == before
     assert run(*arguments, "--seed", "1", "--overwrite").exit_code == 0
-    assert Path("results/load/sweep.csv").read_text() != before
+    assert Path("results/usernet-load/sweep.csv").read_text() != before
 
 
 def test_sparsify_saves_models_that_predict_what_the_report_says(run):
@@ -113,10 +113,12 @@ def test_sparsify_saves_models_that_predict_what_the_report_says(run):
         "sparsify", "usernet:load", "--kappa", "0.1", "--kappa", "0.5", "--design", "causal"
     )
     assert result.exit_code == 0, result.output
-    _, _, test = cli.call_seeded(load_function("usernet:load"), 0)
-    table = pd.read_csv("results/load/sweep.csv")
+    _, _, test = call_seeded(load_function("usernet:load"), 0)
+    table = pd.read_csv("results/usernet-load/sweep.csv")
     for kappa, accuracy in zip((0.1, 0.5), table["accuracy"], strict=True):
-        model = cimf.ImplicitModel.load(f"results/load/model-causal-rescaled-{kappa}.safetensors")
+        model = cimf.ImplicitModel.load(
+            f"results/usernet-load/model-causal-rescaled-{kappa}.safetensors"
+        )
         guess = model.predict(test[0][0].T.double().numpy()).argmax(axis=0)
         assert np.mean(guess == test[0][1].numpy()) == pytest.approx(accuracy)
 
@@ -153,7 +155,7 @@ def test_our_errors_are_one_line_and_write_nothing(run, arguments, message):
     result = run("sparsify", *arguments)
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
-    lines = [line for line in result.output.splitlines() if line.strip()]
+    lines = [line for line in result.output.splitlines() if line.strip() and line[:8] != "running "]
     assert len(lines) == 1, result.output
     assert lines[0].startswith("error: ")
     assert message in lines[0]
@@ -208,7 +210,7 @@ def test_help_is_fast_and_loads_nothing_heavy():
 def one_line(result, message):
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit)
-    lines = [line for line in result.output.splitlines() if line.strip()]
+    lines = [line for line in result.output.splitlines() if line.strip() and line[:8] != "running "]
     assert len(lines) == 1, result.output
     assert message in lines[0]
 
@@ -218,8 +220,8 @@ def test_close_kappas_have_files_of_their_own_and_equal_ones_are_refused(run):
     arguments = ("sparsify", "usernet:load", "--kappa", close[0], "--kappa", close[1])
     assert run(*arguments).exit_code == 0
     for kappa in close:
-        assert Path(f"results/load/model-full-rescaled-{kappa}.safetensors").is_file()
-    text = Path("results/load/sweep.md").read_text()
+        assert Path(f"results/usernet-load/model-full-rescaled-{kappa}.safetensors").is_file()
+    text = Path("results/usernet-load/sweep.md").read_text()
     assert all(f"| {kappa} |" in text for kappa in close)
     assert "paper" not in text, "the paper's columns belong to the paper's experiments"
     one_line(
@@ -236,7 +238,7 @@ def test_prune_saves_the_sparse_network(run):
     record = manifest("o")
     assert record["files"] == ["network.safetensors", "report.txt"]
     assert record["sparsity"]["network_weights"] == 0.5
-    net, _ = cli.call_seeded(load_function("usernet:unlabelled"), 0)
+    net, _ = call_seeded(load_function("usernet:unlabelled"), 0)
     state = load_file("o/network.safetensors")
     net.load_state_dict(state)
     zeros = sum(int((value == 0).sum()) for value in state.values() if value.ndim == 2)
@@ -249,21 +251,21 @@ def test_prune_tests_dense_and_sparse_network(run):
     arguments = ("--sparsity", "0.4", "--option", "support=ball", "--option", "swaps=False")
     result = run("prune", "usernet:load", *arguments)
     assert result.exit_code == 0, result.output
-    record = manifest("results/load")
-    net, _, ((inputs, labels),) = cli.call_seeded(load_function("usernet:load"), 0)
+    record = manifest("results/usernet-load")
+    net, _, ((inputs, labels),) = call_seeded(load_function("usernet:load"), 0)
     found = record["evaluation"]
     assert (found["samples"], found["dense_accuracy"]) == (50, 1.0), "labels are the network's own"
-    net.load_state_dict(load_file("results/load/network.safetensors"))
+    net.load_state_dict(load_file("results/usernet-load/network.safetensors"))
     accuracy = float((net(inputs).argmax(1) == labels).float().mean())
     assert found["accuracy"] == pytest.approx(accuracy)
     assert accuracy < 1.0, "otherwise a test that reports the dense accuracy twice would pass"
     text = f"accuracy {accuracy:.2%}, the network itself 100.00%"
     assert text in result.output
-    assert text in Path("results/load/report.txt").read_text()
+    assert text in Path("results/usernet-load/report.txt").read_text()
     assert record["settings"]["options"] == {"support": "ball", "swaps": "False"}
     assert "6/6" in result.output, "rows of the convex problem that are certified"
     for words in ("implicit model: 6 states; its equilibrium gives", "well-posed for any weights"):
-        assert words in Path("results/load/report.txt").read_text()
+        assert words in Path("results/usernet-load/report.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_any_callable_can_be_named(run, name):
     sys.modules.pop("callables", None)
     result = run("sparsify", f"callables:{name}")
     assert result.exit_code == 0, result.output
-    assert len(manifest(f"results/{name}")["settings"]["source"]) == 64
+    assert len(manifest(f"results/callables-{name}")["settings"]["source"]) == 64
 
 
 def test_a_function_without_a_source_file(run):
@@ -356,5 +358,40 @@ def test_ctrl_c_is_one_line_and_exit_code_130(run):
     Path("slow.py").write_text("def load():\n    raise KeyboardInterrupt\n")
     result = run("sparsify", "slow:load")
     assert result.exit_code == 130
-    assert result.output.strip() == terminal._INTERRUPTED
+    assert result.output.splitlines() == [
+        "running slow:load ...",
+        "interrupted; nothing was written to results/slow-load yet",
+    ]
     assert not Path("results").exists()
+
+
+METHODS = """
+import copy
+import torch
+from cimf.methods.base import Method, Outcome
+
+def half(task, sparsity, options):
+    net = copy.deepcopy(task.net)
+    with torch.no_grad():
+        for layer in net:
+            if hasattr(layer, "weight"):
+                layer.weight.view(-1)[::2] = 0.0
+    return Outcome(net)
+
+every_other = Method("a test", half)
+"""
+
+
+def test_a_method_of_ones_own_is_named_by_its_import_path(run, monkeypatch):
+    monkeypatch.setitem(by_name.METHODS, "mine:every_other", None)  # taken out again
+    Path("mine.py").write_text(METHODS)
+    arguments = ("prune", "usernet:load", "--sparsity", "0.5", "--method", "mine:every_other")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    record = manifest("results/usernet-load")
+    assert record["sparsity"]["network_weights"] == 0.5
+    assert record["settings"]["method"] == "mine:every_other"
+    Path("mine.py").write_text(METHODS + "# edited\n")
+    one_line(run(*arguments), "another run (other method source)")
+    one_line(run(*arguments[:-1], "mine:half"), "mine has no Method 'half'; it has every_other")
+    one_line(run(*arguments[:-1], "mine:"), "'mine:' is not of the form module:method")

@@ -172,18 +172,19 @@ class PruningReport:
         return {name: 1.0 - count / total for name, (count, total) in self.nonzeros.items()}
 
     def _table(self) -> list[str]:
+        """Return heading and rows; what a convex rule proves only where one was used."""
         width = max(len("layer"), *(len(r.path) for r in self.layers)) + 2
+        proofs = any(r.solved for r in self.layers)
         lines = [
             f"{'layer':<{width}}{'rows':>6}{'columns':>9}{'kept':>10}{'sparsity':>10}{'swaps':>7}"
-            f"{'certified':>11}{'worst gap':>11}{'mismatch':>10}{'empty':>7}{'unread':>8}"
+            + (f"{'certified':>11}{'worst gap':>11}" if proofs else "")
+            + f"{'mismatch':>10}{'empty':>7}{'unread':>8}"
         ]
         for r in self.layers:
-            certified = f"{r.certified}/{r.solved}" if r.solved else "-"
-            gap = f"{r.worst_gap:.0e}" if r.solved else "-"
+            proof = f"{f'{r.certified}/{r.solved}':>11}{r.worst_gap:>11.0e}" if proofs else ""
             lines.append(
                 f"{r.path:<{width}}{r.rows:>6}{r.columns:>9}{r.kept:>10,}{r.sparsity:>10.1%}"
-                f"{r.exchanges:>7}{certified:>11}{gap:>11}{r.mismatch:>10.4f}{len(r.emptied):>7}"
-                f"{r.unread:>8}"
+                f"{r.exchanges:>7}{proof}{r.mismatch:>10.4f}{len(r.emptied):>7}{r.unread:>8}"
             )
         return lines
 

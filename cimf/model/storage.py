@@ -71,7 +71,14 @@ def load_parts(path: str | Path) -> ModelParts:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} cannot be read as a saved model: {error}") from error
-    text = header.get("model", "")
+    if "model" not in header:
+        raise RunError(
+            f"{path} holds tensors ({', '.join(sorted(tensors)[:3])}, ...), no implicit model. A "
+            "network's weights, as pruning saves them, are read by "
+            "net.load_state_dict(safetensors.torch.load_file(path)); "
+            "cimf.ImplicitModel.from_network(net) makes a model of it"
+        )
+    text = header["model"]
     if header.get("sha256") != _digest(text, tensors):
         raise RunError(f"{path} is not a saved model, or does not match its checksum")
     try:

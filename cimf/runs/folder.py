@@ -90,8 +90,21 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(self.kept)
         _let_go(self.path, self.lock, self.made)
+
+    @property
+    def kept(self) -> str:
+        """What an interrupted run leaves, and what the same command would do with it."""
+        files = sorted(self.written)
+        there = [f"{len(self.points)} finished point(s)"] if self.points else []
+        there += [", ".join(files)] if files else []
+        if not there:
+            return f"nothing was written to {self.path} yet"
+        again = "goes on with the others" if self.points else "begins again and replaces them"
+        return f"{self.path} keeps {' and '.join(there)}: the same command {again}"
 
     def once(self, key: str, work: Callable[[], Any]) -> Any:
         """Return what `work` returns, or what it returned before the run was interrupted.

@@ -28,7 +28,7 @@ _QUIET = 30.0
 # SIMPLE_HEAD for terminals without Unicode: rich would take a box that is wider.
 _PLAIN = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
-_INTERRUPTED = "interrupted; every file is whole, and the same command keeps what is finished"
+_INTERRUPTED = "interrupted: nothing was begun yet"
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def loading() -> Iterator[None]:
 def one_line_errors() -> Iterator[None]:
     """Turn errors of our own tree into one line and exit code 1, and warnings into one line each.
 
-    Ctrl-C is one line and exit code 130: files are written atomically, a manifest last.
+    Ctrl-C is one line and exit code 130; a `RunFolder` adds what it keeps and how to go on.
 
     Errors of any other kind keep their traceback: they are somebody's bug.
     """
@@ -73,8 +73,8 @@ def one_line_errors() -> Iterator[None]:
             flags = ", ".join("--" + _NAMES.get(n, n).replace("_", "-") for n in error.options)
             _say("error: ", "bold red", f"{error} ({flags})" if flags else error)
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            _say("", "", _INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            _say("", "", "; ".join(["interrupted", *getattr(stop, "__notes__", [])]))
             raise typer.Exit(130) from None
 
 
@@ -116,6 +116,17 @@ def _lines(title: str, total: int | None) -> Callable[[int], None]:
             log(f"{title}: {done:,}{of}, {now - start:.0f} s")
 
     return say
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Say what is being done: a spinner while it is, or one line where there is no terminal."""
+    if err.is_terminal:
+        with err.status(what):
+            yield
+    else:
+        log(what)
+        yield
 
 
 def log(line: str) -> None:

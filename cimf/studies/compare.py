@@ -292,7 +292,7 @@ def _figures(
                 for row in rows
                 if row["method"] == OURS
             },
-            across="",
+            across="layer, from input to output",
             up="sparsity of the layer (%)",
         )
     return figures

@@ -241,8 +241,8 @@ _LEGEND = (
     f"of admissible: 1 - non-zeros / {DENOMINATORS['admissible']}.",
     "state error: the worst block's relative error of Z = A X + B U on the calibration states; "
     "output error: relative error of the outputs on the evaluation samples.",
-    "worst gap: the largest duality gap of a row, relative to 1/2 ||z||^2; a row is certified at "
-    "the tolerance that manifest.json names.",
+    "worst gap: the largest duality gap of a row, relative to what the free columns leave of "
+    "1/2 ||z||^2; a row is certified at the tolerance that manifest.json names.",
 )
 _PAPER = (
     "paper columns: accuracy / sparsity in percent at the same kappa as published, for other "

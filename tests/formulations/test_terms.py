@@ -4,7 +4,8 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from formulations.errors import FormulationError, InputError
+from formulations.catalogue import FORMULATIONS
+from formulations.errors import FormulationError, InputError, UnknownNameError
 from formulations.losses import (
     L1,
     LOSSES,
@@ -215,12 +216,17 @@ def no_constraint(a, b):
     return [cp.norm1(a)]
 
 
+def number(a, b):
+    return 3
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
         (outside, r"1.0 <= quad_over_lin.* is not DCP \(1.0 is constant, .* is convex\)"),
         (product, "because of the sub-expression .*@"),
-        (no_constraint, "holds a norm1"),
+        (no_constraint, "^set no_constraint: the set holds a norm1; CVXPY constraints are needed$"),
+        (number, "holds a int; CVXPY constraints are needed"),
     ],
 )
 def test_bad_sets_are_named(function, words):
@@ -447,3 +453,10 @@ def test_cones_are_listed():
     assert "psd" in as_loss(lambda A, B, C, D: cp.norm(A, "nuc")).check(*SIZES).cones
     assert "exp" in as_loss(lambda a, b: cp.sum(cp.logistic(a))).check(*SIZES).cones
     assert LOSSES["group"]().check(*SIZES).cones == ("soc",)
+
+
+@pytest.mark.parametrize("name", sorted(FORMULATIONS))
+def test_a_keyword_that_a_problem_does_not_take_is_named(name):
+    problem = FORMULATIONS[name]
+    with pytest.raises(UnknownNameError, match=f"argument of {problem.__name__} 'lozs'; known: "):
+        problem(np.eye(3), np.eye(3), lozs="l1")

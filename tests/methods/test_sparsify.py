@@ -450,3 +450,14 @@ def test_a_large_model_of_a_convolution_points_to_prune():
     assert large.row()["sparsity_network_weights"] < -1
     assert any("cimf.prune" in note for note in large.notes)
     assert not any("cimf.prune" in note for note in small.notes)
+
+
+def test_a_model_that_is_worth_little_says_so():
+    net = mlp((4, 8, 6, 3), seed=0)
+    test = [(X, net(X).argmax(1))]
+    poor, good = (cimf.sparsify(net, [X], kappa=k, test=test).report for k in (0.0, 0.99))
+    zero, useless = poor.notes[-2:]
+    assert zero.startswith("A is zero: no state reads another")
+    assert f"{poor.control_accuracy:.2%}: the states add nothing" in useless
+    assert good.evaluation.accuracy > good.control_accuracy
+    assert not any("A is zero" in note or "add nothing" in note for note in good.notes)

@@ -237,3 +237,21 @@ def test_a_full_disk_is_an_error_of_ours_and_keeps_what_was_written(tmp_path):
     assert all(line.startswith("second cannot be written: ") for line in lines)
     assert all("File too large" in line for line in lines), lines
     assert [path.name for path in tmp_path.iterdir()] == ["first.txt"]
+
+
+def test_an_interrupt_says_what_is_kept(tmp_path):
+    def interrupted(work):
+        with RunFolder.claim(tmp_path / "a", {}) as run:
+            work(run)
+            raise KeyboardInterrupt
+
+    def stopped(work):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            interrupted(work)
+        return caught.value.__notes__[0].replace(str(tmp_path), "")
+
+    assert stopped(lambda run: None) == "nothing was written to /a yet"
+    written = stopped(lambda run: run.write("b.txt", "text"))
+    assert written == "/a keeps b.txt: the same command begins again and replaces them"
+    points = stopped(lambda run: run.once("one", lambda: 1))
+    assert points == "/a keeps 1 finished point(s): the same command goes on with the others"

@@ -229,6 +229,29 @@ def evaluate(
     )
 
 
+def doubts(model: ImplicitModel, run: Evaluation, control: float | None) -> list[str]:
+    """Say what makes a model worth little, although each of its rows is optimal.
+
+    Parameters
+    ----------
+    control : float or None
+        Accuracy of the linear map from the input alone.
+    """
+    notes = []
+    if len(model.blocks) > 1 and not model.A.any():
+        notes.append(
+            "A is zero: no state reads another, so that the model is one layer of the input; give "
+            "a larger kappa"
+        )
+    if run.accuracy is not None and control is not None and run.accuracy <= control:
+        notes.append(
+            f"the accuracy, {run.accuracy:.2%}, is not above that of a linear map from the input "
+            f"alone, {control:.2%}: the states add nothing; give a larger kappa or rescale the "
+            "states, or prune the network layer by layer (cimf.prune)"
+        )
+    return notes
+
+
 def misfit(truth: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return ||value - truth||_F^2 and ||truth||_F^2, shape (2,); samples in parts add up."""
     # The sum of squares as np.linalg.norm takes it, to the bit.

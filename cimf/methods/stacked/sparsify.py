@@ -23,7 +23,7 @@ from cimf.judge import Solution, count_nonzeros
 from cimf.methods.base import as_record
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, column_weights
-from cimf.methods.stacked.model_report import Report, evaluate
+from cimf.methods.stacked.model_report import Report, doubts, evaluate
 from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.output_rows import output_columns, with_outputs
 from cimf.methods.stacked.path_options import PathOptions, check_design, check_path
@@ -278,6 +278,7 @@ class _RowProblems:
         )
         if reference.convolutional and nonzeros.sparsity["network_weights"] < -1.0:
             more.append(_UNSHARED)
+        evaluation = evaluate(model, reference, wide)
         report = Report(
             design=self.design,
             rescale=self.own is not None,
@@ -287,10 +288,10 @@ class _RowProblems:
             nonzeros=nonzeros,
             wellposedness=model.wellposedness(),
             state_error=state_error,
-            evaluation=evaluate(model, reference, wide),
+            evaluation=evaluation,
             dense_accuracy=reference.dense_accuracy,
             control_accuracy=reference.control_accuracy,
-            notes=(*self.notes, *more),
+            notes=(*self.notes, *more, *doubts(model, evaluation, reference.control_accuracy)),
         )
         return Sparsified(model, report)
 
