@@ -11,11 +11,11 @@ from formulations.relaxed import ModelProblem, OutputRow, Relaxed, StateRow
 FORMULATIONS: Registry[type[RowProblem] | type[ModelProblem]] = Registry(
     "formulation",
     {
-        "constrained": Constrained,
-        "lasso": Lasso,
-        "relaxed": Relaxed,
-        "state-row": StateRow,
-        "output-row": OutputRow,
-        "exact": Exact,
+        "constrained": Constrained,  # P(kappa), paper section 3
+        "lasso": Lasso,  # Q(lam)
+        "relaxed": Relaxed,  # (3)
+        "state-row": StateRow,  # (4)
+        "output-row": OutputRow,  # (5)
+        "exact": Exact,  # (2)
     },
 )

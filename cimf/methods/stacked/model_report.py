@@ -246,7 +246,7 @@ def doubts(model: ImplicitModel, run: Evaluation, control: float | None) -> list
     if run.accuracy is not None and control is not None and run.accuracy <= control:
         notes.append(
             f"the accuracy, {run.accuracy:.2%}, is not above that of a linear map from the input "
-            f"alone, {control:.2%}: the states add nothing; give a larger kappa or rescale the "
+            f"alone, {control:.2%}: the states add nothing; give a larger kappa, with rescaled "
             "states, or prune the network layer by layer (cimf.prune)"
         )
     return notes
