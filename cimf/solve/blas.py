@@ -16,9 +16,7 @@ from numba import types
 from numba.extending import get_cython_function_address
 from numpy.typing import NDArray
 
-from cimf.solve.compiled import kernel
-
-Array = NDArray[np.float64]
+from cimf.solve.compiled import Array, kernel
 
 _INT = types.CPointer(types.int32)
 _REAL = types.CPointer(types.float64)
@@ -41,6 +39,7 @@ _dsyrk = _external(
 )
 _dpotrf = _external("cython_lapack", "dpotrf", _CHAR, _INT, _REAL, _INT, _INT)
 
+# The triangular solves below say "lower" and swap "transposed" with "not": see the module's text.
 # Constants as arrays, because the routines take addresses.
 _LOWER, _NO, _YES = (np.frombuffer(letter, dtype=np.uint8) for letter in (b"L", b"N", b"T"))
 _ONE, _MINUS_ONE = np.array([1.0]), np.array([-1.0])
@@ -80,6 +79,7 @@ def solve_upper(factor: Array, k: int, x: Array) -> None:
 @kernel
 def solve_transposed_rows(factor: Array, k: int, rows: Array, q: int) -> None:
     """Overwrite each rows[r, :k], r < q, with (U')^{-1} rows[r]."""
+    # Row-major rows are columns to BLAS: one triangular solve with q right sides from the left.
     sizes = _sizes(k, q, factor.shape[1], rows.shape[1])
     _dtrsm(
         _LOWER.ctypes, _LOWER.ctypes, _NO.ctypes, _NO.ctypes,
@@ -103,4 +103,4 @@ def cholesky(block: Array, q: int) -> int:
     """Overwrite the upper triangle of block[:q, :q] with its factor; return LAPACK's info."""
     sizes = _sizes(q, block.shape[1], 0, 0)
     _dpotrf(_LOWER.ctypes, sizes.ctypes, block.ctypes, sizes[1:].ctypes, sizes[2:].ctypes)
-    return int(sizes[2])
+    return int(sizes[2])  # > 0: the order of the first minor that is not positive

@@ -15,9 +15,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Reductions may be reordered (vectorised); NaN and infinity keep their meaning.
 _FAST = {"reassoc", "contract", "nsz"}
@@ -60,22 +68,25 @@ def _forget_old(parent: Path, name: str) -> None:
 _FOLDER = _folder()
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function on first use: no interpreter lock, reductions vectorised, cached."""
+def kernel(function: F) -> F:
+    """Compile a function on first use: no interpreter lock, reductions vectorised, cached.
+
+    Numba infers types by itself, and ignores annotations: they are for readers and mypy.
+    """
     return _compiled(function, _FAST)
 
 
-def finite_kernel(function: Callable[..., Any]) -> Any:
+def finite_kernel(function: F) -> F:
     """As `kernel`, for functions that never see NaN: a maximum is vectorised only then."""
     return _compiled(function, {*_FAST, "nnan"})
 
 
-def _compiled(function: Callable[..., Any], flags: set[str]) -> Any:
-    dispatcher = numba.njit(nogil=True, fastmath=flags)(function)
+def _compiled(function: F, flags: set[str]) -> F:
+    dispatcher: Any = numba.njit(nogil=True, fastmath=flags)(function)
     previous = _SETTINGS.CACHE_DIR
     _SETTINGS.CACHE_DIR = _FOLDER  # read by numba when caching is enabled, here only
     try:
         dispatcher.enable_caching()
     finally:
         _SETTINGS.CACHE_DIR = previous
-    return dispatcher
+    return dispatcher  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ def uniform(sizes: Sequence[tuple[int, int]], left: int) -> Counts:
     """
     total = sum(r * n for r, n in sizes)
     ideal = np.concatenate([np.full(r, left * n / total) for r, n in sizes])
+    # A share that is a whole number may have been computed just below it.
     counts = np.floor(ideal + 1e-9).astype(np.int64)
     short = left - int(counts.sum())
     counts[np.argsort(counts - ideal, kind="stable")[:short]] += 1
@@ -52,6 +53,7 @@ def by_price(increase: Sequence[NDArray[np.float64]], left: int) -> Counts:
         owners.append(np.repeat(np.arange(first, first + r), n))
         first += r
     price = np.concatenate(prices)
+    # A stable sort: equal prices, as of dead columns, go in the order of the network.
     drop = len(price) - left
     dropped = np.concatenate(owners)[np.argsort(price, kind="stable")[:drop]]
     sizes = np.concatenate([np.full(len(layer), layer.shape[1]) for layer in increase])

@@ -117,6 +117,8 @@ def swapped(
         if inside.all() or not inside[: len(G) - n_free].any():
             return inside, 0
         out = ~inside
+        # G with its support pivoted, the tableau of the sweep operator: an exchange is two sweeps
+        # of rank one, N^2 operations each, and every pair's gain can be read from it.
         A = inverse(G[np.ix_(inside, inside)])
         B = A @ G[np.ix_(inside, out)]
         table = np.empty_like(G)
@@ -156,6 +158,8 @@ def polished(
         block, target = G[np.ix_(inside, inside)], gram.corr[i, inside]
         solve = _solver(block)
         coef[inside] = solve(target)
+        # The loss is quadratic: its Newton decrement at this point is its excess, and holds
+        # whatever the factorisation did to the coefficients.
         gradient = block @ coef[inside] - target
         return coef, float(abs(gradient @ solve(gradient)) / max(gram.target_sq[i], 1e-300))
 

@@ -114,6 +114,7 @@ def exchange(table, coef, rho, inside, n_free, least, most):  # pragma: no cover
                 if schur > least[t]:
                     r = rho[t] + b * shift
                     change = r * r / schur - cost
+                    # Gains below 1e-9 of what the column costs are rounding, and would cycle.
                     if change > best and change > 1e-9 * cost:
                         out, into, best = j, t, change
         if out < 0:

@@ -53,7 +53,7 @@ def propagate(
     CaptureError
         NaN or infinity in front of or behind a layer, with the layer's path and the sample.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # the same grids in every run, and for every method
     counting = counting or {}
     network = graph.traced
     layers = {layer.node: layer for layer in graph.layers}
@@ -71,6 +71,8 @@ def propagate(
         statistics = PatchGram(layer, how.precision)
         for k, (teacher, student) in enumerate(pairs):
             goal = teacher[node]
+            # The sum with a shortcut is what is matched: what the student's other summand lacks is
+            # added to the goal.
             if correct:
                 before, after = (_summand(layer, lane, goal.shape) for lane in (teacher, student))
                 goal = goal + before - after
@@ -127,6 +129,8 @@ def _mismatch(
     layer: Layer, pairs: Sequence[tuple[Lane, Lane]], counting: Sequence[Tensor] | None
 ) -> float:
     """Return the student's mean squared error over the teacher's variance, sums included."""
+    # float64 sums of float32 states, and one pass: the variance is the mean square less the
+    # squared mean of each channel.
     error = energy = count = 0.0
     total: Tensor | float = 0.0
     for k, (teacher, student) in enumerate(pairs):

@@ -105,7 +105,7 @@ def prune_layers(task: Task, sparsity: float | None, options: LayeredOptions) ->
     """
     calibration = Calibration.of(task, options.statistics)
     sizes = [(layer.n_rows, layer.n_columns) for layer in calibration.graph.layers]
-    if sparsity is None:
+    if sparsity is None:  # a convex budget: its rule does not look at the counts
         counts = [np.full(r, n) for r, n in sizes]
     elif isinstance(options.allocation, str):
         counts = calibration.counts(sparsity, options.allocation, options.keep)
@@ -193,6 +193,8 @@ def _solve_layer(
     weight = coef[:, : layer.n_columns]
     certificates = [choice.solution.certificate for choice in choices if choice.solution]
     kernel = layer.n_columns // (layer.module.weight.shape[1] or 1)
+    # A row holds channel after channel, each with its kernel: a channel is read where any row of
+    # its group has a weight at any of the kernel's places.
     read = (weight != 0).reshape(layer.groups, size, -1, kernel).any(axis=(1, 3))
     return coef, LayerRecord(
         path=layer.path,

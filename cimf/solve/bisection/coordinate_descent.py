@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cimf.solve.compiled import kernel
+from cimf.solve.compiled import Array, kernel
 
 # Passes over the columns for one Q(lam); an ill-conditioned one that needs more is left to the
 # segment step.
@@ -26,18 +27,18 @@ class BoundedRow(NamedTuple):
         1/2 ||z||^2.
     """
 
-    gram: Any
-    corr: Any
-    weights: Any
-    signs: Any
-    half_sq: Any
+    gram: Array
+    corr: Array
+    weights: Array
+    signs: NDArray[np.int8]
+    half_sq: float
 
 
 class Iterate(NamedTuple):
     """Coefficients a (N,) and their gradient grad = G a - c, both changed in place."""
 
-    a: Any
-    grad: Any
+    a: Array
+    grad: Array
 
 
 class Search(NamedTuple):
@@ -55,15 +56,15 @@ class Search(NamedTuple):
         Start each Q(lam) at the solution of the last one; otherwise at zero.
     """
 
-    low: Any
-    high: Any
-    width: Any
-    goal: Any
-    warm: Any
+    low: float
+    high: float
+    width: float
+    goal: float
+    warm: bool
 
 
 @kernel
-def steepest(row, grad):
+def steepest(row: BoundedRow, grad: Array) -> float:
     """Return max |g_j| / w_j in the directions that the signs allow."""
     largest = 0.0
     for j in range(grad.shape[0]):
@@ -74,7 +75,7 @@ def steepest(row, grad):
 
 
 @kernel
-def _judged(row, lam, at):
+def _judged(row: BoundedRow, lam: float, at: Iterate) -> tuple[float, float, float]:
     """Return the gap of Q(lam) at an iterate (as `cimf.judge.certificate`), the norm and h."""
     a, grad, corr, weights = at.a, at.grad, row.corr, row.weights
     norm = 0.0
@@ -88,6 +89,7 @@ def _judged(row, lam, at):
     # h = 1/2 ||z||^2 + 1/2 (<g, a> - <c, a>)
     loss = max(row.half_sq + 0.5 * (inner - cross), 0.0)
     largest = steepest(row, grad)
+    # The dual point is s times the residual: the best s, held to |g_j| s <= lam w_j.
     s = 1.0 - inner / (2.0 * loss) if loss > 0.0 else 1.0
     if largest > 0.0:
         s = min(s, lam / largest)
@@ -96,7 +98,9 @@ def _judged(row, lam, at):
 
 
 @kernel
-def descend(row, lam, goal, at):
+def descend(
+    row: BoundedRow, lam: float, goal: float, at: Iterate
+) -> tuple[int, float, float, float]:
     """Solve Q(lam) by cyclic coordinate descent from `at`, until the duality gap is at most `goal`.
 
     The gradient is kept up to date. An excluded or a zero column is never moved. Returns (passes
@@ -133,7 +137,9 @@ def descend(row, lam, goal, at):
 
 
 @kernel
-def bisect(row, kappa, search, at, steps, points):
+def bisect(
+    row: BoundedRow, kappa: float, search: Search, at: Iterate, steps: Array, points: Array
+) -> tuple[float, float, float, int]:
     """Bisect an interval of lam until it is short enough, with steps.shape[0] steps at most.
 
     Parameters

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cimf.solve.compiled import kernel
+from cimf.solve.compiled import Array, kernel
+from cimf.solve.path.path_point import Point, Work
+from cimf.solve.path.row_problem import Problem
 
 # A column whose gradient follows lam at this relative rate depends on the support (a tie that stays
 # one): its breakpoint is rounding.
@@ -19,7 +21,7 @@ _TOGETHER = 128
 
 
 @kernel
-def wrong_columns(problem, point, work):
+def wrong_columns(problem: Problem, point: Point, work: Work) -> tuple[int, int]:
     """Find the columns that violate the optimality conditions at lam.
 
     work.drop[i] is set for support positions whose coefficient has the wrong sign; the columns off
@@ -62,7 +64,7 @@ def wrong_columns(problem, point, work):
 
 
 @kernel
-def breakpoints(point, limit, work):
+def breakpoints(point: Point, limit: float, work: Work) -> int:
     """Collect the steps t in [0, limit) at which a column joins or leaves; return their number.
 
     limit is at most lam.
@@ -109,7 +111,7 @@ def breakpoints(point, limit, work):
 
 
 @kernel
-def _kth_smallest(values, n, q):
+def _kth_smallest(values: Array, n: int, q: int) -> float:
     """Return the q-th (from 0) smallest of values[:n]; values is permuted (quickselect)."""
     low, high = 0, n - 1
     while low < high:
@@ -130,11 +132,13 @@ def _kth_smallest(values, n, q):
             low = i
         else:
             break
-    return values[q]
+    return float(values[q])
 
 
 @kernel
-def choose_step(steps, count, block, beyond, tie, limit):
+def choose_step(
+    steps: Array, count: int, block: int, beyond: float, tie: float, limit: float
+) -> tuple[float, float]:
     """Return a step past the block-th of the breakpoints below `limit`, and the first breakpoint.
 
     The step passes ties and ends the fraction `beyond` of the way to the next breakpoint, so that

@@ -16,11 +16,13 @@ from cimf.solve.blas import (
     solve_upper,
     subtract_products,
 )
-from cimf.solve.compiled import kernel
+from cimf.solve.compiled import Array, Bools, Ints, kernel
 
 
 @kernel
-def append(gram, scale, ridge, support, k, new, q, factor):
+def append(
+    gram: Array, scale: Array, ridge: float, support: Ints, k: int, new: Ints, q: int, factor: Array
+) -> int:
     """Append the columns new[:q] to a factor of size k.
 
     gram (N, N), scale (N,) = diagonal of D; support[:k + q] and factor[:k + q, :k + q] are updated
@@ -65,7 +67,9 @@ def append(gram, scale, ridge, support, k, new, q, factor):
 
 
 @kernel
-def remove(gram, scale, ridge, support, k, drop, factor):
+def remove(
+    gram: Array, scale: Array, ridge: float, support: Ints, k: int, drop: Bools, factor: Array
+) -> int:
     """Remove the positions i < k with drop[i] from a factor of size k. Returns the new size."""
     first = 0
     while first < k and not drop[first]:
@@ -93,7 +97,7 @@ def remove(gram, scale, ridge, support, k, drop, factor):
 
 
 @kernel
-def _rotate_out(support, k, drop, first, n_drop, factor):
+def _rotate_out(support: Ints, k: int, drop: Bools, first: int, n_drop: int, factor: Array) -> int:
     """Remove positions by Givens rotations; `first` of the n_drop removed positions is the lowest.
 
     A removed row of U updates the rows below it.
@@ -131,14 +135,14 @@ def _rotate_out(support, k, drop, first, n_drop, factor):
 
 
 @kernel
-def solve(factor, k, x):
+def solve(factor: Array, k: int, x: Array) -> None:
     """Overwrite x[:k] with K^{-1} x."""
     solve_transposed(factor, k, x)
     solve_upper(factor, k, x)
 
 
 @kernel
-def add_columns(gram, support, k, x, out):
+def add_columns(gram: Array, support: Ints, k: int, x: Array, out: Array) -> None:
     """Add G[:, S] x[:k] to out (N,), four rows of G at a time."""
     n = gram.shape[0]
     i = 0

@@ -78,7 +78,7 @@ def as_numbers(level: Radius | Penalty) -> Level:
 
 
 @kernel
-def solve_compiled(rows, levels, goal, found):
+def solve_compiled(rows: Rows, levels: Level, goal: float, found: Found) -> None:
     """Solve rows one after another.
 
     Parameters

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from cimf.solve.compiled import kernel
+from cimf.solve.compiled import Ints, kernel
 from cimf.solve.path.breakpoints import wrong_columns
 from cimf.solve.path.cholesky import append, remove
-from cimf.solve.path.path_point import Point, at, copy_upper, grown
+from cimf.solve.path.path_point import Point, Work, at, copy_upper, grown
+from cimf.solve.path.row_problem import Problem
 from cimf.solve.path.segment_lines import solve_at
 
 _MAX_CORRECTIONS = 24
 
 
 @kernel
-def exchange(problem, point, n_drop, n_new, work):
+def exchange(problem: Problem, point: Point, n_drop: int, n_new: int, work: Work) -> Point:
     """Remove the positions in work.drop and append the columns in work.new; returns the point."""
     support, sign, k, factor = point.support, point.sign, point.k, point.factor
     # Removal first: the factor is smaller when the new columns are appended, and a column that only
@@ -47,7 +48,7 @@ def exchange(problem, point, n_drop, n_new, work):
 
 
 @kernel
-def _occupy(problem, point, listed, k, work):
+def _occupy(problem: Problem, point: Point, listed: Ints, k: int, work: Work) -> None:
     """Let listed[:k] be the support of the point, whose signs are kept; its factor is not set."""
     work.open_up[:] = problem.up
     work.open_down[:] = problem.down
@@ -59,7 +60,7 @@ def _occupy(problem, point, listed, k, work):
 
 
 @kernel
-def rebuild(problem, point, listed, k, work):
+def rebuild(problem: Problem, point: Point, listed: Ints, k: int, work: Work) -> Point:
     """Factor the support listed[:k], free columns first; the signs of the point are kept.
 
     Returns the point. The factor depends on the order of the list alone, not on how the support
@@ -68,6 +69,7 @@ def rebuild(problem, point, listed, k, work):
     f = problem.free.shape[0]
     _occupy(problem, point, listed, k, work)
     factor = copy_upper(problem.free_factor, f, point.factor)
+    # In one block, not column by column: the same bits whatever came before.
     if k > f:
         factor = grown(factor, k)
         work.new[: k - f] = listed[f:k]
@@ -78,7 +80,9 @@ def rebuild(problem, point, listed, k, work):
 
 
 @kernel
-def correct(problem, point, kappa, allowed, work):
+def correct(
+    problem: Problem, point: Point, kappa: float, allowed: int, work: Work
+) -> tuple[bool, Point, int]:
     """Exchange all violating columns until none is left, at fixed lam or on the sphere.
 
     Starts from a point with its gradient. Returns (done, point, systems solved). Gives up after two
@@ -92,6 +96,8 @@ def correct(problem, point, kappa, allowed, work):
         wrong = n_drop + n_new
         if wrong == 0:
             return True, point, solves
+        # The first exchange may be large, it was predicted; more violators than the step crossed
+        # after it mean that the guess is no guess, and larger factors would be built for nothing.
         if attempt > 0 and wrong > allowed:
             break
         # Exchanging all violators at once may cycle; their number falls where it converges (the
@@ -109,7 +115,9 @@ def correct(problem, point, kappa, allowed, work):
 
 
 @kernel
-def correct_at(problem, point, kappa, allowed, work):
+def correct_at(
+    problem: Problem, point: Point, kappa: float, allowed: int, work: Work
+) -> tuple[bool, Point, int]:
     """Solve on the support, then `correct`; returns the same."""
     possible, point = solve_at(problem, point, kappa, work)
     if not possible:
@@ -119,7 +127,7 @@ def correct_at(problem, point, kappa, allowed, work):
 
 
 @kernel
-def _returned(problem, point, saved, work):
+def _returned(problem: Problem, point: Point, saved: Point, work: Work) -> Point:
     """Return the point moved back to a saved one; its coefficients are not solved for."""
     point.sign[:] = saved.sign
     _occupy(problem, point, saved.support, saved.k, work)
@@ -128,13 +136,13 @@ def _returned(problem, point, saved, work):
 
 
 @kernel
-def reopen(problem, point, saved, work):
+def reopen(problem: Problem, point: Point, saved: Point, work: Work) -> Point:
     """Return to a saved point as it is: solve there, correct nothing. Returns the point."""
     return solve_at(problem, _returned(problem, point, saved, work), np.inf, work)[1]
 
 
 @kernel
-def resume(problem, point, saved, work):
+def resume(problem: Problem, point: Point, saved: Point, work: Work) -> tuple[bool, Point, int]:
     """Return to a saved point: solve there, and correct. Returns as `correct`.
 
     Where the support is as large as the rank, rounding alone can turn signs in the new solution.

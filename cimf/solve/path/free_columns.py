@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 
+from cimf.solve.compiled import Array
 from cimf.solve.path.row_problem import RIDGE
-
-Array = NDArray[np.float64]
 
 # Below this fraction of its square a column is in the span of the free ones. The ridge of 1e-12
 # leaves 1e-12 to 5e-12 of such a column (1 to 50 free ones, of scales 1e-2 to 1e2), and a random
@@ -69,7 +67,8 @@ class BoundedPart:
 
     def _half(self, right: Array) -> Array:
         scale = self._scale if right.ndim == 1 else self._scale[:, None]
-        return scipy.linalg.solve_triangular(self._factor, scale * right, lower=True)
+        half: Array = scipy.linalg.solve_triangular(self._factor, scale * right, lower=True)
+        return half
 
     def reduce(self, corr: Array, half_sq: float) -> tuple[Array, float]:
         """Return the correlations (|B|,) and 1/2 ||z||^2 of the reduced row."""

@@ -7,14 +7,15 @@ jumps of a row have shown, so that few are made in vain.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cimf.solve.compiled import kernel
 from cimf.solve.path.cholesky import append
-from cimf.solve.path.path_point import Point, grown, recentre
+from cimf.solve.path.path_point import Point, Work, grown, recentre
 from cimf.solve.path.point_gap import gap_at
+from cimf.solve.path.row_problem import Problem
 from cimf.solve.path.segment_lines import solve_at
 
 _MAX_CENTRES = 30
@@ -41,33 +42,33 @@ class Ends(NamedTuple):
         Points so far whose support spans the samples, and how many there must be for a try.
     """
 
-    tried: Any
-    inactive_from: Any
-    spanning: Any
-    next_try: Any
+    tried: bool
+    inactive_from: float
+    spanning: int
+    next_try: int
 
 
 @kernel
-def unknown_ends():
+def unknown_ends() -> Ends:
     """Return the `Ends` of a row that nothing is known about."""
     return Ends(False, 0.0, 0, _SPANNING)
 
 
 @kernel
-def stepped(ends):
+def stepped(ends: Ends) -> Ends:
     """Return the record after a step along the path."""
     return Ends(False, ends.inactive_from, ends.spanning, ends.next_try)
 
 
 @kernel
-def watched(problem, point, kappa, ends):
+def watched(problem: Problem, point: Point, kappa: float, ends: Ends) -> tuple[bool, bool, Ends]:
     """Return (whole, full, ends): whether the path is dense, and its support spans the samples.
 
     Either way the walk would be long from here: the least-squares solution on all columns (whole),
     or on the support, is worth a try.
     """
-    whole = point.k > _DENSE * problem.count and kappa >= ends.inactive_from
-    spanning = ends.spanning + (problem.rank <= point.k < problem.count)
+    whole = point.k > _DENSE * problem.n_usable and kappa >= ends.inactive_from
+    spanning = ends.spanning + (problem.rank <= point.k < problem.n_usable)
     return (
         whole,
         spanning >= ends.next_try,
@@ -76,7 +77,9 @@ def watched(problem, point, kappa, ends):
 
 
 @kernel
-def try_end(problem, point, kappa, whole, ends, work):
+def try_end(
+    problem: Problem, point: Point, kappa: float, whole: bool, ends: Ends, work: Work
+) -> tuple[bool, Point, Ends]:
     """Jump to the least-squares solution. Returns (certified, point, ends).
 
     Where it is not certified the proximal centre is what it was, but the support is not.
@@ -94,7 +97,9 @@ def try_end(problem, point, kappa, whole, ends, work):
 
 
 @kernel
-def _least_squares(problem, point, kappa, whole, work):
+def _least_squares(
+    problem: Problem, point: Point, kappa: float, whole: bool, work: Work
+) -> tuple[bool, float, Point]:
     """Solve at lam = 0 on the support, or (whole) on all usable columns.
 
     Returns (certified, norm, point). Certified: this solution lies in the ball, so that the ball is
@@ -115,6 +120,7 @@ def _least_squares(problem, point, kappa, whole, work):
                 problem.gram, problem.scale, problem.ridge, support, k, work.new, n_new, factor
             )
     point = Point(support, sign, k, factor, 0.0, False)
+    # At lam = 0 a sign is whatever the coefficient has: nothing is exchanged, only looked at.
     norm = np.inf
     for _ in range(_MAX_CENTRES):
         solve_at(problem, point, np.inf, work)

@@ -7,11 +7,12 @@ returns the new `Point`, because its size, and with it perhaps the factor, is an
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from cimf.solve.compiled import kernel
+from cimf.solve.compiled import Array, Bools, Ints, kernel
+from cimf.solve.path.row_problem import Problem
 
 
 class Point(NamedTuple):
@@ -31,12 +32,12 @@ class Point(NamedTuple):
         The norm is kappa, and lam what makes it so.
     """
 
-    support: Any
-    sign: Any
-    k: Any
-    factor: Any
-    lam: Any
-    on_sphere: Any
+    support: Ints
+    sign: Array
+    k: int
+    factor: Array
+    lam: float
+    on_sphere: bool
 
 
 class Work(NamedTuple):
@@ -56,22 +57,22 @@ class Work(NamedTuple):
         An exchange: positions that leave, columns that join and their signs; breakpoints.
     """
 
-    centre: Any
-    tilt: Any
-    a: Any
-    v: Any
-    grad: Any
-    slope: Any
-    open_up: Any
-    open_down: Any
-    drop: Any
-    new: Any
-    new_sign: Any
-    steps: Any
+    centre: Array
+    tilt: Array
+    a: Array
+    v: Array
+    grad: Array
+    slope: Array
+    open_up: Array
+    open_down: Array
+    drop: Bools
+    new: Ints
+    new_sign: Array
+    steps: Array
 
 
 @kernel
-def workspace(n):
+def workspace(n: int) -> Work:
     """Return a `Work` for n columns."""
     return Work(
         np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n),
@@ -80,7 +81,7 @@ def workspace(n):
 
 
 @kernel
-def new_point(n, capacity):
+def new_point(n: int, capacity: int) -> Point:
     """Return storage for a point: n columns, a factor of `capacity`."""
     return Point(
         np.empty(n, np.int64), np.empty(n), 0, np.empty((capacity, capacity)), 0.0, False
@@ -88,13 +89,13 @@ def new_point(n, capacity):
 
 
 @kernel
-def at(point, lam, on_sphere):
+def at(point: Point, lam: float, on_sphere: bool) -> Point:
     """Return the point with another lam."""
     return Point(point.support, point.sign, point.k, point.factor, lam, on_sphere)
 
 
 @kernel
-def grown(factor, size):
+def grown(factor: Array, size: int) -> Array:
     """Return a factor with capacity for `size` columns, keeping its content."""
     if factor.shape[0] >= size:
         return factor
@@ -107,7 +108,7 @@ def grown(factor, size):
 
 
 @kernel
-def copy_upper(source, k, out):
+def copy_upper(source: Array, k: int, out: Array) -> Array:
     """Copy the upper triangle of source[:k, :k] into out, grown where needed; returns out."""
     out = grown(out, k)
     for i in range(k):
@@ -116,13 +117,15 @@ def copy_upper(source, k, out):
 
 
 @kernel
-def begin(problem, point, work):
+def begin(problem: Problem, point: Point, work: Work) -> Point:
     """Reset the work arrays and the storage `point` to a support of the free columns, lam = 0."""
     work.centre[:] = 0.0
     work.tilt[:] = 0.0
     point.sign[:] = 0.0
     work.open_up[:] = problem.up
     work.open_down[:] = problem.down
+    # Solved at lam = 0 these are the least squares on the free columns alone; the steepest gradient
+    # there is the lam at which the path begins.
     f = problem.free.shape[0]
     point.support[:f] = problem.free
     factor = copy_upper(problem.free_factor, f, grown(point.factor, f + 1))
@@ -130,11 +133,12 @@ def begin(problem, point, work):
 
 
 @kernel
-def save(point, storage):
+def save(point: Point, storage: Point) -> Point:
     """Copy a point into the arrays of another; returns it. Its coefficients are not kept.
 
     Cheap: with 800 columns a hundredth of the time of a new factor.
     """
+    # Without the coefficients: one system gives them back where a step fails.
     k = point.k
     storage.support[:k] = point.support[:k]
     storage.sign[:] = point.sign
@@ -143,8 +147,10 @@ def save(point, storage):
 
 
 @kernel
-def recentre(problem, point, work):
+def recentre(problem: Problem, point: Point, work: Work) -> None:
     """Move the proximal centre to the present point."""
+    # A column that leaves the support later keeps its centre: the proximal term then has the
+    # gradient -tilt there, which every comparison of g_j with lam subtracts.
     work.centre[:] = 0.0
     work.tilt[:] = 0.0
     for i in range(point.k):
@@ -154,12 +160,14 @@ def recentre(problem, point, work):
 
 
 @kernel
-def write(problem, point, kappa, work, out):
+def write(problem: Problem, point: Point, kappa: float, work: Work, out: Array) -> None:
     """Write the coefficients, shrunk into the ball where rounding left them outside."""
     support, k = point.support, point.k
     norm = 0.0
     for i in range(k):
         norm += problem.weights[support[i]] * abs(work.a[i])
+    # The gap is a bound at feasible points only, and the sphere is met to rounding: shrinking costs
+    # a gap of the size of that rounding. Free columns are no part of the norm.
     shrink = kappa / norm if norm > kappa else 1.0
     out[:] = 0.0
     for i in range(k):

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cimf.solve.compiled import kernel
+from cimf.solve.compiled import Array, kernel
 from cimf.solve.path.breakpoints import breakpoints, choose_step
 from cimf.solve.path.exchange import correct, correct_at, reopen, resume
-from cimf.solve.path.path_end import stepped, try_end, unknown_ends, watched
-from cimf.solve.path.path_point import at, begin, recentre, save
+from cimf.solve.path.path_end import Ends, stepped, try_end, unknown_ends, watched
+from cimf.solve.path.path_point import Point, Work, at, begin, recentre, save
 from cimf.solve.path.point_gap import (
     gap_at,
     judged_gap,
@@ -37,6 +37,7 @@ from cimf.solve.path.point_gap import (
     rounding,
     steepest,
 )
+from cimf.solve.path.row_problem import Problem
 from cimf.solve.path.segment_lines import advance, gradient_slopes, slopes, solve_at
 
 # Linear systems and predictions per row. Real states need 5 to 650 (N = 897), the design of Mairal
@@ -84,10 +85,10 @@ class Pace(NamedTuple):
         Steps in a row that led to no exact point.
     """
 
-    block: Any
-    beyond: Any
-    ceiling: Any
-    refused: Any
+    block: int
+    beyond: float
+    ceiling: int
+    refused: int
 
 
 class Walk(NamedTuple):
@@ -105,16 +106,16 @@ class Walk(NamedTuple):
         The point held is not exact any more.
     """
 
-    pace: Any
-    ends: Any
-    solves: Any
-    predictions: Any
-    stalled: Any
-    lost: Any
+    pace: Pace
+    ends: Ends
+    solves: int
+    predictions: int
+    stalled: bool
+    lost: bool
 
 
 @kernel
-def _faster(pace, point, solves):
+def _faster(pace: Pace, point: Point, solves: int) -> Pace:
     """Return the pace after a step that crossed its block."""
     n = point.support.shape[0]
     # Breakpoints that changed nothing were rounding: cross more of them.
@@ -124,14 +125,16 @@ def _faster(pace, point, solves):
 
 
 @kernel
-def _slower(pace):
+def _slower(pace: Pace) -> Pace:
     """Return the pace after a refusal: a smaller block, in the end a homotopy step."""
     block = pace.block
     return Pace(max(block // 4, 1), pace.beyond * 0.1, max(block // 2, 1), pace.refused + 1)
 
 
 @kernel
-def _step(problem, point, kappa, norm, limit, pace, work):
+def _step(
+    problem: Problem, point: Point, kappa: float, norm: float, limit: float, pace: Pace, work: Work
+) -> tuple[bool, Point, int, bool]:
     """Predict a step past a block of breakpoints, at most `limit` or to norm kappa; go and correct.
 
     norm is that of the point. Returns (done, point, systems solved, whether a breakpoint was
@@ -161,7 +164,9 @@ def _step(problem, point, kappa, norm, limit, pace, work):
 
 
 @kernel
-def _walk_to(problem, level, point, saved, walk, work, out):
+def _walk_to(
+    problem: Problem, level: Level, point: Point, saved: Point, walk: Walk, work: Work, out: Array
+) -> tuple[Point, Point, Walk, float]:
     """Walk on until the level is reached, or as near as rounding and the budget let it.
 
     The best point on the way is in out (N,). Returns (point, saved, walk, its judged gap).
@@ -248,7 +253,9 @@ def _walk_to(problem, level, point, saved, walk, work, out):
 
 
 @kernel
-def solve_levels(problem, levels, point, saved, work, found):
+def solve_levels(
+    problem: Problem, levels: Level, point: Point, saved: Point, work: Work, found: Found
+) -> tuple[Point, Point]:
     """Solve one row for several levels in one pass along its path.
 
     Parameters

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from cimf.solve.compiled import finite_kernel, kernel
+from cimf.solve.compiled import Array, finite_kernel, kernel
 from cimf.solve.path.cholesky import add_columns, solve
-from cimf.solve.path.path_point import at, recentre, write
+from cimf.solve.path.path_point import Point, Work, at, recentre, write
+from cimf.solve.path.row_problem import Problem
 from cimf.solve.path.segment_lines import set_gradient, slopes
 
 # A point that is not exact is accepted at this fraction of the tolerance: the goal.
@@ -21,7 +22,7 @@ _REFINEMENTS = 3
 
 
 @kernel
-def norms(problem, point, grad, work):
+def norms(problem: Problem, point: Point, grad: Array, work: Work) -> tuple[float, float]:
     """Return sum w s a, and <g, a> on the bounded support."""
     support, sign = point.support, point.sign
     norm = 0.0
@@ -35,7 +36,7 @@ def norms(problem, point, grad, work):
 
 
 @finite_kernel
-def steepest(problem, grad):
+def steepest(problem: Problem, grad: Array) -> float:
     """Return max |g_j| / w_j over the bounded columns, in the directions their signs allow."""
     largest = 0.0
     for j in range(grad.shape[0]):
@@ -44,7 +45,9 @@ def steepest(problem, grad):
 
 
 @kernel
-def _gap(problem, point, grad, kappa, work):
+def _gap(
+    problem: Problem, point: Point, grad: Array, kappa: float, work: Work
+) -> tuple[float, float]:
     """Return the gap of P(kappa), or of Q(lam), for a gradient (N,), and the norm.
 
     For Q(lam) the residual is shrunk to a dual feasible point: the proximal term leaves gradients
@@ -61,7 +64,7 @@ def _gap(problem, point, grad, kappa, work):
 
 
 @kernel
-def gap_at(problem, point, kappa, work):
+def gap_at(problem: Problem, point: Point, kappa: float, work: Work) -> tuple[float, float]:
     """Return the gap of P(kappa) or Q(lam), as if the free columns were exact, and the norm.
 
     What the path is steered by; a point is judged by `judged_gap`.
@@ -70,7 +73,7 @@ def gap_at(problem, point, kappa, work):
 
 
 @kernel
-def judged_gap(problem, point, kappa, work):
+def judged_gap(problem: Problem, point: Point, kappa: float, work: Work) -> float:
     """Return the gap as `cimf.judge.certificate` does, free columns eliminated from the gradient.
 
     On the support the gradient of a free column is zero but for the rounding of the linear system,
@@ -84,6 +87,8 @@ def judged_gap(problem, point, kappa, work):
         f += 1
     if f == 0:
         return gap_at(problem, point, kappa, work)[0]
+    # One Newton step of the free columns, -(G_FF)^{-1} g_F: the objective falls by
+    # 1/2 g_F' (G_FF)^{-1} g_F, which is the excess, and the gradient becomes what the judge sees.
     for i in range(f):
         work.v[i] = problem.scale[support[i]] * work.grad[support[i]]
     solve(point.factor, f, work.v)
@@ -97,26 +102,26 @@ def judged_gap(problem, point, kappa, work):
 
 
 @kernel
-def rounding(problem):
+def rounding(problem: Problem) -> float:
     """Return the rounding of 1/2 ||z||^2: a gap is not expected to fall further below the goal."""
     return 1e-15 * (0.5 * problem.root * problem.root)
 
 
 @kernel
-def passes(problem, gap):
+def passes(problem: Problem, gap: float) -> bool:
     """Return whether a judged gap will be certified."""
     return gap <= _JUDGED * problem.goal
 
 
 @kernel
-def keep(problem, point, kappa, work, out):
+def keep(problem: Problem, point: Point, kappa: float, work: Work, out: Array) -> float:
     """Write the point into out (N,); returns its gap as it will be judged."""
     write(problem, point, kappa, work, out)
     return judged_gap(problem, point, kappa, work)
 
 
 @kernel
-def refine(problem, point, kappa, work):
+def refine(problem: Problem, point: Point, kappa: float, work: Work) -> Point:
     """Solve once more on the support, for the residual of the point held; returns the point.
 
     In exact arithmetic this is the proximal move of `recentre` and `solve_at`. Computed from the
@@ -146,7 +151,9 @@ def refine(problem, point, kappa, work):
 
 
 @kernel
-def keep_refined(problem, point, kappa, kept, work, out):
+def keep_refined(
+    problem: Problem, point: Point, kappa: float, kept: float, work: Work, out: Array
+) -> tuple[Point, int]:
     """Refine until the point in out (N,), of judged gap `kept`, passes; each better one is written.
 
     Returns the point and the systems solved.

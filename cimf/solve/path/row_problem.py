@@ -6,13 +6,13 @@ Columns are scaled to a unit diagonal inside every factor: D = diag(scale), and 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cimf.solve.blas import solve_transposed
-from cimf.solve.compiled import kernel
+from cimf.solve.compiled import Array, Ints, kernel
 from cimf.solve.path.cholesky import append
 from cimf.statistics import Gram
 from formulations.columns import Columns
@@ -40,14 +40,14 @@ class Rows(NamedTuple):
         The rank of the design is at most this.
     """
 
-    gram: Any
-    corr: Any
-    target_sq: Any
-    weights: Any
-    signs: Any
-    scale: Any
-    ridge: Any
-    n_samples: Any
+    gram: Array
+    corr: Array
+    target_sq: Array
+    weights: Array
+    signs: NDArray[np.int8]
+    scale: Array
+    ridge: float
+    n_samples: int
 
     @classmethod
     def of(cls, gram: Gram, columns: Columns) -> Rows:
@@ -65,7 +65,7 @@ class Usable(NamedTuple):
 
     Attributes
     ----------
-    count : int
+    n_usable : int
         Columns that may be used at all: neither excluded nor zero.
     free : (f,) int
         Columns of weight 0.
@@ -78,12 +78,12 @@ class Usable(NamedTuple):
         1 / (weight * scale), 0 where up and down are: turns rounding into units of lam.
     """
 
-    count: Any
-    free: Any
-    free_factor: Any
-    up: Any
-    down: Any
-    fuzz: Any
+    n_usable: int
+    free: Ints
+    free_factor: Array
+    up: Array
+    down: Array
+    fuzz: Array
 
 
 class Problem(NamedTuple):
@@ -98,26 +98,26 @@ class Problem(NamedTuple):
         ||z||.
     rank : int
         That of the design is at most this.
-    count, free, free_factor, up, down, fuzz
+    n_usable, free, free_factor, up, down, fuzz
         As `Usable`.
     goal : float
         Absolute gap at which a point that is not exact is good enough.
     """
 
-    gram: Any
-    corr: Any
-    weights: Any
-    scale: Any
-    ridge: Any
-    root: Any
-    rank: Any
-    count: Any
-    free: Any
-    free_factor: Any
-    up: Any
-    down: Any
-    fuzz: Any
-    goal: Any
+    gram: Array
+    corr: Array
+    weights: Array
+    scale: Array
+    ridge: float
+    root: float
+    rank: int
+    n_usable: int
+    free: Ints
+    free_factor: Array
+    up: Array
+    down: Array
+    fuzz: Array
+    goal: float
 
 
 def column_scale(gram: Gram) -> NDArray[np.float64]:
@@ -128,7 +128,7 @@ def column_scale(gram: Gram) -> NDArray[np.float64]:
 
 
 @kernel
-def usable_columns(rows, i):
+def usable_columns(rows: Rows, i: int) -> Usable:
     """Return the `Usable` of row i of the weights."""
     weights, signs, scale = rows.weights[i], rows.signs, rows.scale
     n = weights.shape[0]
@@ -143,6 +143,8 @@ def usable_columns(rows, i):
             free[f] = j
             f += 1
             continue
+        # Reciprocals, 0 where a direction is closed: |g_j| > lam w_j becomes a product without a
+        # branch in the loops over all columns.
         up[j] = 1.0 / w if signs[j] >= 0 else 0.0
         down[j] = 1.0 / w if signs[j] <= 0 else 0.0
         fuzz[j] = 1.0 / (w * scale[j])
@@ -156,17 +158,19 @@ def usable_columns(rows, i):
 
 
 @kernel
-def absolute_goal(rows, i, usable, goal):
+def absolute_goal(rows: Rows, i: int, usable: Usable, goal: float) -> float:
     """Return a relative goal times the unit of the certificate, `cimf.judge.energy`.
 
     Not below the rounding of the moments; and where the free columns leave no more than the ridge
     of their factor does, of 1/2 ||z||^2: a constant target beside a free bias got coefficients of
     1e-13 on every column.
     """
-    half_sq = 0.5 * rows.target_sq[i]
+    half_sq: float = 0.5 * rows.target_sq[i]
     f = usable.free.shape[0]
     if f == 0:
         return goal * half_sq
+    # half = U^{-T} D c_F: its squares sum up to c_F' (G_FF)^{-1} c_F, what the free columns
+    # explain of ||z||^2.
     half = np.empty(f)
     for k in range(f):
         half[k] = rows.scale[usable.free[k]] * rows.corr[i, usable.free[k]]
@@ -180,11 +184,12 @@ def absolute_goal(rows, i, usable, goal):
 
 
 @kernel
-def row_problem(rows, i, usable, goal):
+def row_problem(rows: Rows, i: int, usable: Usable, goal: float) -> Problem:
     """Return the `Problem` of row i; goal is relative to what the free columns leave."""
     own = i if rows.weights.shape[0] > 1 else 0
     return Problem(
         rows.gram, rows.corr[i], rows.weights[own], rows.scale, rows.ridge,
-        np.sqrt(rows.target_sq[i]), rows.n_samples, usable.count, usable.free, usable.free_factor,
-        usable.up, usable.down, usable.fuzz, absolute_goal(rows, i, usable, goal),
+        np.sqrt(rows.target_sq[i]), rows.n_samples, usable.n_usable, usable.free,
+        usable.free_factor, usable.up, usable.down, usable.fuzz,
+        absolute_goal(rows, i, usable, goal),
     )  # fmt: skip

@@ -14,17 +14,19 @@ import numpy as np
 
 from cimf.solve.compiled import kernel
 from cimf.solve.path.cholesky import add_columns, solve
-from cimf.solve.path.path_point import at
+from cimf.solve.path.path_point import Point, Work, at
+from cimf.solve.path.row_problem import Problem
 
 
 @kernel
-def slopes(problem, point, work):
+def slopes(problem: Problem, point: Point, work: Work) -> float:
     """Set v = -da/dlam; return sum w s v, the rate at which the norm grows."""
     support, sign, k = point.support, point.sign, point.k
     v = work.v
     for i in range(k):
         j = support[i]
         v[i] = problem.scale[j] * problem.weights[j] * sign[j]
+    # The factor is that of D G_SS D + ridge I: scaled before and after, v = D (..)^{-1} D (w s).
     solve(point.factor, k, v)
     rate = 0.0
     for i in range(k):
@@ -35,14 +37,14 @@ def slopes(problem, point, work):
 
 
 @kernel
-def gradient_slopes(problem, point, work):
+def gradient_slopes(problem: Problem, point: Point, work: Work) -> None:
     """Set the slope of the gradient, G v."""
     work.slope[:] = 0.0
     add_columns(problem.gram, point.support, point.k, work.v, work.slope)
 
 
 @kernel
-def set_gradient(problem, point, work):
+def set_gradient(problem: Problem, point: Point, work: Work) -> None:
     """Set the gradient G a - c."""
     for j in range(work.grad.shape[0]):
         work.grad[j] = -problem.corr[j]
@@ -50,7 +52,7 @@ def set_gradient(problem, point, work):
 
 
 @kernel
-def solve_at(problem, point, kappa, work):
+def solve_at(problem: Problem, point: Point, kappa: float, work: Work) -> tuple[bool, Point]:
     """Solve on the support at lam; on the sphere, or if the norm passes kappa, where it is kappa.
 
     Sets a and its gradient. Returns (possible, point); not possible: no lam >= 0 has this norm, and
@@ -74,6 +76,7 @@ def solve_at(problem, point, kappa, work):
     # along the line of the segment, on which the norm grows by `rate` per unit of lam.
     if on_sphere:
         rate = slopes(problem, point, work)
+        # rate = (w s)' (G_SS + ridge D^{-2})^{-1} (w s) is positive wherever a column is bounded.
         step = (kappa - norm) / rate if rate > 0.0 else np.inf
         if step > lam:
             return False, at(point, lam, on_sphere)
@@ -85,7 +88,7 @@ def solve_at(problem, point, kappa, work):
 
 
 @kernel
-def advance(point, step, work):
+def advance(point: Point, step: float, work: Work) -> None:
     """Move a and its gradient along the lines by lam -> lam - step."""
     for i in range(point.k):
         work.a[i] += step * work.v[i]

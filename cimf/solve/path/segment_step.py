@@ -16,12 +16,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.solve.compiled import kernel
+from cimf.solve.compiled import Array, Ints, kernel
 from cimf.solve.path.exact_rows import as_numbers
 from cimf.solve.path.exchange import correct_at, rebuild
 from cimf.solve.path.path_point import at, begin, new_point, recentre, workspace
 from cimf.solve.path.point_gap import MARGIN, gap_at, keep, keep_refined, rounding
-from cimf.solve.path.row_problem import Rows, row_problem, usable_columns
+from cimf.solve.path.row_problem import Problem, Rows, row_problem, usable_columns
 from cimf.solve.path.segment_lines import solve_at
 from cimf.statistics import Gram
 from formulations.columns import Columns
@@ -33,9 +33,9 @@ _MOVES = 30
 
 
 @kernel
-def _sorted_support(problem, sign, support):
+def _sorted_support(problem: Problem, sign: Array, support: Ints) -> int:
     """List the free columns, then those with a sign, ascending; returns their number."""
-    k = problem.free.shape[0]
+    k: int = problem.free.shape[0]
     support[:k] = problem.free
     for j in range(sign.shape[0]):
         if sign[j] != 0.0 and problem.weights[j] > 0.0:
@@ -45,7 +45,7 @@ def _sorted_support(problem, sign, support):
 
 
 @kernel
-def _allowed_signs(problem, guess):
+def _allowed_signs(problem: Problem, guess: Array) -> Array:
     """Return the guess (N,) of -1, 0, +1 with zeros where a column may not have that sign."""
     sign = np.zeros(guess.shape[0])
     for j in range(guess.shape[0]):
@@ -55,7 +55,9 @@ def _allowed_signs(problem, guess):
 
 
 @kernel
-def _solve_segment(problem, guess, lam, kappa, out):
+def _solve_segment(
+    problem: Problem, guess: Array, lam: float, kappa: float, out: Array
+) -> tuple[bool, float, int]:
     """Solve one row from a guess; returns whether `out` is exact, lam, and the systems solved.
 
     Parameters
