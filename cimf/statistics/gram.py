@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ import numpy as np
 import scipy.linalg.blas
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from cimf.errors import InputError, RunError
-from cimf.files import atomic_path
+from cimf.errors import InputError
+from cimf.statistics.gram_file import load_moments, save_moments
 from formulations.columns import as_array, as_float64, check_range
 
 # Samples converted to float64 at a time: 4096 x 16,000 columns is 0.5 GB beside a 2 GB Gram.
@@ -294,16 +291,9 @@ class Gram:
         InputError
             No samples yet.
         """
-        tensors = {
-            "gram": np.ascontiguousarray(self.gram),
-            "corr": self.corr,
-            "target_sq": self.target_sq,
-        }
-        meta = {"n_samples": str(self.n_samples), "sha256": _digest(tensors, self.n_samples)}
         if not self._has_data:
             raise InputError("no samples: nothing to save")
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=meta)
+        save_moments(self.gram, self.corr, self.target_sq, self.n_samples, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Gram:
@@ -314,17 +304,7 @@ class Gram:
         RunError
             If the file is missing, truncated, or does not match its checksum.
         """
-        try:
-            with safe_open(path, framework="numpy") as stream:
-                meta = stream.metadata() or {}
-                tensors = {name: stream.get_tensor(name) for name in ("gram", "corr", "target_sq")}
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{path} cannot be read as saved statistics: {error}") from error
-        count = meta.get("n_samples", "")
-        n_samples = int(count) if count.isdecimal() else -1
-        if meta.get("sha256") != _digest(tensors, n_samples):
-            raise RunError(f"{path} does not match its checksum; compute the statistics again")
-        return cls.from_moments(tensors["gram"], tensors["corr"], tensors["target_sq"], n_samples)
+        return cls.from_moments(*load_moments(path))
 
 
 def check_gram(gram: object) -> None:
@@ -363,11 +343,3 @@ def _symmetric(g: NDArray[np.float64]) -> bool:
         np.allclose(g[i : i + _COLUMNS], g[:, i : i + _COLUMNS].T, rtol=1e-10, atol=1e-12 * largest)
         for i in range(0, g.shape[0], _COLUMNS)
     )
-
-
-def _digest(tensors: dict[str, NDArray[np.float64]], n_samples: int) -> str:
-    digest = hashlib.sha256(str(n_samples).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].shape}".encode())
-        digest.update(tensors[name].data)
-    return digest.hexdigest()

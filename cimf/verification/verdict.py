@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.judge import certify
-from cimf.verification.diagnosis import NOT_OPTIMAL, error_of, explanations, settle
+from cimf.verification.diagnosis import NOT_OPTIMAL, explanations, settle
 from cimf.verification.graded_problem import Problem
 from cimf.verification.interface import Answer
+from cimf.verification.mistakes import error_of
 
 # A coefficient below this part of the largest is a zero that was not rounded.
 _TINY = 1e-3

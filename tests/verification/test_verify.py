@@ -15,7 +15,8 @@ import cimf
 from cimf import Gram, solve_rows
 from cimf.errors import InputError, UnknownNameError
 from cimf.verification import FAMILIES, SUITES, Problem, Report, Verdict, problems, verify
-from cimf.verification.diagnosis import ADVICE, MISTAKES
+from cimf.verification.diagnosis import ADVICE
+from cimf.verification.mistakes import MISTAKES
 
 
 def right(design, target, kappa, bounded=None, weights=None, signs=None, lam=None):
