@@ -114,6 +114,22 @@ class Walk(NamedTuple):
     lost: bool
 
 
+class Best(NamedTuple):
+    """The best point on the way to a level, which stands in the output.
+
+    Attributes
+    ----------
+    gap, kept : float
+        Its gap as the path is steered by it, and as it is judged.
+    futile : int
+        Proximal moves in a row that did not halve the gap.
+    """
+
+    gap: float
+    kept: float
+    futile: int
+
+
 @kernel
 def _faster(pace: Pace, point: Point, solves: int) -> Pace:
     """Return the pace after a step that crossed its block."""
@@ -164,6 +180,72 @@ def _step(
 
 
 @kernel
+def _limit(problem: Problem, level: Level, point: Point, norm: float) -> float:
+    """Return how far lam may fall from here: to its level, or to where the goal is certified."""
+    kappa = level.kappa
+    # Where the ball is inactive the path is left at a lam that certifies the goal.
+    inactive = kappa < np.inf and kappa > norm
+    floor = 0.25 * problem.goal / (kappa - norm) if inactive else level.lam
+    return float(point.lam - max(floor, level.lam))
+
+
+@kernel
+def _moved_centre(
+    problem: Problem, level: Level, point: Point, saved: Point, walk: Walk, work: Work
+) -> tuple[bool, bool, Point, Point, Walk]:
+    """Move the proximal centre to a point that is exact but for the proximal term, and correct.
+
+    Returns (done, arrived, point, saved, walk).
+    """
+    recentre(problem, point, work)
+    size = point.support.shape[0]
+    done, point, used = correct_at(problem, point, level.kappa, size, work)
+    pace = walk.pace
+    if done:
+        saved = save(point, saved)
+    else:
+        pace = Pace(pace.block, pace.beyond, pace.ceiling, pace.refused + 4)
+    arrived = done and (point.on_sphere or level.kappa == np.inf)
+    walk = Walk(pace, walk.ends, walk.solves + used, walk.predictions, False, False)
+    return done, arrived, point, saved, walk
+
+
+@kernel
+def _stepped(
+    problem: Problem, level: Level, point: Point, saved: Point, norm: float, limit: float,
+    walk: Walk, work: Work,
+) -> tuple[bool, bool, Point, Point, Walk]:  # fmt: skip
+    """Take a step of the present pace; returns as `_moved_centre`."""
+    pace, ends = walk.pace, walk.ends
+    done, point, used, crossed = _step(problem, point, level.kappa, norm, limit, pace, work)
+    # A step that went back is none: corrections on the sphere solve for lam.
+    done = done and point.lam <= saved.lam * (1.0 + 1e-9)
+    if done:
+        if crossed:
+            saved = save(point, saved)
+            pace = _faster(pace, point, used)
+        saved = at(saved, point.lam, False)
+        ends = stepped(ends)
+    else:
+        pace = _slower(pace)
+    arrived = done and (point.on_sphere or (level.kappa == np.inf and point.lam <= level.lam))
+    walk = Walk(pace, ends, walk.solves + used, walk.predictions, False, False)
+    return done, arrived, point, saved, walk
+
+
+@kernel
+def _stepped_back(
+    problem: Problem, point: Point, saved: Point, walk: Walk, work: Work
+) -> tuple[Point, Walk]:
+    """Return to the last exact point after a step that failed; without it the walk is lost."""
+    done, point, used = resume(problem, point, saved, work)
+    stalled = not done or walk.pace.refused > _MAX_REFUSALS
+    return point, Walk(
+        walk.pace, walk.ends, walk.solves + used, walk.predictions, stalled, not done
+    )
+
+
+@kernel
 def _walk_to(
     problem: Problem, level: Level, point: Point, saved: Point, walk: Walk, work: Work, out: Array
 ) -> tuple[Point, Point, Walk, float]:
@@ -171,85 +253,55 @@ def _walk_to(
 
     The best point on the way is in out (N,). Returns (point, saved, walk, its judged gap).
     """
-    pace, ends, solves, predictions, stalled, lost = walk
     kappa, goal = level.kappa, problem.goal
     ball = kappa < np.inf
     rounded = False  # rounding keeps the gap above the goal: the best point is kept
     arrived = False
-    futile = 0
-    best_gap = np.inf
-    kept = np.inf  # gap, judged, of the point in out
+    best = Best(np.inf, np.inf, 0)
     point = at(point, point.lam, False)
     while True:
         # An exact point of the path is held here: its norm is at most kappa.
         gap, norm = gap_at(problem, point, kappa, work)
         if (ball and gap <= goal) or (arrived and gap <= goal + rounding(problem)):
             break
-        predictions += 1
-        if stalled or solves + predictions > _BUDGET:
-            stalled = True
+        predictions = walk.predictions + 1
+        stalled = walk.stalled or walk.solves + predictions > _BUDGET
+        limit = _limit(problem, level, point, norm)
+        whole, full, ends = watched(problem, point, kappa, walk.ends)
+        walk = Walk(walk.pace, ends, walk.solves, predictions, stalled, walk.lost)
+        if stalled:
             break
-        # Where the ball is inactive the path is left at a lam that certifies the goal.
-        floor = 0.25 * goal / (kappa - norm) if ball and kappa > norm else level.lam
-        limit = point.lam - max(floor, level.lam)
-        whole, full, ends = watched(problem, point, kappa, ends)
-        failed = False
-        if (
-            ball
-            and not arrived
-            and (whole or full or (not ends.tried and (limit <= 0.0 or pace.refused == 3)))
-        ):
-            # The ball may be inactive, beyond a dense path, one that ends in rounding, or one
-            # whose support spans all samples.
-            if gap < best_gap:
-                best_gap = gap
-                kept = keep(problem, point, kappa, work, out)
+        # The ball may be inactive, beyond a dense path, one that ends in rounding, or one whose
+        # support spans all samples.
+        untried = not ends.tried and (limit <= 0.0 or walk.pace.refused == 3)
+        if ball and not arrived and (whole or full or untried):
+            if gap < best.gap:
+                best = Best(gap, keep(problem, point, kappa, work, out), best.futile)
             done, point, ends = try_end(problem, point, kappa, whole, ends, work)
-            solves += 1
-            failed = not done
+            walk = Walk(walk.pace, ends, walk.solves + 1, predictions, False, False)
         elif arrived or limit <= 0.0:
             # Exact for the problem with the proximal term, but that term shows in the gap.
-            if gap < 0.5 * best_gap:
-                futile = 0
-                best_gap = gap
-                kept = keep(problem, point, kappa, work, out)
+            if gap < 0.5 * best.gap:
+                best = Best(gap, keep(problem, point, kappa, work, out), 0)
+            elif best.futile == _MAX_FUTILE:
+                rounded = True
+                break
             else:
-                futile += 1
-                if futile > _MAX_FUTILE:
-                    rounded = True
-                    break
-            recentre(problem, point, work)
-            done, point, used = correct_at(problem, point, kappa, point.support.shape[0], work)
-            solves += used
-            arrived = done and (point.on_sphere or not ball)
-            if done:
-                saved = save(point, saved)
-            else:
-                failed = True
-                pace = Pace(pace.block, pace.beyond, pace.ceiling, pace.refused + 4)
+                best = Best(best.gap, best.kept, best.futile + 1)
+            done, arrived, point, saved, walk = _moved_centre(
+                problem, level, point, saved, walk, work
+            )
         else:
-            done, point, used, crossed = _step(problem, point, kappa, norm, limit, pace, work)
-            solves += used
-            if done and point.lam <= saved.lam * (1.0 + 1e-9):
-                arrived = point.on_sphere or (not ball and point.lam <= level.lam)
-                if crossed:
-                    saved = save(point, saved)
-                    pace = _faster(pace, point, used)
-                saved = at(saved, point.lam, False)
-                ends = stepped(ends)
-            else:
-                failed = True
-                pace = _slower(pace)
-        if failed:
-            done, point, used = resume(problem, point, saved, work)
-            solves += used
-            if not done:
-                lost = True
-                rounded = passes(problem, kept)
-            stalled = lost or pace.refused > _MAX_REFUSALS
-    if not rounded and gap <= best_gap:
+            done, arrived, point, saved, walk = _stepped(
+                problem, level, point, saved, norm, limit, walk, work
+            )
+        if not done:
+            point, walk = _stepped_back(problem, point, saved, walk, work)
+            rounded = walk.lost and passes(problem, best.kept)
+    kept = best.kept
+    if not rounded and gap <= best.gap:
         kept = keep(problem, point, kappa, work, out)
-    return point, saved, Walk(pace, ends, solves, predictions, stalled, lost), kept
+    return point, saved, walk, kept
 
 
 @kernel
