@@ -26,7 +26,7 @@ import numpy as np
 from cimf.solve.compiled import Array, kernel
 from cimf.solve.path.breakpoints import breakpoints, choose_step
 from cimf.solve.path.exchange import correct, correct_at, reopen, resume
-from cimf.solve.path.path_end import Ends, stepped, try_end, unknown_ends, watched
+from cimf.solve.path.path_end import stepped, try_end, unknown_ends, watched
 from cimf.solve.path.path_point import Point, Work, at, begin, recentre, save
 from cimf.solve.path.point_gap import (
     gap_at,
@@ -39,6 +39,7 @@ from cimf.solve.path.point_gap import (
 )
 from cimf.solve.path.row_problem import Problem
 from cimf.solve.path.segment_lines import advance, gradient_slopes, slopes, solve_at
+from cimf.solve.path.walk import Best, Pace, Walk, faster, slower
 
 # Linear systems and predictions per row. Real states need 5 to 650 (N = 897), the design of Mairal
 # and Yu 1,600 at N = 7; past this a row is reported as it stands.
@@ -68,83 +69,6 @@ class Found(NamedTuple):
     coef: Any
     lam: Any
     solves: Any
-
-
-class Pace(NamedTuple):
-    """How far the next step goes.
-
-    Attributes
-    ----------
-    block : int
-        Breakpoints to cross.
-    beyond : float
-        Share of the way from the last of them to the next.
-    ceiling : int
-        No block is larger: a refused block is approached slowly again (dense rows: 10 % less time).
-    refused : int
-        Steps in a row that led to no exact point.
-    """
-
-    block: int
-    beyond: float
-    ceiling: int
-    refused: int
-
-
-class Walk(NamedTuple):
-    """How the walk along a row's path stands.
-
-    Attributes
-    ----------
-    pace : Pace
-    ends : Ends
-    solves, predictions : int
-        Linear systems so far, and points from which one more step was considered.
-    stalled : bool
-        No further step is made.
-    lost : bool
-        The point held is not exact any more.
-    """
-
-    pace: Pace
-    ends: Ends
-    solves: int
-    predictions: int
-    stalled: bool
-    lost: bool
-
-
-class Best(NamedTuple):
-    """The best point on the way to a level, which stands in the output.
-
-    Attributes
-    ----------
-    gap, kept : float
-        Its gap as the path is steered by it, and as it is judged.
-    futile : int
-        Proximal moves in a row that did not halve the gap.
-    """
-
-    gap: float
-    kept: float
-    futile: int
-
-
-@kernel
-def _faster(pace: Pace, point: Point, solves: int) -> Pace:
-    """Return the pace after a step that crossed its block."""
-    n = point.support.shape[0]
-    # Breakpoints that changed nothing were rounding: cross more of them.
-    largest = max(point.k // 6, 2) if solves > 0 else n
-    block = min(2 * pace.block, largest, pace.ceiling)
-    return Pace(block, 0.5, min(pace.ceiling + pace.ceiling // 4 + 1, n), 0)
-
-
-@kernel
-def _slower(pace: Pace) -> Pace:
-    """Return the pace after a refusal: a smaller block, in the end a homotopy step."""
-    block = pace.block
-    return Pace(max(block // 4, 1), pace.beyond * 0.1, max(block // 2, 1), pace.refused + 1)
 
 
 @kernel
@@ -223,11 +147,11 @@ def _stepped(
     if done:
         if crossed:
             saved = save(point, saved)
-            pace = _faster(pace, point, used)
+            pace = faster(pace, point, used)
         saved = at(saved, point.lam, False)
         ends = stepped(ends)
     else:
-        pace = _slower(pace)
+        pace = slower(pace)
     arrived = done and (point.on_sphere or (level.kappa == np.inf and point.lam <= level.lam))
     walk = Walk(pace, ends, walk.solves + used, walk.predictions, False, False)
     return done, arrived, point, saved, walk
