@@ -10,6 +10,7 @@ from cimf.data.networks import BasicBlock
 from cimf.errors import CaptureError, InputError, UnknownNameError
 from cimf.methods.base import Task
 from cimf.methods.by_name import prune_task
+from cimf.methods.layered.calibration import Calibration, Statistics
 from cimf.methods.layered.supports import Convex
 
 SIZES = {"n_jobs": 1}
@@ -382,6 +383,14 @@ def test_batches_of_different_sizes_are_the_same_samples():
     np.testing.assert_allclose(
         one.network[6].weight.detach(), several.network[6].weight.detach(), atol=1e-4
     )
+
+
+def test_the_survey_takes_the_first_batches_that_hold_its_samples(monkeypatch):
+    net, u = small_net()
+    monkeypatch.setattr("cimf.methods.layered.calibration._SURVEYED", 32)
+    for size, seen in ((16, 32), (32, 32), (20, 40), (64, 64)):
+        taken = Calibration.of(Task(net, u.split(size)), Statistics()).survey
+        assert len(taken.probe) == seen
 
 
 def test_front_door():
