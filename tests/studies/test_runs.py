@@ -1,6 +1,7 @@
 """Sweeps and layered runs as folders: what is refused, what is kept, what the manifest says."""
 
 import json
+from collections import OrderedDict
 from dataclasses import asdict, replace
 from io import StringIO
 from types import SimpleNamespace
@@ -243,9 +244,12 @@ def test_a_run_of_prune_prints_and_writes_its_report(tmp_path, monkeypatch, labe
     stream = StringIO()
     monkeypatch.setattr("cimf.studies.prune_run.out", Console(file=stream, width=30))
     monkeypatch.setattr("cimf.studies.prune_run.implicit_summary", lambda *_: "a [red] summary")
+    net, *samples = network()
+    net = torch.nn.Sequential(OrderedDict(zip(("[bold]", "1", "2"), net, strict=True)))
     result = run_prune(
-        tmp_path, {}, network if labelled else lambda: network()[:2], 0.5, options={"n_jobs": 1}
+        tmp_path, {}, lambda: (net, *samples[: 1 + labelled]), 0.5, options={"n_jobs": 1}
     )
+    assert "[bold]" in str(result.report)
     report = (tmp_path / "report.txt").read_text()
     assert report == f"{result.report}\n\na [red] summary\n"
     assert stream.getvalue().startswith(report)
