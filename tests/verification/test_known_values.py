@@ -132,6 +132,27 @@ def test_a_verdict_by_hand(answer, status, failure, excess, violation, gap, deta
     assert verdict.ours_seconds == ONE.truth.seconds
 
 
+def test_zeros_that_were_not_rounded():
+    """Named where an answer is accurate and has no exact zero off the support."""
+    design = np.eye(4)
+    problem = Problem("p", design, np.array([3.0, 2.0, 0.0, 0.0]), 4.0)
+    assert problem.truth.support.tolist() == [True, True, False, False]
+    for off, failure, detail in (
+        ([0.0, 0.0], "", ""),
+        ([1e-9, 0.0], "", ""),
+        ([1e-9, -2e-9], "no exact zeros", "no exact zero off the support, largest 2.0e-09"),
+    ):
+        answer = [2.5, 1.5, *off]
+        verdict = verify(lambda design, target, kappa, a=answer: a, [problem]).verdicts[0]
+        assert (verdict.failure, verdict.detail) == (failure, detail)
+        assert verdict.status == ("failed" if failure else "passed")
+        loose = verify(lambda design, target, kappa, a=answer: a, [problem], exact_zeros=False)
+        assert loose.passed
+    # Large entries off the support are no rounding: what is said is the excess.
+    wrong = verify(lambda design, target, kappa: [2.4, 1.4, 0.1, 0.1], [problem], tol=0.1)
+    assert wrong.passed
+
+
 def test_tolerances_pass_at_their_value():
     for answer in (1.2, 0.8):
         report = verify(lambda design, target, kappa, a=answer: [a], [ONE], tol=0.3)
