@@ -74,6 +74,15 @@ def test_the_suites_ask_what_they_asked():
     ]
 
 
+def test_columns_of_the_suites_that_are_almost_alike():
+    """By how much is what those families are about, and too little for the sums above."""
+    (near, _) = [p.design for p in problems("duplicates") if p.name.startswith("near")]
+    assert np.std(near[:, 10:] - near[:, :10]) == pytest.approx(1e-9, rel=0.1)
+    (clique, _) = [p.design for p in problems("adversarial") if p.name.startswith("almost")]
+    apart = clique.reshape(30, 4, 6).std(axis=2, ddof=1)
+    assert np.sqrt(np.square(apart).mean()) == pytest.approx(1e-5, rel=0.1)
+
+
 def test_the_truth_of_a_problem_by_hand():
     truth = ONE.truth
     np.testing.assert_allclose(truth.coef, [1.0], rtol=1e-12)
@@ -130,6 +139,13 @@ def test_a_verdict_by_hand(answer, status, failure, excess, violation, gap, deta
     assert (verdict.precision, verdict.recall) == (1.0, float(answer != 0))
     assert 0.02 <= verdict.seconds < 5.0
     assert verdict.ours_seconds == ONE.truth.seconds
+
+
+def test_a_ball_of_radius_zero_without_any_scale_has_unit_1():
+    for design, target in ((np.eye(2), np.zeros(2)), (np.zeros((2, 2)), np.ones(2))):
+        problem = Problem("p", design, target, 0.0)
+        verdict = verify(lambda design, target, kappa: [0.25, 0.0], [problem]).verdicts[0]
+        assert (verdict.violation, verdict.status) == (0.25, "failed")
 
 
 def test_zeros_that_were_not_rounded():
