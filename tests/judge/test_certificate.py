@@ -340,6 +340,22 @@ def test_every_field_by_hand(form, own):
         found.raise_if_failed()
 
 
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [0.0, np.inf]])
+def test_a_ball_without_columns_by_hand(weights):
+    """Nothing is in the ball: least squares in the free columns, whatever kappa."""
+    design = np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    gram = Gram.from_arrays(design, np.array([3.0, 4.0, 1.0]))
+    for level in ({"kappa": 0.0}, {"kappa": 5.0}, {"lam": 2.0}):
+        wrong = certify(gram, [2.0, 0.0], weights=weights, **level)
+        # Of 1/2 (9 + 16 + 1) the free columns leave 1/2 (1), or 1/2 (16 + 1) of the first alone.
+        left, excess = (0.5, 0.5 + 8.0) if weights[1] == 0.0 else (8.5, 0.5)
+        assert wrong.objective[0] == 9.0
+        assert wrong.gap[0] == pytest.approx(excess / left)
+        assert (wrong.norm[0], wrong.violation[0]) == (0.0, 0.0)
+        right = certify(gram, [3.0, 2.0 * (weights[1] == 0.0)], weights=weights, **level)
+        assert right.passed[0]
+
+
 def test_one_row_by_hand():
     """M = 2, z = 3: h(a) = 1/2 (2 a - 3)^2, so h(1/2) = 2, g = -4, 1/2 z^2 = 4.5."""
     gram = Gram.from_arrays(np.array([[2.0]]), np.array([3.0]))

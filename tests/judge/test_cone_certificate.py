@@ -114,6 +114,24 @@ def test_bound_holds_for_feasible_points_within_the_radius(rng):
         assert value >= bound.value
 
 
+@pytest.mark.parametrize("equalities", [0, 20, 60])
+def test_a_dual_point_is_refined_to_the_last_digits(equalities, rng):
+    """Stationarity of a linear program is missed by 1e-4 and met after the refinement."""
+    A, exact, x = rng.normal(size=(60, 30)), rng.uniform(0.5, 2.0, 60), rng.normal(size=30)
+    exact[:equalities] *= rng.choice([-1, 1], equalities)
+    program = ConeProgram(
+        scipy.sparse.csc_array((30, 30)), -A.T @ exact, scipy.sparse.csc_array(A), A @ x,
+        Cones(zero=equalities, nonneg=60 - equalities), 7.0,
+    )  # fmt: skip
+    near = exact * (1.0 + 1e-4 * rng.normal(size=60))
+    assert np.abs(program.q + A.T @ near).sum() > 1e-5
+    bound = lower_bound(program, x, near, 10.0)
+    assert bound.residual < 1e-11
+    assert bound.radius == 10.0
+    # Every z with A'z = -q proves the value of the feasible x, which is on all constraints.
+    assert bound.value == pytest.approx(7.0 + program.q @ x, abs=1e-9)
+
+
 def test_nan_proves_nothing():
     program = ConeProgram(
         scipy.sparse.csc_array((1, 1)), np.ones(1), scipy.sparse.csc_array([[1.0]]), np.ones(1),
