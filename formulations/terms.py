@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,8 +131,8 @@ def number(expression: cp.Expression) -> float:
 
 
 def disagree(x: float, y: float, tolerance: float) -> bool:
-    """Whether two values differ by more than rounding."""
-    return x != y and not abs(x - y) <= tolerance * max(1.0, abs(x), abs(y))
+    """Whether two values differ by more than rounding; infinity differs from every number."""
+    return not math.isclose(x, y, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def largest_violation(constraint: cp.Constraint) -> float:

@@ -206,6 +206,55 @@ def test_rows_and_parts_of_records():
     assert ball.row(3).level.values.tolist() == [4.0]
 
 
+@pytest.mark.parametrize("kind", [Constrained, Lasso])
+def test_rows_from_moments_are_those_of_the_arrays(kind):
+    rng = np.random.default_rng(2)
+    design, target = rng.normal(size=(20, 4)), rng.normal(size=(20, 3))
+    moments = design.T @ design, target.T @ design, np.square(target).sum(axis=0)
+    columns = {"weights": [1.0, np.inf, 2.0, 0.5], "signs": [0, 0, 1, -1]}
+    given = kind(design, target, [0.5, 1.0, 2.0], **columns)
+    made = kind.from_moments(*moments, [0.5, 1.0, 2.0], **columns)
+    coef = rng.normal(size=(3, 4))
+    for record, other in ((made.record, given.record), (made.record.row(1), given.record.row(1))):
+        part = coef if record.fit.n_targets == 3 else coef[[1]]
+        np.testing.assert_allclose(record.objective(part), other.objective(part), rtol=1e-12)
+        np.testing.assert_array_equal(record.violation(part), other.violation(part))
+    made.coefficients = given.coefficients = coef
+    assert made.objective.value == pytest.approx(given.objective.value, rel=1e-12)
+    some = made.record.fit.rows([2, 0])
+    for kept, expected in zip(some.moments, (moments[0], *(v[[2, 0]] for v in moments[1:]))):  # noqa: B905
+        np.testing.assert_array_equal(kept, expected)
+
+
+def test_reduced_records_are_the_same_problem():
+    X, U, Z, Y = matched_data()
+    w = np.random.default_rng(1).normal(size=(7, 8))
+    for record in (Relaxed(X, U, Z + 1.0, Y, loss="l1", lam1=2.0).record, Exact(X, U, Z, Y).record):
+        small = record.reduced()
+        assert record.fit.design.shape == (30, 8)
+        assert small.fit.design.shape == (8, 8)
+        assert small.objective(w) == pytest.approx(record.objective(w), rel=1e-12)
+        assert small.violations(w) == pytest.approx(record.violations(w), rel=1e-12)
+    rows = Lasso(np.vstack([X, U]).T, Z.T, 0.5).record
+    np.testing.assert_allclose(rows.reduced().objective(w[:5]), rows.objective(w[:5]), rtol=1e-12)
+
+
+def test_defaults_are_those_of_the_paper():
+    X, U, Z, Y = matched_data()
+    state, output = StateRow(X, U, Z[0]).record, OutputRow(X, U, Y[0]).record
+    for record in (Relaxed(X, U, Z, Y).record, state, output):
+        assert (record.lam == 1.0).all()
+        assert record.loss.name == "loss Zero"
+    exact = Exact(X, U, Z, Y).record
+    assert (exact.loss.name, exact.tolerance) == ("loss L1", 0.0)
+    for record in (Relaxed(X, U, Z, Y).record, exact):
+        assert record.kappa.tolist() == [0.99] * 5 + [np.inf] * 2
+    for record in (state, output, exact):
+        assert record.sets == ()
+    assert (state.kappa.tolist(), state.index.tolist()) == ([0.99], [0])
+    assert (output.kappa.tolist(), output.index.tolist()) == ([np.inf], [5])
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_shrink_ends_inside_to_the_last_bit(scale):
     rng = np.random.default_rng(0)

@@ -19,6 +19,7 @@ from formulations.losses import (
 from formulations.matrix_rows import Rows
 from formulations.relaxed import Relaxed
 from formulations.sets import SETS, Box, Causal, ConstraintSet, NoSelfLoop, Pattern, as_set
+from formulations.terms import disagree
 
 N_STATES, N_INPUTS, N_OUTPUTS = 4, 3, 2
 SIZES = (N_STATES, N_INPUTS, N_OUTPUTS)
@@ -382,7 +383,12 @@ def test_wrong_losses_with_own_variables_are_found():
         def value(self, rows):
             return 0.999 * float(np.abs(rows.values).max(axis=1).sum())
 
+    class Barrier(Epigraph):
+        def value(self, rows):
+            return np.inf
+
     for given, words in (
+        (Barrier(), r"value\(\) gives inf where expression\(\) gives"),
         (lambda a, b: (shared, [cp.norm1(a) <= shared]), "anew in every call"),
         (lambda a, b: (cp.Variable(), [a >= -9]), "unbounded below over its own variables"),
         (lambda a, b: (cp.Variable(), [cp.norm1(a) >= 1]), "is not DCP"),
@@ -447,6 +453,33 @@ def test_parameters_without_a_value_are_tried_with_one():
     assert level.value is None
     with pytest.raises(FormulationError, match="not convex"):
         as_loss(lambda a, b: -mu * cp.norm1(a)).check(*SIZES).raise_if_failed()
+
+
+def test_values_differ_by_more_than_rounding_or_not():
+    """Relative to the larger, and to 1 where both are smaller."""
+    for x, y, tolerance, different in (
+        (1e-9, 2e-9, 1e-8, False),
+        (1e6, 1e6 + 1.0, 1e-8, True),
+        (1e6 + 1.0, 1e6, 1e-5, False),
+        (-1e6, -1e6 - 1.0, 1e-5, False),
+        (np.inf, np.inf, 1e-8, False),
+        (np.inf, 1.0, 1e-8, True),
+        (np.nan, 1.0, 1e-8, True),
+        (0.5, 0.5, 0.0, False),
+        (1.0, 1.25, 0.2, False),
+        (1.0, 1.25, 0.19, True),
+    ):
+        assert disagree(x, y, tolerance) == disagree(y, x, tolerance) == different
+
+
+def test_cones_of_the_constraints_are_listed():
+    def soft(a, b):
+        t = cp.Variable()
+        return t, [cp.log_sum_exp(a) <= t]
+
+    assert "exp" in as_loss(soft).check(*SIZES).cones
+    assert "soc" in as_set(lambda a, b: cp.norm(a) <= 1).check(*SIZES).cones
+    assert as_loss(soft).check(*SIZES, cones=False).cones == ()
 
 
 def test_cones_are_listed():

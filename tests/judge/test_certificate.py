@@ -263,3 +263,116 @@ def test_what_the_moments_cannot_tell_from_dependent_is_bounded_by_kappa():
     cert = certify(Gram.from_arrays(design, target), coef, 1e10)
     excess = 0.5 * target @ target - 0.5 * (target - share) @ (target - share)
     assert cert.gap[0] * 0.5 * target @ target >= excess
+
+
+# Every field against the formulas of the module, one row at a time, from the data
+
+
+def _by_hand(design, z, a, level, weights, signs, constrained):
+    """Return objective, gap, violation, lam and norm; None for gaps that a larger ball has."""
+    ball = (weights > 0) & np.isfinite(weights)
+    free = design[:, weights == 0]
+    norm = np.sum(weights[ball] * np.abs(a[ball]))
+    gone = np.maximum(-signs * a, 0.0)
+    gone[np.isinf(weights)] = np.abs(a[np.isinf(weights)])
+    residual = design @ a - z
+    loss = 0.5 * residual @ residual
+    fitted = free @ np.linalg.lstsq(free, residual, rcond=None)[0]
+    excess = 0.5 * fitted @ fitted
+    g = design.T @ (residual - fitted)
+    slope = np.where(signs == 0, np.abs(g), np.maximum(-signs * g, 0.0))
+    steepest = (slope[ball] / weights[ball]).max()
+    inner = g[ball] @ a[ball]
+    unit = 0.5 * np.sum((z - free @ np.linalg.lstsq(free, z, rcond=None)[0]) ** 2)
+    if constrained:
+        gap = min(inner + level * steepest + excess, loss)
+        return loss, gap / unit, max(gone.max(), norm - level, 0.0), steepest, norm
+    s = np.clip(1.0 - inner / (2.0 * loss), 0.0, level / steepest if steepest > 0 else np.inf)
+    gap = level * norm + s * inner + (1.0 - s) ** 2 * loss + excess
+    return loss + level * norm, gap / unit, gone.max(), level, norm
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("form", ["ball", "penalty"])
+def test_every_field_by_hand(form, own):
+    """300 rows: more than are judged together. Some rows are not finite."""
+    rng = np.random.default_rng(7)
+    r, n = 300, 7
+    design, targets = rng.normal(size=(25, n)), rng.normal(size=(25, r))
+    weights = rng.choice([0.0, 0.5, 1.0, 3.0, np.inf], (r, n))
+    weights[:, 0] = 2.0
+    if not own:
+        weights[:] = [2.0, 0.0, 1.0, np.inf, 0.5, 0.0, 1.0]
+    signs = np.where((weights == 0).any(axis=0), 0, rng.integers(-1, 2, n))
+    signs[0] = 1
+    coef = rng.normal(size=(r, n)) * (rng.random((r, n)) < 0.7)
+    coef[:, 0] = np.abs(coef[:, 0]) + 0.1
+    coef[::2, 3] = 0.0
+    ball = np.where(np.isfinite(weights), weights, 0.0)
+    # At most the norm, so that the bound for points inside the ball is not asked for.
+    level = (ball * np.abs(coef)).sum(axis=1) * rng.choice([0.5, 1.0], r)
+    if form == "penalty":
+        level = rng.choice([0.05, 3.0, 50.0], r)
+    bad = coef.copy()
+    bad[[3, 260], [1, 2]] = np.nan, np.inf
+    found = certify(
+        Gram.from_arrays(design, targets), bad, tol=0.1, weights=weights if own else weights[0],
+        signs=signs, **{"kappa" if form == "ball" else "lam": level},
+    )  # fmt: skip
+    names = ("objective", "gap", "violation", "lam", "norm")
+    for i in set(range(r)) - {3, 260}:
+        expected = _by_hand(
+            design, targets[:, i], coef[i], level[i], weights[i], signs, form == "ball"
+        )
+        for name, value in zip(names, expected, strict=True):
+            here = getattr(found, name)[i]
+            assert here == pytest.approx(value, rel=1e-9, abs=1e-12), (i, name)
+        limit = 0.1 * level[i] if form == "ball" else 0.0
+        assert found.passed[i] == (expected[1] <= 0.1 and found.violation[i] <= limit)
+    assert found.tol == 0.1
+    assert not found.limited.any()
+    for i in (3, 260):
+        assert np.isnan(found.objective[i])
+        assert found.gap[i] == found.violation[i] == found.norm[i] == np.inf
+        assert not found.passed[i]
+    assert found.worst_gap == np.inf
+    with pytest.raises(CertificateError, match=r"of 300 rows failed .* at tolerance 0.1; first"):
+        found.raise_if_failed()
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [0.0, np.inf]])
+def test_a_ball_without_columns_by_hand(weights):
+    """Nothing is in the ball: least squares in the free columns, whatever kappa."""
+    design = np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    gram = Gram.from_arrays(design, np.array([3.0, 4.0, 1.0]))
+    for level in ({"kappa": 0.0}, {"kappa": 5.0}, {"lam": 2.0}):
+        wrong = certify(gram, [2.0, 0.0], weights=weights, **level)
+        # Of 1/2 (9 + 16 + 1) the free columns leave 1/2 (1), or 1/2 (16 + 1) of the first alone.
+        left, excess = (0.5, 0.5 + 8.0) if weights[1] == 0.0 else (8.5, 0.5)
+        assert wrong.objective[0] == 9.0
+        assert wrong.gap[0] == pytest.approx(excess / left)
+        assert (wrong.norm[0], wrong.violation[0]) == (0.0, 0.0)
+        right = certify(gram, [3.0, 2.0 * (weights[1] == 0.0)], weights=weights, **level)
+        assert right.passed[0]
+
+
+def test_one_row_by_hand():
+    """M = 2, z = 3: h(a) = 1/2 (2 a - 3)^2, so h(1/2) = 2, g = -4, 1/2 z^2 = 4.5."""
+    gram = Gram.from_arrays(np.array([[2.0]]), np.array([3.0]))
+    ball = certify(gram, [0.5], 0.5)
+    assert (ball.objective[0], ball.gap[0], ball.violation[0]) == (2.0, 0.0, 0.0)
+    assert (ball.lam[0], ball.norm[0], ball.tol) == (4.0, 0.5, 1e-9)
+    assert ball.passed[0]
+    half = certify(gram, [0.5], 1.0)  # -2 + 4 = 2 of 4.5
+    assert half.gap[0] == pytest.approx(2.0 / 4.5)
+    penalty = certify(gram, [0.5], lam=4.0)
+    assert (penalty.objective[0], penalty.gap[0], penalty.lam[0]) == (4.0, 0.0, 4.0)
+    wide = certify(gram, [0.7], 0.5, tol=0.5)
+    assert wide.violation[0] == pytest.approx(0.2)
+    assert wide.passed[0], "0.2 is within 0.5 of kappa"
+    assert not certify(gram, [0.7], 0.5, tol=0.3).passed[0]
+    assert not certify(gram, [1e-9], 0.0, tol=0.5).passed[0], "exactly zero where kappa is"
+    nothing = certify(Gram.from_arrays(np.ones((2, 1)), np.ones((2, 0))), np.zeros((0, 1)), 1.0)
+    assert nothing.worst_gap == 0.0
+    assert nothing.passed.size == 0
+    nothing.raise_if_failed()

@@ -123,6 +123,17 @@ def test_units_of_the_targets_change_nothing(scale):
     np.testing.assert_allclose(first[1], second[1] / units[:, None], rtol=1e-9)
 
 
+@pytest.mark.parametrize("power", [-60, 60])
+def test_gaps_of_polished_rows_have_no_unit(power):
+    M, Z, gram, _ = problem()
+    mask = np.ones((3, 8), dtype=bool)
+    mask[:, :2] = False
+    gap = rows.polished(gram, mask, 1)[1]
+    assert (gap > 0).any(), "rounding errors must be left for this to say something"
+    scaled = rows.polished(Gram.from_arrays(M, Z * 2.0**power), mask, 1)[1]
+    np.testing.assert_array_equal(scaled, gap)
+
+
 def test_samples_in_another_order_or_twice_change_nothing():
     M, Z, _, dense = problem(5)
     mask, coef, (order, increase) = choose(M, Z, dense, SUPPORTS["obs"])
@@ -298,6 +309,18 @@ def test_allocations_meet_the_total_and_prices_decide(keep, seed):
     assert sum(int(c.sum()) for c in even) == keep
     for c, n in zip(even, (8, 5), strict=True):
         assert np.abs(c - keep * n / 62).max() < 1 + 1e-9
+
+
+def test_ties_are_broken_in_order():
+    """60 values of two sizes: a sort that is not stable shuffles equal ones."""
+    price = np.tile([[2.0], [1.0], [1.0]], (20, 1))
+    assert by_price([price], 40)[0].tolist() == [1, 0, 0] * 10 + [1, 1, 1] * 10
+    # Shares 1.25 and 2.5: the leftovers go to the largest remainders, then in order.
+    even = uniform([(20, 5), (20, 10)], 75)
+    assert even[0].tolist() == [1] * 20
+    assert even[1].tolist() == [3] * 15 + [2] * 5
+    mask = rows.largest(price.T, np.array([30]), 1)
+    assert mask[0].tolist() == [True, False, False] * 15 + [True] * 16
 
 
 @pytest.mark.parametrize("weighting", ["ones", "inverse", "saliency"])

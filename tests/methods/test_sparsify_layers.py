@@ -386,6 +386,14 @@ def test_batches_of_different_sizes_are_the_same_samples():
     )
 
 
+def test_the_survey_takes_the_first_batches_that_hold_its_samples(monkeypatch):
+    net, u = small_net()
+    monkeypatch.setattr("cimf.methods.layered.calibration._SURVEYED", 32)
+    for size, seen in ((16, 32), (32, 32), (20, 40), (64, 64)):
+        taken = Calibration.of(Task(net, u.split(size)), Statistics()).survey
+        assert len(taken.probe) == seen
+
+
 def test_front_door():
     net, u = small_net()
     result = cimf.prune(net, [u], 0.6, n_jobs=1)

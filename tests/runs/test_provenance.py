@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import types
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -31,6 +32,9 @@ def test_manifest_is_strict_json_with_the_origin_of_the_run():
     assert again["accuracy"] == 0.5
     assert again["versions"]["numpy"] == np.__version__
     assert {"command", "commit", "threads", "written"} <= set(again)
+    age = datetime.now(UTC) - datetime.fromisoformat(again["written"])
+    assert abs(age) < timedelta(minutes=1)
+    assert again["written"].endswith("+00:00"), "of no machine's own time zone"
 
 
 def test_the_command_line_holds_no_machine_path(monkeypatch):

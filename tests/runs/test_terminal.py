@@ -65,6 +65,14 @@ def test_a_table_that_fits_stays_in_one_piece_with_its_headings(monkeypatch):
     assert heading.split() == " ".join(HEADING).split()
 
 
+def test_headings_are_bold_where_there_is_a_terminal(monkeypatch):
+    stream = console(monkeypatch, "out", 96, force_terminal=True, color_system="standard")
+    print_table(HEADING[:2], [row[:2] for row in ROWS])
+    heading, *below = [line for line in text(stream).splitlines() if line.strip()]
+    assert "\x1b[1m" in heading
+    assert not any("\x1b[1m" in line for line in below)
+
+
 def test_a_run_without_a_terminal_says_what_it_does(monkeypatch):
     stream = console(monkeypatch, "err", 80)
     clock = iter([0.0, 10.0, 31.0, 40.0, 70.0])

@@ -226,13 +226,17 @@ def test_auto_falls_through_when_the_first_fails_on_a_problem(monkeypatch):
     assert backends.candidates("auto") == ["mosek", "clarabel"]
     real = backends.run
 
+    asked = []
+
     def run(problem, name, tol, **care):
+        asked.append((name, tol, care))
         if name == "mosek":
             raise BackendError("out of tokens")
         return real(problem, name, tol, **care)
 
     monkeypatch.setattr(backends, "run", run)
-    assert backends.solve(tiny(), "auto", 1e-9).backend == "clarabel"
+    assert backends.solve(tiny(), "auto", 1e-9, careful=True).backend == "clarabel"
+    assert asked == [(name, 1e-9, {"careful": True}) for name in ("mosek", "clarabel")]
     with pytest.raises(BackendError, match="out of tokens"):
         backends.solve(tiny(), "mosek", 1e-9)
 

@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cimf.runs.numbers import shortest
-from cimf.studies.sweep_figure import line_style, plot_sweep
+from cimf.studies.line_figure import draw_lines, plot_lines
+from cimf.studies.sweep_figure import draw_sweep, line_style, plot_sweep
 from cimf.studies.sweep_tables import FULL, PAPER_TABLE_1, TERMINAL, latex, markdown, render
 
 
@@ -179,6 +180,92 @@ def test_lines_that_coincide_leave_each_other_visible(table, tmp_path, monkeypat
     for line in lines:
         colour = [int(line.get_color()[k : k + 2], 16) for k in (1, 3, 5)]
         assert (np.abs(pixels - colour).max(axis=1) < 12).sum() > 40, line.get_color()
+
+
+def test_lines_of_accuracies_stand_on_an_axis_of_the_error():
+    axes = Figure().add_subplot()
+    lines = {"a": ([50.0, 90.0], [80.0, 70.0]), "b": ([40.0, 95.0], [94.0, 60.0])}
+    draw_lines(axes, "a title", lines, across="x", up="y", dense=95.0, bold=["b"])
+    drawn_ = {line.get_label(): line for line in axes.get_lines()}
+    assert list(drawn_) == ["b", "a", "dense network"], "the bold one first, and so broadest"
+    assert drawn_["b"].get_linewidth() > drawn_["a"].get_linewidth()
+    for name, (x, y) in lines.items():
+        assert (list(drawn_[name].get_xdata()), list(drawn_[name].get_ydata())) == (x, y)
+    assert list(drawn_["dense network"].get_ydata()) == [95.0, 95.0]
+    place = axes.yaxis.get_transform()
+    np.testing.assert_allclose(place.transform([0.0, 90.0, 100.0]), -np.log([100.0, 10.0, 1e-2]))
+    np.testing.assert_allclose(place.inverted().transform(place.transform([30.0, 99.0])), [30, 99])
+    low, high = axes.get_ylim()
+    assert low < 60.0
+    assert 95.0 < high <= 97.5, "half the error of the dense network is room enough"
+    assert set(axes.get_yticks()) == {t for t in (0, 30, 50, 70, 80, 85, 90, 95) if t >= low}
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title("left")) == ("x", "y", "a title")
+
+
+def test_lines_across_sample_sizes_and_names():
+    axes = Figure().add_subplot()
+    lines = {"a": ([100, 2000], [1.0, 2.0]), "b": ([100, 500], [3.0, 4.0])}
+    draw_lines(axes, "t", lines, across="x", up="y", logarithmic=True)
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "2,000", "500"]
+    assert list(axes.get_xticks()) == [100, 2000, 500]
+    assert len(axes.get_xticks(minor=True)) == 0
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {0.0}
+    axes = Figure().add_subplot()
+    draw_lines(axes, "t", {"a": (["first", "second"], [1.0, 2.0])}, across="", up="y")
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {90.0}
+    assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
+    assert len(axes.get_lines()) == 1, "no dense network"
+
+
+def test_a_figure_of_lines_has_its_legend_beside_it(tmp_path, monkeypatch):
+    lines = {"a": ([50.0, 90.0], [80.0, 70.0])}
+    draw = lambda: plot_lines(tmp_path / "a.png", "t", lines, across="x", up="y")  # noqa: E731
+    figure = drawn(monkeypatch, draw)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a"]
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG"
+        assert "Software" not in image.info, "the same bytes with any version"
+
+
+def test_the_models_stand_where_their_numbers_say(table):
+    axes = Figure().add_subplot()
+    draw_sweep(axes, table, "a title")
+    first, second, dense, control = axes.get_lines()
+    assert (first.get_label(), second.get_label()) == (
+        "full, rescaled", "full, states as captured",
+    )  # fmt: skip
+    np.testing.assert_allclose(first.get_xydata(), [[0.05, 0.19], [1.5, 0.1]])
+    np.testing.assert_allclose(second.get_xydata(), [[0.01, 0.9]])
+    np.testing.assert_allclose(dense.get_ydata(), [0.09, 0.09])
+    np.testing.assert_allclose(control.get_ydata(), [0.2, 0.2])
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == [
+        "κ 0.1", "κ 0.99", "dense network, 91.0 %",
+        "control: linear map from the input alone, 80.0 %",
+    ]  # fmt: skip
+    np.testing.assert_allclose([text.xy for text in axes.texts[:2]], first.get_xydata())
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.xaxis_inverted()
+    assert axes.yaxis_inverted()
+    assert axes.get_title("left") == "a title"
+    axes = Figure().add_subplot()
+    draw_sweep(axes, table.assign(accuracy=[0.5, np.nan, 0.5])[:2], "t")
+    assert len(axes.get_lines()) == 1, "no accuracies, no levels"
+    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), [0.3, 0.0])
+    assert axes.get_yscale() == "linear"
+    assert not axes.yaxis_inverted()
+
+
+def test_kappas_that_would_stand_on_each_other_are_not_all_named(table):
+    many = pd.concat([table[:1]] * 4).assign(
+        kappa=[0.1, 0.2, 0.3, 0.4], sparsity_network_weights=[0.9, 0.9001, 0.5, 0.0]
+    )
+    axes = Figure().add_subplot()
+    draw_sweep(axes, many, "t")
+    named = [text.get_text() for text in axes.texts if text.get_text().startswith("κ")]
+    assert named == ["κ 0.1", "κ 0.3", "κ 0.4"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])

@@ -1,14 +1,19 @@
 """Sweeps and layered runs as folders: what is refused, what is kept, what the manifest says."""
 
 import json
-from dataclasses import replace
+from collections import OrderedDict
+from dataclasses import asdict, replace
+from io import StringIO
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from cimf.errors import CertificateError, InputError, RunError, UnknownNameError
+from cimf.methods.by_name import METHODS
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.path_options import PathOptions
 from cimf.methods.stacked.sparsify import sparsify
@@ -113,6 +118,70 @@ def test_one_bad_row_is_not_all(tmp_path, monkeypatch):
     )
 
 
+def test_the_manifest_and_the_text_of_a_sweep(tmp_path):
+    net, batches, test = network()
+    wrong = [(test[0][0], (test[0][1] + (torch.arange(40) < 10).long()) % 3)]  # 10 of 40 labels
+    reference = Reference.capture(net, batches, wrong)
+    models = swept(tmp_path, lambda: reference, configurations=(("full", True), ("causal", False)))
+    found, reports = record(tmp_path), [model.report for model in models]
+    assert found["samples"] == {"calibration": 80, "evaluation": 40, "labelled": True}
+    assert found["network"] == {
+        "sha256": reference.digest,
+        "weights": 4 * 5 + 5 * 3,
+        "parameters": 4 * 5 + 5 + 5 * 3 + 3,
+        "reconstruction_error": reference.calibration.reconstruction.worst,
+    }
+    assert found["dense_accuracy"] == 0.75
+    assert found["control_accuracy"] == reference.control_accuracy
+    assert found["tolerance"] == 1e-9
+    assert found["worst_gap"] == max(report.solution.certificate.worst_gap for report in reports)
+    assert found["all_certified"] is True
+    assert sum(found["rows_by_method"].values()) == 4 * 5
+    assert set(found["seconds"]) == {
+        "train and capture", "solve and evaluate: full, rescaled",
+        "solve and evaluate: causal, as captured",
+    }  # fmt: skip
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+    assert found["files"] == ["report.txt", "sweep.csv", "sweep.md", "sweep.png", "sweep.tex"]
+    text = (tmp_path / "sweep.md").read_text()
+    assert text.startswith("# a sweep\n\n| design |")
+    control = f"control (linear map from the input alone) {reference.control_accuracy:.2%}"
+    assert f"- dense network 75.00%, {control}, on 40 test samples\n" in text
+    assert "paper columns" not in text
+    assert (tmp_path / "report.txt").read_text() == "\n\n".join(map(str, reports)) + "\n"
+    assert list(pd.read_csv(tmp_path / "sweep.csv")["kappa"]) == [0.1, 0.5] * 2
+
+
+def test_what_is_said_of_models_that_did_not_end_well():
+    table = pd.DataFrame({
+        "rows": [8, 8, 8], "certified": [8, 7, 8], "worst_gap": [1e-12, 2e-3, 1e-11],
+        "inactive_rows": [0, 3, 1000], "kappa": [0.1, 0.99, 0.5], "evaluated": 40,
+        "converged": [40, 30, 38], "wellposed": ["ball", "none", "norm"],
+    })  # fmt: skip
+    net, batches, _ = network()
+    unlabelled = Reference.capture(net, batches)
+    assert sweep._summary(unlabelled, table) == [
+        "23 of 24 rows certified, worst relative gap 2.0e-03",
+        "1,003 rows, at kappa 0.5, 0.99, have an inactive ball (multiplier 0): their optimum may "
+        "not be unique, and the non-zeros are those of one solution",
+        "2 of 3 models proved well-posed; 12 equilibria did not converge: see the column",
+    ]
+    assert sweep._summary(unlabelled, table[:1]) == [
+        "8 of 8 rows certified, worst relative gap 1.0e-12",
+        "1 of 1 models proved well-posed; every equilibrium converged",
+    ]
+
+
+def test_a_note_is_said_once_with_its_kappas():
+    def noted(kappa, *notes):
+        return SimpleNamespace(report=SimpleNamespace(kappa=kappa, notes=notes))
+
+    results = [noted(0.5, "all", "some"), noted(0.1, "all", "some"), noted(0.9, "one", "all")]
+    assert sweep._notes(results) == [
+        "note: all", "note, kappa 0.1, 0.5: some", "note, kappa 0.9: one",
+    ]  # fmt: skip
+
+
 def test_finished_models_outlive_one_that_fails(tmp_path, monkeypatch):
     original = sweep.iter_path
 
@@ -167,6 +236,34 @@ def test_the_network_outlives_what_is_computed_after_it(tmp_path, monkeypatch, w
     monkeypatch.undo()
     run_prune(tmp_path, {}, network, 0.5, options={})
     assert record(tmp_path)["files"] == ["network.safetensors", "report.txt"]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_run_of_prune_prints_and_writes_its_report(tmp_path, monkeypatch, labelled):
+    """Lines of any length and text in brackets as they are, in a terminal of any width."""
+    stream = StringIO()
+    monkeypatch.setattr("cimf.studies.prune_run.out", Console(file=stream, width=30))
+    monkeypatch.setattr("cimf.studies.prune_run.implicit_summary", lambda *_: "a [red] summary")
+    net, *samples = network()
+    net = torch.nn.Sequential(OrderedDict(zip(("[bold]", "1", "2"), net, strict=True)))
+    result = run_prune(
+        tmp_path, {}, lambda: (net, *samples[: 1 + labelled]), 0.5, options={"n_jobs": 1}
+    )
+    assert "[bold]" in str(result.report)
+    report = (tmp_path / "report.txt").read_text()
+    assert report == f"{result.report}\n\na [red] summary\n"
+    assert stream.getvalue().startswith(report)
+    shown = " ".join(stream.getvalue()[len(report) :].split())
+    assert shown.endswith("network.safetensors, report.txt, manifest.json")
+    found = record(tmp_path)
+    assert found["source"] == METHODS["layered"].source
+    assert found["sparsity"] == result.report.sparsity
+    assert found["seconds"] == result.report.seconds
+    assert (result.report.evaluation is not None) == labelled
+    assert found["evaluation"] == (asdict(result.report.evaluation) if labelled else None)
+    state = load_file(tmp_path / "network.safetensors")
+    for name, value in result.network.state_dict().items():
+        assert torch.equal(state[name], value)
 
 
 def test_everything_chosen_is_part_of_the_fingerprint(tmp_path):
