@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cimf.errors import CimfError as CimfError
     from cimf.evaluate.main_job import prune as prune
+    from cimf.evaluate.robustness import robustness as robustness
     from cimf.judge import Certificate as Certificate
     from cimf.judge import Solution as Solution
     from cimf.judge import certify as certify
@@ -57,6 +58,7 @@ _HOMES = {
     "keep_zeros": "cimf.train.sparse_pattern",
     "prune": "cimf.evaluate.main_job",
     "release_zeros": "cimf.train.sparse_pattern",
+    "robustness": "cimf.evaluate.robustness",
     "solve_cvxpy": "cimf.solve",
     "solve_path": "cimf.solve",
     "solve_rows": "cimf.solve",

@@ -26,6 +26,7 @@ from formulations.columns import as_float64
 if TYPE_CHECKING:
     import torch
 
+    from cimf.model.module import ImplicitModule
     from cimf.model.storage import ModelParts
 
 Array = NDArray[np.float64]
@@ -244,6 +245,21 @@ class ImplicitModel:
         """Return which sufficient condition for a unique equilibrium holds, and its margin."""
         return wellposedness(self.A, lipschitz_rows(self.blocks, self.n_states))
 
+    def sensitivity(self) -> Array:
+        """Return S (q, p), an upper bound in spite of rounding: |dY| <= S |dU| entry by entry.
+
+        S = |C| (I - L |A|)^{-1} L |B| + |D|, L the Lipschitz constants of the activations. The
+        column of the constant input, which does not move, is 0.
+
+        Raises
+        ------
+        InputError
+            The model is not proved well-posed, or an activation has no Lipschitz constant.
+        """
+        from cimf.model.perturbation import sensitivity
+
+        return sensitivity((self.A, self.B, self.C, self.D), self.blocks, self.bias)
+
     def rescale(self, kappa: float = 0.99) -> tuple[ImplicitModel, Array]:
         """Return an equivalent model with ||A'||_inf < kappa, and the scale s (n,) (Theorem 8).
 
@@ -310,15 +326,20 @@ class ImplicitModel:
 
         return ModelParts(self.A, self.B, self.C, self.D, self.blocks, self.bias)
 
-    def to_module(self, **options: Any) -> torch.nn.Module:
-        """Return an `nn.Module` view: (batch, p) or (batch, p - 1) in, (batch, q) out.
+    def to_module(self, **options: Any) -> ImplicitModule:
+        """Return an `nn.Module`: (batch, p) or (batch, p - 1) in, (batch, q) out.
 
-        See `cimf.model.module.ImplicitModule`.
+        Its parameters are A, B, C, D; see `cimf.model.module.ImplicitModule`.
         """
         from cimf.model.module import ImplicitModule
 
-        n_levels = self.wellposedness().n_levels if self.n_states else 0
-        return ImplicitModule(self._parts, n_levels, **options)
+        return ImplicitModule(self._parts, **options)
+
+    @classmethod
+    def from_module(cls, module: ImplicitModule) -> ImplicitModel:
+        """Return the model of a module as it is now, trained or not: the inverse of `to_module`."""
+        parts = module.parts()
+        return cls(*parts[:4], activation=parts.blocks, bias=parts.bias)
 
 
 def _matrix(name: str, value: Any) -> Any:

@@ -174,7 +174,10 @@ def _hardtanh_traits(min_val: float, max_val: float) -> tuple[float, Monotone, b
 
 
 def _softplus_traits(beta: float, threshold: float) -> tuple[float, Monotone, bool]:
-    return (1.0, "strictly increasing", False) if beta > 0 else (math.inf, "not monotone", False)
+    # Above the threshold torch takes the identity: from 20 (its default) on a step of 2e-9 / beta
+    # at most, below one that no Lipschitz constant covers.
+    fits = beta > 0 and threshold >= 20.0
+    return (1.0, "strictly increasing", False) if fits else (math.inf, "not monotone", False)
 
 
 def _by_sign(slope: float) -> Monotone:
