@@ -6,6 +6,7 @@ from typing import Any
 
 from cimf.methods.base import Method, Pruned, Task, run_method
 from cimf.methods.baselines.one_shot import BASELINES
+from cimf.methods.gates.prune_gates import GatesOptions, prune_gates
 from cimf.methods.layered.prune_layers import LayeredOptions, prune_layers
 from formulations.registry import Registry
 
@@ -20,6 +21,14 @@ METHODS: Registry[Method] = Registry(
             controlled=("sparsity", "budget"),
         ),
         **BASELINES,
+        "gates": Method(
+            "Gallego-Posada et al. 2022, Controlled sparsity via constrained optimization; gates "
+            "of Louizos et al. 2018",
+            prune_gates,
+            GatesOptions,
+            needs=("labels", "gradients"),
+            controlled=("sparsity", "budget"),
+        ),
     },
 )
 

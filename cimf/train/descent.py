@@ -41,13 +41,13 @@ class Descent:
         groups: Iterable[Any] | None = None,
     ) -> None:
         self.network, self.objective = network, objective
-        if groups is None:
-            groups = [p for p in network.parameters() if p.requires_grad]
-            if not groups:
-                raise InputError(
-                    "no parameter requires a gradient: there is nothing to train. Call "
-                    "network.requires_grad_() first"
-                )
+        given = network.parameters() if groups is None else groups
+        groups = [group for group in given if isinstance(group, dict) or group.requires_grad]
+        if not groups:
+            raise InputError(
+                "no parameter requires a gradient: there is nothing to train. Call "
+                "network.requires_grad_() first"
+            )
         self.optimizer = training.optimizer_of(groups)
         self.scheduled = training.schedule != "constant"
         self.schedule = training.schedule_of(self.optimizer, n_samples) if self.scheduled else None

@@ -117,15 +117,12 @@ class Training:
         """Return the steps of one epoch."""
         return len(cut(torch.empty(n_samples), self.batch_size))
 
-    def optimizer_of(
-        self, parameters: Iterable[Any], learning_rate: float | None = None, **settings: Any
-    ) -> torch.optim.Optimizer:
-        """Return the optimiser of parameters; a rate and settings override those of the record."""
-        settings = {"weight_decay": self.weight_decay, **settings}
-        if self.optimizer == "sgd":
-            settings["momentum"] = self.momentum
-        rate = self.learning_rate if learning_rate is None else learning_rate
-        made: torch.optim.Optimizer = _OPTIMIZERS[self.optimizer](parameters, lr=rate, **settings)
+    def optimizer_of(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+        """Return the optimiser of parameters, or of groups with settings of their own."""
+        momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
+        made: torch.optim.Optimizer = _OPTIMIZERS[self.optimizer](
+            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, **momentum
+        )
         return made
 
     def schedule_of(self, optimizer: torch.optim.Optimizer, n_samples: int) -> Any:
