@@ -28,7 +28,7 @@ def plot_training(
     from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
 
     tables = {name: report.table() for name, report in runs.items()}
-    names = {column for table in tables.values() for column in table}
+    names = {str(column) for table in tables.values() for column in table}
     panels = [panel for panel in _PANELS if any(_shown(name, panel) for name in names)]
     figure = Figure(figsize=(8.0, 2.4 * len(panels) + 0.6), dpi=160, layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -36,7 +36,7 @@ def plot_training(
         lines = [
             (f"{name}: {column}" if len(runs) > 1 else column, table["epoch"], table[column])
             for name, table in tables.items()
-            for column in table
+            for column in map(str, table)
             if _shown(column, panel)
         ]
         for k, (label, epochs, values) in enumerate(lines):
