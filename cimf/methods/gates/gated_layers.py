@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.gates.hard_concrete import HardConcrete
+from cimf.methods.multiplied import multiply
 from cimf.network.copies import plain_copy
 from cimf.network.exported import MATCHED
 from cimf.train.norms import eval_mode
@@ -53,20 +54,6 @@ class GatedLayer:
     def active(self) -> Tensor:
         """Return the expected number of weights whose gate is open."""
         return self.gates.open_probability().sum() * self.group
-
-
-class _Times(nn.Module):
-    """w -> gates * w."""
-
-    def __init__(self, gates: HardConcrete, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.gates, self.shape = gates, shape
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.gates().view(self.shape)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return weight
 
 
 class Gated(nn.Module):
@@ -273,7 +260,7 @@ def _attach(module: Any, names: Iterable[str], gates: HardConcrete, shape: tuple
     """
     for name in names:
         getattr(module, name).div_(gates.medians().view(shape))
-        parametrize.register_parametrization(module, name, _Times(gates, shape))
+        multiply(module, name, gates, shape)
 
 
 @torch.no_grad()
