@@ -17,7 +17,7 @@ from cimf.train.descent import Descent
 from cimf.train.loop import fit
 from cimf.train.norms import align_norms, reset_norms
 from cimf.train.objectives import Objective, label_loss
-from cimf.train.sparse_pattern import keep_zeros, release_zeros
+from cimf.train.sparse_pattern import dead_channels, keep_zeros, release_zeros
 from cimf.train.training_data import TrainingData
 from cimf.train.training_options import Training, check_whole
 from cimf.train.training_report import TrainingReport
@@ -131,10 +131,10 @@ class Workshop:
         path = options.checkpoint
         later = None if path is None else Path(f"{path}.tuned")
         record = replace(options, epochs=options.tune_epochs, checkpoint=later)
+        held = dead_channels(network)
         keep_zeros(network).train()
-        descent = Descent(
-            network, objective or self.label_objective(network), record, len(self.data)
-        )
+        loss = objective or self.label_objective(network)
+        descent = Descent(network, loss, record, len(self.data), held=held)
         report = fit(descent, self.data, record, settings, "tuning")
         release_zeros(network)
         return [report]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class Descent:
     n_samples : int
     groups : iterable, optional
         Parameter groups for the optimiser. Default: the parameters that require gradients.
+    held : sequence of (parameter, mask)
+        Entries that are set to zero after every step; as `dead_channels`.
 
     Raises
     ------
@@ -39,8 +41,9 @@ class Descent:
         training: Training,
         n_samples: int,
         groups: Iterable[Any] | None = None,
+        held: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
-        self.network, self.objective = network, objective
+        self.network, self.objective, self.held = network, objective, held
         given = network.parameters() if groups is None else groups
         groups = [group for group in given if isinstance(group, dict) or group.requires_grad]
         if not groups:
@@ -71,6 +74,9 @@ class Descent:
         loss = self.value(inputs, labels)
         loss.backward()
         self.optimizer.step()
+        with torch.no_grad():
+            for parameter, zero in self.held:
+                parameter[zero] = 0.0
         self.advance()
         return loss.detach()
 

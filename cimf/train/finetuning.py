@@ -22,7 +22,7 @@ from cimf.train.objectives import (
     label_loss,
     relative_error,
 )
-from cimf.train.sparse_pattern import keep_zeros, release_zeros
+from cimf.train.sparse_pattern import dead_channels, keep_zeros, release_zeros
 from cimf.train.training_data import TrainingData
 from cimf.train.training_options import Training, check_numbers
 from cimf.train.training_report import TrainingReport
@@ -99,8 +99,9 @@ def finetune(
     Parameters
     ----------
     network : nn.Module
-        Not modified. Its convolution and linear weights keep their zeros; everything that requires
-        a gradient is trained.
+        Not modified. Its convolution and linear weights keep their zeros, and so do the biases of
+        rows that are zero, and batch norms where scale and shift are: channels that are gone stay
+        so. Everything else that requires a gradient is trained.
     batches : iterable
         Input tensors with a teacher, (input, label) pairs without. All samples are read and put
         into batches of `batch_size`, in a new order in every epoch.
@@ -150,12 +151,13 @@ def finetune(
     student.to(device)
     if record.norms == "train":
         align_norms(student, (u.to(device) for u in data.inputs.split(record.batch_size)))
+    held = dead_channels(student)
     keep_zeros(student).train()
     if record.norms == "frozen":
         freeze_norms(student)
     objective = _objective(student, master, loss, record, paths)
     extra = {key: getattr(record, key) for key in _OWN}
-    descent = Descent(student, objective, record, len(data))
+    descent = Descent(student, objective, record, len(data), held=held)
     report = fit(descent, data, record, {**extra, "loss": loss}, "fine-tuning")
     release_zeros(student)
     student.to(home)

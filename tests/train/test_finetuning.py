@@ -152,6 +152,21 @@ def test_reset_norms_against_one_pass_in_training_mode(dense):
         assert torch.allclose(one.running_var, two.running_var, atol=1e-6)
 
 
+def test_channels_that_are_gone_stay_gone(dense):
+    net = copy.deepcopy(dense)
+    with torch.no_grad():
+        for parameter in (net.one.weight, net.norm_one.weight, net.norm_one.bias, net.two.weight,
+                          net.two.bias, net.norm_two.weight, net.norm_two.bias):  # fmt: skip
+            parameter[2] = 0.0
+        net.two.bias[3] = 0.0  # of a row that is there: trained
+    tuned = cimf.finetune(net, PAIRS, epochs=2, batch_size=30, weight_decay=0.1).network
+    with torch.no_grad():
+        assert (tuned.norm_one(tuned.one(X))[:, 2] == 0).all()
+    for parameter in (tuned.two.bias, tuned.norm_two.weight, tuned.norm_two.bias):
+        assert parameter[2] == 0
+    assert tuned.two.bias[3] != 0
+
+
 def test_real_targets_are_fitted_by_least_squares():
     torch.manual_seed(0)
     net = nn.Linear(3, 2)
