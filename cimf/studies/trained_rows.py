@@ -35,14 +35,18 @@ def as_report(history: Sequence[dict[str, Any]], samples: int) -> TrainingReport
 
 
 def costs(graph: LayerGraph, network: nn.Module) -> dict[str, float]:
-    """Return the shares of multiply-adds that are left, and of output channels that are zero."""
+    """Return the share of multiply-adds that is left, and that of structures that are zero.
+
+    Structures are the output channels and the input channels of every matched layer.
+    """
     weights = layer_weights(network)
-    left = total = empty = channels = 0
+    left = total = empty = structures = 0
     for layer in graph.layers:
-        rows = weights[layer.path].flatten(1)
+        weight = weights[layer.path] != 0
         places = math.prod(layer.output_shape) // layer.n_rows
-        left += int(rows.count_nonzero()) * places
-        total += rows.numel() * places
-        empty += int((rows == 0).all(1).sum())
-        channels += len(rows)
-    return {"multiply_adds": left / total, "zero_channels": empty / channels}
+        left += int(weight.sum()) * places
+        total += weight.numel() * places
+        for used in (weight.flatten(1).any(1), weight.transpose(0, 1).flatten(1).any(1)):
+            empty += int((~used).sum())
+            structures += len(used)
+    return {"multiply_adds": left / total, "zero_structures": empty / structures}
