@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cimf.solve import solve_rows as solve_rows
     from cimf.solve.parameter_sweep import sweep as sweep
     from cimf.statistics import Gram as Gram
+    from cimf.train.finetuning import finetune as finetune
     from cimf.train.sparse_pattern import keep_zeros as keep_zeros
     from cimf.train.sparse_pattern import release_zeros as release_zeros
     from cimf.verification import verify as verify
@@ -55,6 +56,7 @@ _HOMES = {
     "States": "cimf.network.states",
     "capture_states": "cimf.network.capture",
     "certify": "cimf.judge",
+    "finetune": "cimf.train.finetuning",
     "keep_zeros": "cimf.train.sparse_pattern",
     "prune": "cimf.evaluate.main_job",
     "release_zeros": "cimf.train.sparse_pattern",

@@ -17,6 +17,7 @@ __all__ = [
     "FormulationError",
     "InputError",
     "RunError",
+    "TrainingError",
     "UnknownNameError",
     "warn_outside",
 ]
@@ -54,6 +55,10 @@ class DataError(CimfError, RuntimeError):
 
 class RunError(CimfError, RuntimeError):
     """A folder cannot be written or holds another run, or a saved file is corrupt."""
+
+
+class TrainingError(CimfError, RuntimeError):
+    """Training diverged: the loss or a parameter became NaN or infinite; names the epoch."""
 
 
 def warn_outside(message: str, category: type[Warning] = UserWarning) -> None:

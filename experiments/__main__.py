@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from experiments import ablation, calibration_images, fashion, fashion_layered, newsgroups, resnet20
+from experiments import (
+    ablation,
+    calibration_images,
+    fashion,
+    fashion_layered,
+    gate_runs,
+    newsgroups,
+    resnet20,
+    table2,
+)
 
 app = typer.Typer(
     help="Regenerate a table or a figure.",
@@ -20,11 +29,14 @@ def main() -> None:
 
 app.command("fashion")(fashion.main)
 app.command("fashion-layered")(fashion_layered.main)
+app.command("gates")(gate_runs.control)
+app.command("gates-dynamics")(gate_runs.dynamics)
 app.command("newsgroups")(newsgroups.main)
 app.command("resnet20")(resnet20.cifar10)
 app.command("resnet20-cifar100")(resnet20.cifar100)
 app.command("resnet20-calibration")(calibration_images.main)
 app.command("resnet20-ablation")(ablation.main)
+app.command("table2")(table2.main)
 
 if __name__ == "__main__":
     app(prog_name="python -m experiments")

@@ -115,6 +115,21 @@ class ResNet20(nn.Module):
         return self.linear(torch.flatten(out, 1))
 
 
+class LeNet5(nn.Module):
+    """LeNet-5 as pruning papers have it (Caffe's): 20 and 50 channels, 500 hidden units."""
+
+    def __init__(self, n_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
+        self.hidden, self.linear = nn.Linear(800, 500), nn.Linear(500, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (b, 1, 28, 28) to logits (b, n_classes)."""
+        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
+        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
+        return self.linear(functional.relu(self.hidden(torch.flatten(x, 1))))
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """A trained network and the normalisation of its input.

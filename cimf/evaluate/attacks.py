@@ -1,4 +1,4 @@
-"""Attacks: the inputs of a box around each sample at which a classifier does worst, by gradients."""
+"""Attacks: the inputs of a box around each sample at which a classifier does worst."""
 
 from __future__ import annotations
 

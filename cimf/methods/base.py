@@ -23,6 +23,7 @@ from cimf.methods.pruning_report import LayerRecord, PruningReport
 from cimf.network.batches import as_batches
 from cimf.network.copies import plain_copy
 from cimf.network.layers import LayerGraph, working_dtype
+from cimf.train.training_report import TrainingReport
 
 T = TypeVar("T")
 
@@ -108,12 +109,15 @@ class Outcome:
         What a reader must know before using a number of the report.
     warnings : tuple of str
         Notes that are also warned about: what makes the result worse than it could be.
+    training : tuple of TrainingReport
+        What was trained, stage by stage.
     """
 
     network: nn.Module
     layers: tuple[LayerRecord, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    training: tuple[TrainingReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -266,7 +270,8 @@ def run_method(
     for sentence in warned:
         warn_outside(sentence)
     notes = (*outcome.notes, *report.notes, *warned)
-    return Pruned(outcome.network, replace(report, layers=outcome.layers, notes=notes))
+    report = replace(report, layers=outcome.layers, notes=notes, training=outcome.training)
+    return Pruned(outcome.network, report)
 
 
 def as_record(kind: type[T], given: Mapping[str, Any], what: str, beside: Iterable[str] = ()) -> T:
@@ -326,8 +331,8 @@ def _missed_target(report: PruningReport) -> list[str]:
     return [
         f"the sparsity is {1.0 - weights / total:.2%}, the target {report.target:.2%}: "
         + (
-            "columns that were kept got the coefficient 0 (an input that is always zero, or "
-            "weights that were zero before)"
+            "whole channels were removed, or columns that were kept got the coefficient 0 (an "
+            "input that is always zero, or weights that were zero before)"
             if weights < (1.0 - report.target) * total
             else "more weights are kept"
         )

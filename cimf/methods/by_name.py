@@ -6,7 +6,11 @@ from typing import Any
 
 from cimf.methods.base import Method, Pruned, Task, run_method
 from cimf.methods.baselines.one_shot import BASELINES
+from cimf.methods.gates.prune_gates import GatesOptions, prune_gates
 from cimf.methods.layered.prune_layers import LayeredOptions, prune_layers
+from cimf.methods.structured.mla import MlaOptions, prune_mla
+from cimf.methods.structured.spr import SprOptions, prune_spr
+from cimf.methods.structured.sss import SssOptions, prune_sss
 from formulations.registry import Registry
 
 METHODS: Registry[Method] = Registry(
@@ -20,6 +24,34 @@ METHODS: Registry[Method] = Registry(
             controlled=("sparsity", "budget"),
         ),
         **BASELINES,
+        "gates": Method(
+            "Gallego-Posada et al. 2022, Controlled sparsity via constrained optimization; gates "
+            "of Louizos et al. 2018",
+            prune_gates,
+            GatesOptions,
+            needs=("labels", "gradients"),
+            controlled=("sparsity", "budget"),
+        ),
+        "sss": Method(
+            "Huang and Wang 2018, Data-driven sparse structure selection for deep neural networks",
+            prune_sss,
+            SssOptions,
+            needs=("labels", "gradients"),
+        ),
+        "spr": Method(
+            "Cacciola et al. 2022, Deep neural networks pruning via the structured perspective "
+            "regularization",
+            prune_spr,
+            SprOptions,
+            needs=("labels", "gradients"),
+        ),
+        "mla": Method(
+            "Hu et al. 2019, Multi-loss-aware channel pruning of deep networks; as described by "
+            "Tsai, Gao and El Ghaoui 2024, section 4",
+            prune_mla,
+            MlaOptions,
+            needs=("labels", "gradients"),
+        ),
     },
 )
 

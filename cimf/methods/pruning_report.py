@@ -11,6 +11,7 @@ from cimf.judge import DENOMINATORS
 from cimf.network.exported import MATCHED
 from cimf.network.layers import LayerGraph
 from cimf.network.state_blocks import some_rows
+from cimf.train.training_report import TrainingReport
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class PruningReport:
     notes : tuple of str
     evaluation : Evaluation or None
         On test samples, where there were any.
+    training : tuple of TrainingReport
+        What a method that trains did, stage by stage: loss and measures of every epoch.
     """
 
     method: str
@@ -125,6 +128,7 @@ class PruningReport:
     layers: tuple[LayerRecord, ...] = ()
     notes: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
+    training: tuple[TrainingReport, ...] = ()
 
     @classmethod
     def build(
@@ -196,6 +200,7 @@ class PruningReport:
             f"{DENOMINATORS[name]}"
             for name, (count, total) in self.nonzeros.items()
         ]
+        lines += [str(stage) for stage in self.training]
         lines += self._proved()
         if self.evaluation is not None:
             lines.append(str(self.evaluation))

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 import typer
 from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -86,7 +93,8 @@ def _say(label: str, style: str, message: object) -> None:
 def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Yield a callback that takes the number of steps done, of a total that may be unknown.
 
-    Where stderr is no terminal, a line at the beginning and then at most one in half a minute.
+    Time so far and time left are shown. Where stderr is no terminal, a line at the beginning and
+    then at most one in half a minute.
     """
     if not err.is_terminal:
         yield _lines(title, total)
@@ -96,6 +104,7 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=err,
         transient=True,
     ) as progress:
@@ -113,7 +122,9 @@ def _lines(title: str, total: int | None) -> Callable[[int], None]:
         now = time.monotonic()
         if now - last >= _QUIET:
             last = now
-            log(f"{title}: {done:,}{of}, {now - start:.0f} s")
+            rest = (now - start) * (total - done) / done if total and 0 < done < total else 0.0
+            left = f", about {duration(rest)} left" if rest else ""
+            log(f"{title}: {done:,}{of}, {duration(now - start)}{left}")
 
     return say
 
@@ -127,6 +138,15 @@ def doing(what: str) -> Iterator[None]:
     else:
         log(what)
         yield
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: "12 s", "3 min 20 s", "2 h 5 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 2:
+        return f"{60 * minutes + rest} s"
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
 
 
 def log(line: str) -> None:

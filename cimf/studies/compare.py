@@ -20,6 +20,7 @@ from cimf.runs.folder import UNFINISHED, RunFolder
 from cimf.runs.terminal import out, print_table
 from cimf.studies.line_figure import plot_lines
 from cimf.studies.sweep_tables import markdown
+from cimf.studies.trained_rows import costs, trained_row
 
 LEVELS = (0.6, 0.75, 0.8, 0.9)
 OURS = "layered"
@@ -42,6 +43,8 @@ class Case:
         The test set.
     data : dict
         Where the samples come from, for the manifest.
+    train_labels : (m,), optional
+        Of the calibration samples; they reach the methods that train on them alone.
     """
 
     network: nn.Module
@@ -49,6 +52,14 @@ class Case:
     inputs: Tensor
     labels: Tensor
     data: dict[str, Any]
+    train_labels: Tensor | None = None
+
+    def task(self, samples: int | None, labelled: bool) -> Task:
+        """Return the task on the first samples, with their labels where a method needs them."""
+        inputs = self.calibration[:samples]
+        if not labelled or self.train_labels is None:
+            return Task(self.network, inputs)
+        return Task(self.network, inputs, [(inputs, self.train_labels[:samples])])
 
     @torch.no_grad()
     def classes(self, net: nn.Module, batch: int = 100) -> Tensor:
@@ -85,7 +96,7 @@ class Point:
 
     labels: Mapping[str, Any]
     method: str
-    sparsity: float
+    sparsity: float | None
     options: Mapping[str, Any] = field(default_factory=dict)
     samples: int | None = None
 
@@ -118,13 +129,16 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
     def work(point: Point) -> dict[str, Any]:
         nonlocal shared
         options = dict(point.options)
-        record = METHODS[point.method].checked(point.method, point.sparsity, options)
-        key = point.samples, record.statistics if isinstance(record, Statistics) else None
+        method = METHODS[point.method]
+        labelled = "labels" in method.needs
+        record = method.checked(point.method, point.sparsity, options)
+        statistics = record.statistics if isinstance(record, Statistics) else None
+        key = point.samples, statistics, labelled
         if shared is None or shared[0] != key:
             shared = None  # frees the statistics before the next ones are taken
-            shared = key, Task(case.network, case.calibration[: point.samples])
-            if key[1] is not None:
-                Calibration.of(shared[1], key[1]).survey  # noqa: B018 - what the points share
+            shared = key, case.task(point.samples, labelled)
+            if statistics is not None:
+                Calibration.of(shared[1], statistics).survey  # noqa: B018 - what the points share
         start = time.perf_counter()
         result = prune_task(shared[1], point.sparsity, point.method, **options)
         seconds = time.perf_counter() - start
@@ -133,7 +147,9 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
             "accuracy": share(classes == case.labels),
             "agreement": share(classes == case.dense_classes),
         }
-        return {**judged, **_row(result), "seconds": seconds}
+        found = {**judged, **_row(result), **costs(shared[1].graph, result.network)}
+        found |= trained_row(result.report.training) if labelled else {}
+        return {**found, "seconds": seconds}
 
     rows = []
     for k, point in enumerate(points, start=1):
@@ -161,7 +177,7 @@ def _row(result: Pruned) -> dict[str, Any]:
         "solved_rows": sum(layer.solved for layer in report.layers),
         "certified_rows": sum(layer.certified for layer in report.layers),
         "worst_gap": max(gaps, default=None),
-        "head_mismatch": report.layers[-1].mismatch,
+        "head_mismatch": report.layers[-1].mismatch if report.layers else None,
         "layers": [(layer.path, layer.sparsity) for layer in report.layers],
         "report": str(report),
     }
@@ -185,7 +201,7 @@ def finish(
     """Write table.csv, table.md, layers.txt (every report), the figures and the manifest."""
     import pandas as pd
 
-    long = ("layers", "report")
+    long = ("layers", "report", "history")
     table = [{key: value for key, value in row.items() if key not in long} for row in rows]
     run.finish(
         {

@@ -13,6 +13,7 @@ from cimf.errors import InputError
 Net = TypeVar("Net", bound=nn.Module)
 
 _CONVOLUTIONS = nn.modules.conv._ConvNd
+_BY_ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class _Kept(nn.Module):
@@ -101,6 +102,24 @@ def release_zeros(network: Net) -> Net:
         module.register_parameter("weight", original)
         module._parameters.update(others)  # the weight first, as it was
     return network
+
+
+@torch.no_grad()
+def dead_channels(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Return (parameter, mask) of biases, scales and shifts that belong to channels that are gone.
+
+    A bias that is zero where its row of weights is; scale and shift of a batch norm where both are
+    zero. Trained on, they would turn a channel that is zero for every input into a constant.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            gone = (module.weight == 0) & (module.bias == 0)
+            found += [(module.weight, gone), (module.bias, gone)]
+        elif isinstance(module, _BY_ROWS) and module.bias is not None:
+            empty = (module.weight.flatten(1) == 0).all(1)
+            found.append((module.bias, empty & (module.bias == 0)))
+    return [(parameter, gone) for parameter, gone in found if gone.any()]
 
 
 def _layers(network: nn.Module) -> list[Any]:

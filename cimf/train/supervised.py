@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +18,18 @@ from torch import nn
 from cimf.data.datasets import Dataset
 from cimf.network.export import save_state
 from cimf.runs.provenance import fingerprint
-from cimf.runs.terminal import progress_bar
+from cimf.train.descent import Descent
+from cimf.train.loop import fit
+from cimf.train.objectives import label_loss
+from cimf.train.training_data import TrainingData
+from cimf.train.training_options import Training
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a network is trained, with a one-cycle schedule of the given peak learning rate."""
+    """How a network is trained: AdamW, a one-cycle schedule of the given peak learning rate."""
 
     epochs: int
     learning_rate: float
@@ -82,40 +86,24 @@ def trained(
             return net.eval()
         except (SafetensorError, RuntimeError):
             path.unlink()
-    with (
-        progress_bar("training", schedule.epochs) as progress,
-        torch.random.fork_rng(devices=[]),
-    ):
-        torch.manual_seed(seed)  # of dropout
-        _train(net, data, seed, schedule, progress)
+    training = Training(
+        epochs=schedule.epochs,
+        batch_size=schedule.batch_size,
+        optimizer="adamw",
+        learning_rate=schedule.learning_rate,
+        weight_decay=1e-4,
+        seed=seed,
+        device="cpu",
+    )
+    samples = TrainingData(torch.from_numpy(data.train_inputs), torch.from_numpy(data.train_labels))
+
+    def objective(inputs: torch.Tensor, labels: Any) -> torch.Tensor:
+        return label_loss(net(inputs), labels)
+
+    fit(Descent(net.train(), objective, training, len(samples)), samples, training)
     if path is not None:
         save_state(net, path)
     return net.eval()
-
-
-def _train(
-    net: nn.Module,
-    data: Dataset,
-    seed: int,
-    schedule: Schedule,
-    progress: Callable[[int], None],
-) -> None:
-    """Minimise the cross-entropy in place by AdamW with a one-cycle schedule."""
-    inputs, labels = torch.from_numpy(data.train_inputs), torch.from_numpy(data.train_labels)
-    generator = torch.Generator().manual_seed(seed)
-    peak, size = schedule.learning_rate, schedule.batch_size
-    optimiser = torch.optim.AdamW(net.parameters(), lr=peak, weight_decay=1e-4)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=peak, total_steps=schedule.epochs * -(-len(labels) // size)
-    )
-    net.train()
-    for epoch in range(schedule.epochs):
-        for index in torch.randperm(len(labels), generator=generator).split(size):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(net(inputs[index]), labels[index]).backward()
-            optimiser.step()
-            cycle.step()
-        progress(epoch + 1)
 
 
 def batches(

@@ -14,7 +14,7 @@ from rich.console import Console
 import cimf
 from cimf.errors import RunError, warn_outside
 from cimf.runs import terminal
-from cimf.runs.terminal import log, one_line_errors, print_table, progress_bar
+from cimf.runs.terminal import duration, log, one_line_errors, print_table, progress_bar
 
 ROOT = Path(__file__).parents[2]
 HEADING = [
@@ -73,6 +73,11 @@ def test_headings_are_bold_where_there_is_a_terminal(monkeypatch):
     assert not any("\x1b[1m" in line for line in below)
 
 
+def test_durations_are_read_at_a_glance():
+    found = [duration(seconds) for seconds in (0.4, 119.4, 120, 3599, 7500)]
+    assert found == ["0 s", "119 s", "2 min 0 s", "59 min 59 s", "2 h 5 min"]
+
+
 def test_a_run_without_a_terminal_says_what_it_does(monkeypatch):
     stream = console(monkeypatch, "err", 80)
     clock = iter([0.0, 10.0, 31.0, 40.0, 70.0])
@@ -82,8 +87,8 @@ def test_a_run_without_a_terminal_says_what_it_does(monkeypatch):
             progress(done)
     log("level [done]")
     assert text(stream).splitlines() == [
-        "rows: 0 of 4,000", "rows: 2,000 of 4,000, 31 s", "rows: 4,000 of 4,000, 70 s",
-        "level [done]",
+        "rows: 0 of 4,000", "rows: 2,000 of 4,000, 31 s, about 31 s left",
+        "rows: 4,000 of 4,000, 70 s", "level [done]",
     ]  # fmt: skip
 
 

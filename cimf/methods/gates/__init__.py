@@ -1,0 +1,1 @@
+"""Hard-concrete gates under a constraint on the expected density."""

@@ -1,0 +1,1 @@
+"""Methods that train and remove whole channels."""
