@@ -287,7 +287,10 @@ def test_what_a_design_does_not_use_is_refused(run, arguments, message):
         ((), "needs a target sparsity, for example 0.8 (--sparsity)"),
         (("--sparsity", "2"), "in [0, 1)"),
         (("--sparsity", "nan"), "in [0, 1)"),
-        (("--sparsity", "0.5", "--method", "foo"), "unknown method 'foo'; known: fista, gates, layered"),
+        (
+            ("--sparsity", "0.5", "--method", "foo"),
+            "unknown method 'foo'; known: fista, gates, layered",
+        ),
         (("--sparsity", "0.5", "--option", "kapa=1"), "unknown option of 'layered' 'kapa'; known:"),
         (("--sparsity", "0.5", "--option", "swaps"), "NAME=VALUE needed"),
         (("--sparsity", "0.5", "--option", "support=foo"), "magnitude, obs"),

@@ -309,7 +309,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, tmp_path):
 
     whole = run()
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint=tmp_path / "run", progress=stop_at([]))
+        run(checkpoint=tmp_path / "run", on_epoch=stop_at([]))
     resumed = run(checkpoint=tmp_path / "run")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
