@@ -27,7 +27,8 @@ class Ball(NamedTuple):
         """Return the l-infinity ball of radius eps around u within low <= u <= high."""
         return cls(u, (u - eps).maximum(low), (u + eps).minimum(high))
 
-    def __getitem__(self, index: Tensor | slice) -> Ball:  # type: ignore[override]
+    def take(self, index: Tensor) -> Ball:
+        """Return the balls of some of the samples."""
         return Ball(self.centre[index], self.low[index], self.high[index])
 
 

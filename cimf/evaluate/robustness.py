@@ -136,7 +136,7 @@ def robustness(
         for part in np.array_split(np.flatnonzero(standing), -(-standing.sum() // batch_size) or 1):
             index, wanted = torch.from_numpy(part), torch.from_numpy(classes[part])
             if radius > 0 and part.size:
-                points = how.worst(subject.outputs, ball[index], radius, wanted, generator)
+                points = how.worst(subject.outputs, ball.take(index), radius, wanted, generator)
                 standing[part] = subject.values(points, batch_size).argmax(axis=1) == classes[part]
         attacked[radius] = standing
         if (certified[radius] & ~standing).any():
@@ -236,8 +236,8 @@ def _certified(
     for radius, ball in reversed(balls.items()):
         open_ = np.flatnonzero(clean & ~proved)
         if subject.bounds is not None and open_.size:
-            sides = (side[open_].flatten(1).numpy().T for side in (ball.low, ball.high))
-            margin = subject.bounds.margins(*sides, classes[open_]).linear.min(axis=0)
+            low, high = (side[open_].flatten(1).numpy().T for side in (ball.low, ball.high))
+            margin = subject.bounds.margins(low, high, classes[open_]).linear.min(axis=0)
             proved = proved.copy()
             proved[open_] = margin > subject.reserve * np.abs(values[open_]).max(axis=1)
         out[radius] = proved

@@ -26,6 +26,7 @@ _PACKAGES = (
     "mosek",
     "numba",
     "torch",
+    "cooper-optim",
     "transformers",
     "scikit-learn",
 )

@@ -120,8 +120,8 @@ def fit(
                 run.epochs.append(Epoch(number, training.epochs, mean, passed, left, measures))
                 if path is not None:
                     _write(path, same, run.state())
-                if training.progress is not None:
-                    training.progress(run.epochs[-1])
+                if training.on_epoch is not None:
+                    training.on_epoch(run.epochs[-1])
     return TrainingReport(
         tuple(run.epochs), len(data), data.labels is not None, str(device), settings
     )

@@ -24,7 +24,7 @@ _OPTIMIZERS: Mapping[str, Any] = {
 }
 _SCHEDULES = ("constant", "cosine", "one-cycle", "steps")
 # Fields that do not decide what is computed.
-_ASIDE = ("checkpoint", "progress")
+_ASIDE = ("checkpoint", "on_epoch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Training:
     checkpoint : path, optional
         File that is replaced atomically after every epoch. Where it exists, training continues
         from it, to the same bits on one thread; that of another run is refused.
-    progress : (Epoch) -> None, optional
+    on_epoch : (Epoch) -> None, optional
         Called after every epoch.
 
     Raises
@@ -75,7 +75,7 @@ class Training:
     augment: Augmentation | None = None
     device: str | None = None
     checkpoint: str | Path | None = None
-    progress: Callable[[Epoch], None] | None = None
+    on_epoch: Callable[[Epoch], None] | None = None
 
     def __post_init__(self) -> None:
         check_whole(self, 1, "epochs", "batch_size")
@@ -88,7 +88,7 @@ class Training:
             raise UnknownNameError("optimizer", self.optimizer, _OPTIMIZERS)
         if self.schedule not in _SCHEDULES:
             raise UnknownNameError("schedule", self.schedule, _SCHEDULES)
-        for name in ("augment", "progress"):
+        for name in ("augment", "on_epoch"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise InputError(f"{name} must be a function, got {getattr(self, name)!r}")
         if (self.schedule == "steps") != bool(self.milestones):

@@ -307,7 +307,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
 
     whole = run()
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint=tmp_path / "gates", progress=stop)
+        run(checkpoint=tmp_path / "gates", on_epoch=stop)
     resumed = run(checkpoint=tmp_path / "gates")
     pairs = zip(whole.network.state_dict().values(), resumed.network.state_dict().values(),
                 strict=True)  # fmt: skip
@@ -354,3 +354,21 @@ def test_layers_and_drops_that_cannot_be_right():
         cimf.prune(network().requires_grad_(False), PAIRS, 0.5, "gates")
     with pytest.raises(InputError, match="'one' is computed"):
         Gated(cimf.keep_zeros(cimf.prune(network(), X, 0.5, "magnitude-layer").network), X[:2])
+
+
+def test_on_the_command_line(command_line):
+    source = """
+import torch
+from torch import nn
+
+def job():
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    u = torch.randn(120, 6)
+    return net, [(u, (u[:, 0] > 0).long())]
+"""
+    result = command_line("job", source)(
+        "prune", "job:job", "--sparsity", 0.5, "--method", "gates", "--option", "epochs=30"
+    )
+    assert result.exit_code == 0, result.output
+    assert "trained 30 epochs on 120 samples with labels" in result.output
+    assert "72 of 144" in result.output

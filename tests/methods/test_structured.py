@@ -309,9 +309,32 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, tmp_path):
 
     whole = run()
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint=tmp_path / "run", progress=stop_at([]))
+        run(checkpoint=tmp_path / "run", on_epoch=stop_at([]))
     resumed = run(checkpoint=tmp_path / "run")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+class Tokens(nn.Module):
+    """Linear layers over tokens, channels last, as many tokens as channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.two(torch.relu(self.one(x)).mean(1))
+
+
+def test_channels_of_tokens_are_the_last_axis():
+    torch.manual_seed(0)
+    net, u = Tokens().eval(), torch.randn(30, 4, 5, generator=G)
+    layers = removable(Task(net, u).graph, ())
+    features = mla.channels_first(net, layers[0], {"one": net.one(u)})
+    assert torch.equal(features[:, 2], net.one(u)[..., 2])
+    made = cimf.prune(net, [(u, torch.arange(30) % 3)], 0.5, "mla", epochs=2).network
+    rows = made.one.weight.abs().sum(1) == 0
+    assert int(rows.sum()) == 2
+    assert torch.equal(rows, made.two.weight.abs().sum(0) == 0)
 
 
 def test_options_that_cannot_be_right():

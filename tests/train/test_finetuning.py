@@ -107,7 +107,7 @@ def test_a_checkpoint_is_resumed_through_the_front_door(dense, sparse, tmp_path)
 
     path = tmp_path / "tuned"
     with pytest.raises(KeyboardInterrupt):
-        cimf.finetune(sparse, X, checkpoint=path, progress=stop, **options)
+        cimf.finetune(sparse, X, checkpoint=path, on_epoch=stop, **options)
     resumed = cimf.finetune(sparse, X, checkpoint=path, **options).network
     pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

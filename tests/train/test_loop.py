@@ -76,10 +76,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, given):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(options(checkpoint=path, progress=interrupt, **given))
+        run(options(checkpoint=path, on_epoch=interrupt, **given))
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
     seen = []
-    resumed, again = run(options(checkpoint=path, progress=seen.append, **given))
+    resumed, again = run(options(checkpoint=path, on_epoch=seen.append, **given))
     assert [e.number for e in seen] == [3, 4]
     assert same(whole, resumed)
     assert [e.loss for e in again.epochs] == [e.loss for e in report.epochs]

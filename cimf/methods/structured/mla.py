@@ -129,9 +129,7 @@ def channel_scores(
             loss = objective(inputs, labels)
         slopes = torch.autograd.grad(loss, values)
         for layer, slope in zip(layers, slopes, strict=True):
-            features = recorded[layer.norm or layer.path].detach()
-            if features.ndim > 2 and features.shape[1] != layer.rows:  # tokens: channels last
-                features = features.movedim(-1, 1)
+            features = channels_first(network, layer, recorded).detach()
             new = feature_scores(features), semantic_scores(features), slope.square()
             for part, value in zip(parts, new, strict=True):
                 part[layer.path] = part.get(layer.path, 0.0) + len(inputs) * value
@@ -144,14 +142,22 @@ def channel_scores(
     return scores
 
 
+def channels_first(network: nn.Module, layer: Channels, values: Mapping[str, Tensor]) -> Tensor:
+    """Return a layer's recorded features (b, channels, ...); a linear layer has channels last."""
+    features = values[layer.norm or layer.path]
+    last = isinstance(network.get_submodule(layer.norm or layer.path), nn.Linear)
+    return features.movedim(-1, 1) if last else features
+
+
 def multi_loss(
     network: nn.Module,
     teacher: nn.Module,
-    paths: Sequence[str],
+    layers: Sequence[Channels],
     objective: Objective,
     options: MlaOptions,
 ) -> Objective:
     """Return classification + mean over layers of both correlation losses against the teacher."""
+    paths = [layer.norm or layer.path for layer in layers]
     own, wanted = Recorder(network, paths), Recorder(teacher, paths)
 
     def loss(inputs: Tensor, labels: Tensor | None) -> Tensor:
@@ -159,7 +165,10 @@ def multi_loss(
             teacher(inputs.clone())
         with own.recording() as found:
             total = objective(inputs, labels)
-        pairs = [(found[path], target[path]) for path in paths]
+        pairs = [
+            (channels_first(network, layer, found), channels_first(teacher, layer, target))
+            for layer in layers
+        ]
         feature = torch.stack([feature_loss(a, b) for a, b in pairs]).mean()
         semantic = torch.stack([semantic_loss(a, b) for a, b in pairs]).mean()
         return total + options.feature_weight * feature + options.semantic_weight * semantic
@@ -188,13 +197,12 @@ def prune_mla(task: Task, sparsity: float | None, options: MlaOptions) -> Outcom
         scores = channel_scores(scored, layers, batches, objective, options)
     removal = remove_to_target(network, layers, task.graph, scores, sparsity, data.inputs[:16])
     network = removal.network
-    paths = [layer.norm or layer.path for layer in layers]
     settings: Mapping[str, object] = {
         "method": "mla", "feature": options.feature_weight, "semantic": options.semantic_weight,
         "scored": options.scored, "keep": options.keep,
     }  # fmt: skip
     joint = replace(options, tune_epochs=options.epochs)
-    loss = multi_loss(network, teacher, paths, workshop.label_objective(network), options)
+    loss = multi_loss(network, teacher, layers, workshop.label_objective(network), options)
     workshop.options = joint
     reports = workshop.tune(network, loss, settings)
     if options.tune_epochs:
