@@ -61,18 +61,13 @@ def run_prune(
         batches, *test = (as_list("batches", part) for part in given)
         task = as_task(net, batches, method)
         held_out = HeldOut(net, test[0]) if test else None
-<<<<<<< HEAD
-        with progress_bar("layers", None) as progress:
-            if "progress" in found.option_names:
-                record = replace(record, progress=progress)
-            result = run_method(task, method, found, sparsity, record)
-=======
         if "progress" in found.option_names:
             with progress_bar("layers", None) as progress:
-                result = prune_task(task, sparsity, method, progress=progress, **options)
+                result = run_method(
+                    task, method, found, sparsity, replace(record, progress=progress)
+                )
         else:  # what trains shows its own
-            result = prune_task(task, sparsity, method, **options)
->>>>>>> train
+            result = run_method(task, method, found, sparsity, record)
         run.write(WEIGHTS, result.save)  # what follows may fail: the result is there
         run.write(REPORT, f"{result.report}\n")
         if held_out is not None:
