@@ -13,9 +13,9 @@ from torch import nn
 
 from cimf.data import datasets
 from cimf.files import atomic_path
+from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.path_options import PathOptions
-from cimf.methods.stacked.sparsify import Sparsified
 from cimf.runs.terminal import out
 from cimf.studies.compare import OURS, Case, accuracy_lines, compare
 from cimf.studies.kappa_sweep import run_sweep

@@ -13,10 +13,11 @@ import pandas as pd
 
 from cimf.data.datasets import Dataset
 from cimf.judge import DENOMINATORS
+from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.model_report import Report
 from cimf.methods.stacked.path_options import PathOptions, check_path
-from cimf.methods.stacked.sparsify import Sparsified, iter_path, raise_if_failed
+from cimf.methods.stacked.sparsify import iter_path, raise_if_failed
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import log, out, print_table, progress_bar

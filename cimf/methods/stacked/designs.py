@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +37,31 @@ def _off_diagonal(states: States) -> NDArray[np.bool_]:
     return ~np.eye(states.n_states, states.n_columns, dtype=bool)
 
 
+def _predecessors(states: States) -> NDArray[np.bool_]:
+    mask = np.zeros((states.n_states, states.n_columns), dtype=bool)
+    for block in states.blocks:
+        mask[block.rows] = columns_of(states, block.predecessors)
+    return mask
+
+
+def columns_of(states: States, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return the columns (N,) of some blocks, or "input"; the bias is always among them."""
+    mask = states.free_columns
+    for block in states.blocks:
+        if block.name in names:
+            mask[: states.n_states][block.rows] = True
+    if "input" in names:
+        mask[states.n_states :] = True
+    return mask
+
+
 DESIGNS: dict[str, Design] = {
     "full": Design("all states and inputs, the paper's literal form", _all_columns, True),
     "no-self-loop": Design("all states but the row's own, and inputs", _off_diagonal, True),
     "causal": Design("states of earlier blocks, and inputs", States.causal_mask, False),
+    "predecessors": Design(
+        "what the row's own block reads in the network: no new connections", _predecessors, False
+    ),
 }
 
 

@@ -46,6 +46,41 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class FoundSensitivity:
+    """What the sensitivity objective reached, in sums over the outputs.
+
+    Attributes
+    ----------
+    network, model : float
+        1' S u: the most by which the outputs can move, summed, when every input j moves by u_j.
+    lam : float
+        The multiplier of the sensitivity; 0 where the network itself is within the budget.
+    rounds : int
+        Rounds over the blocks of rows.
+    shortened : int
+        Rows whose last step was shortened, because the whole of it would have been worse.
+    stationarity : float
+        The largest relative gap of a row when its problem is stated once more at the model that
+        was reached: how far from a point where no block of rows can gain.
+    """
+
+    network: float
+    model: float
+    lam: float
+    rounds: int
+    shortened: int
+    stationarity: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model:.6g}, {self.model / self.network:.2%} of the network's "
+            f"{self.network:.6g} (multiplier {self.lam:.3g}, {self.rounds} rounds, "
+            f"{self.shortened} rows with a shortened step, gap at the end "
+            f"{self.stationarity:.1e})"
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything about one sparse model that a table or a reader needs.
 
@@ -67,6 +102,9 @@ class Report:
         Of the network itself, and of the linear map from the input alone.
     notes : tuple[str, ...]
         What a reader must know before using a number of this report.
+    sensitivity : FoundSensitivity or None
+        Where the sensitivity was the objective: kappa is then its budget, as a share of the
+        network's.
     """
 
     design: str
@@ -81,6 +119,7 @@ class Report:
     dense_accuracy: float | None
     control_accuracy: float | None
     notes: tuple[str, ...] = ()
+    sensitivity: FoundSensitivity | None = None
 
     @property
     def certified(self) -> int:
@@ -155,6 +194,7 @@ class Report:
             f"{row['worst_gap']:.1e}, worst violation {row['worst_violation']:.1e} "
             f"({row['methods']})",
             *self._ties(),
+            *([f"sensitivity   {self.sensitivity}"] if self.sensitivity else []),
             f"well-posed    {self.wellposedness}",
             f"equilibrium   {run.converged} of {run.samples} samples converged, worst residual "
             f"{run.worst_residual:.1e}",

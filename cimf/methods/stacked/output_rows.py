@@ -68,9 +68,9 @@ def with_outputs(
     cheap = samples.n_samples * layout.n_columns**2 <= _CHEAP
     wide = cheap and reference.labels is not None and not inputs
     used = every if wide else columns
-    problem, state_error, usable = _fit_problem(samples, A, B, used, refit)
+    problem, state_error, usable = fit_problem(samples, A, B, used, refit)
     if usable < min(samples.n_samples, layout.n_columns):
-        problem, *_ = _fit_problem(samples, A, B, used, refit=False)
+        problem, *_ = fit_problem(samples, A, B, used, refit=False)
         notes.append(
             "too few calibration samples reached an equilibrium: (C, D) fit the captured states"
         )
@@ -98,7 +98,7 @@ def with_outputs(
     return Outputs(model(outputs), model(fit(every)) if wide else None, state_error, notes)
 
 
-def _fit_problem(
+def fit_problem(
     samples: Samples,
     A: NDArray[np.float64],
     B: NDArray[np.float64],

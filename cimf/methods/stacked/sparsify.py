@@ -18,45 +18,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.errors import CertificateError, InputError, warn_outside
-from cimf.judge import Solution, count_nonzeros
+from cimf.errors import CertificateError, InputError, UnknownNameError, warn_outside
+from cimf.judge import Solution
 from cimf.methods.base import as_record
+from cimf.methods.stacked.assemble import Rows, Sparsified, assembled, network_notes
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, column_weights
-from cimf.methods.stacked.model_report import Report, doubts, evaluate
 from cimf.methods.stacked.moments import Moments
-from cimf.methods.stacked.output_rows import output_columns, with_outputs
+from cimf.methods.stacked.output_rows import Outputs, with_outputs
 from cimf.methods.stacked.path_options import PathOptions, check_design, check_path
+from cimf.methods.stacked.sensitivity_model import least_sensitive
+from cimf.methods.stacked.sensitivity_options import SensitivityOptions, check_budget
 from cimf.methods.stacked.tie_break import own_rows, prefer_own_rows
-from cimf.model import ImplicitModel
 from cimf.solve import solve_path
 from cimf.solve.conic.cvxpy_rows import solve_path_cvxpy
 from cimf.statistics import Gram
 
-_UNSHARED = (
-    "the model has more weights than the network, because (A, B) repeats the shared weights of its "
-    "convolutions: cimf.prune keeps the sharing"
-)
-
-
-@dataclass(frozen=True, repr=False)
-class Sparsified:
-    """A sparse implicit model, in the network's units, and what is known about it."""
-
-    model: ImplicitModel
-    report: Report
-
-    def __repr__(self) -> str:
-        return f"Sparsified({self.model!r}, {self.report.solution!r})"
+# What `sparsify` takes beside the options.
+_BESIDE = ("kappa", "design", "rescale", "loss", "test")
 
 
 def sparsify(
     net: Any,
     batches: Iterable[Any],
-    kappa: float = 0.5,
+    kappa: float | None = 0.5,
     design: str = "full",
     rescale: bool = True,
     *,
+    loss: str | None = None,
     test: Iterable[Any] | None = None,
     **options: Any,
 ) -> Sparsified:
@@ -72,16 +61,22 @@ def sparsify(
     batches : iterable
         Calibration samples: input tensors, or (input, label) pairs whose labels are ignored.
     kappa : float
-        Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units.
+        Bound on the l1 norm of every row of (A, B), the bias left out, in rescaled units. With
+        loss "sensitivity": the share of the network's sensitivity that the model may have.
     design : str
-        A key of `cimf.methods.stacked.designs.DESIGNS`: "full", "no-self-loop" or "causal".
+        A key of `cimf.methods.stacked.designs.DESIGNS`: "full", "no-self-loop", "causal" or
+        "predecessors".
     rescale : bool
         Measure every state in units in which the network itself is feasible at 0.99 (Theorem 8),
         so that the ball does not forbid the network. The model comes back in the network's units.
+    loss : str, optional
+        None: the rows match the states inside the ball. "sensitivity": they match states and
+        outputs, each by its effect on the outputs, with the total sensitivity 1' S u bounded, S the
+        bound |dY| <= S |dU| (see `cimf.methods.stacked.least_sensitivity`); units play no part.
     test : iterable, optional
         Held-out batches; (input, integer label) pairs give accuracies.
     **options
-        Attributes of `PathOptions`.
+        Attributes of `PathOptions`; of `SensitivityOptions` with loss "sensitivity".
 
     Returns
     -------
@@ -95,17 +90,23 @@ def sparsify(
     CimfError
         As `PathOptions`, `Reference.capture` and `sparsify_path`.
     """
+    check_design(design)
+    if loss is not None:
+        if loss != "sensitivity":
+            raise UnknownNameError("loss", loss, ["sensitivity"])
+        how = as_record(SensitivityOptions, options, "option", _BESIDE)
+        budget = check_budget(kappa, how)
+        return least_sensitive(Reference.capture(net, batches, test), budget, design, how)
     if not isinstance(kappa, Real):
         raise InputError(
             f"kappa must be one number, got {kappa!r}; several share one pass over the rows: "
             "cimf.sparsify_path(Reference.capture(net, batches, test), [0.1, 0.5])"
         )
-    check_design(design)
-    checked = as_record(PathOptions, options, "option", ("kappa", "design", "rescale", "test"))
-    check_path([kappa], design, checked)
+    checked = as_record(PathOptions, options, "option", _BESIDE)
+    check_path([float(kappa)], design, checked)
     reference = Reference.capture(net, batches, test)
     try:
-        return sparsify_path(reference, [kappa], design, rescale, checked)[0]
+        return sparsify_path(reference, [float(kappa)], design, rescale, checked)[0]
     except CertificateError as error:
         error.result = error.result[0]
         raise
@@ -216,7 +217,7 @@ class _RowProblems:
     def of(
         cls, reference: Reference, design: str, rescale: bool, moments: Moments | None
     ) -> _RowProblems:
-        layout, notes = reference.calibration.layout, _notes(reference, rescale)
+        layout, notes = reference.calibration.layout, network_notes(reference, rescale)
         rescale = rescale and bool(layout.scalable.any())
         if moments is None:
             moments = Moments.of(reference, rescale)
@@ -264,36 +265,16 @@ class _RowProblems:
         model, wide, state_error, more = with_outputs(
             reference, solution.coef * units, options.refit, options.output_inputs, own_tol
         )
-        output_pattern = np.broadcast_to(
-            output_columns(layout, options.output_inputs), (layout.n_outputs, layout.n_columns)
-        )
-        nonzeros = count_nonzeros(
-            np.hstack([model.A, model.B]),
-            np.hstack([model.C, model.D]),
-            bias=layout.bias,
-            blocks=[(block.name, block.start, block.stop) for block in layout.blocks],
-            admissible=(self.allowed, output_pattern),
-            network_weights=reference.network_weights,
-            network_parameters=reference.network_parameters,
-        )
-        if reference.convolutional and nonzeros.sparsity["network_weights"] < -1.0:
-            more.append(_UNSHARED)
-        evaluation = evaluate(model, reference, wide)
-        report = Report(
-            design=self.design,
-            rescale=self.own is not None,
-            kappa=kappa,
-            solution=solution,
-            inactive=_inactive(solution, gram, kappa),
-            nonzeros=nonzeros,
-            wellposedness=model.wellposedness(),
-            state_error=state_error,
-            evaluation=evaluation,
-            dense_accuracy=reference.dense_accuracy,
-            control_accuracy=reference.control_accuracy,
-            notes=(*self.notes, *more, *doubts(model, evaluation, reference.control_accuracy)),
-        )
-        return Sparsified(model, report)
+        found = Outputs(model, wide, state_error, [*self.notes, *more])
+        return assembled(
+            reference,
+            Rows(
+                self.design, self.own is not None, kappa, self.allowed, solution,
+                _inactive(solution, gram, kappa),
+            ),
+            found,
+            options.output_inputs,
+        )  # fmt: skip
 
 
 def _inactive(solution: Solution, gram: Gram, kappa: float) -> int:
@@ -302,23 +283,3 @@ def _inactive(solution: Solution, gram: Gram, kappa: float) -> int:
     slack = solution.certificate.norm < kappa * (1.0 - tol)
     worthless = solution.lam * kappa <= tol * 0.5 * gram.target_sq
     return int((slack | worthless).sum()) if kappa > 0 else 0
-
-
-def _notes(reference: Reference, rescale: bool) -> list[str]:
-    """Return what a reader must know about the network, whatever the kappa."""
-    notes = []
-    scalable = reference.calibration.layout.scalable
-    if reference.half_precision:
-        notes.append(
-            f"weights were {reference.half_precision}: captured in float64 from the rounded weights"
-        )
-    if rescale and not scalable.any():
-        notes.append(
-            "no state was rescaled: no activation of the network is positively homogeneous"
-        )
-    elif rescale and not scalable.all():
-        notes.append(
-            f"{np.count_nonzero(~scalable)} states keep their units: their activation is not "
-            "positively homogeneous"
-        )
-    return notes

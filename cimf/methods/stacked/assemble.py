@@ -1,0 +1,116 @@
+"""A sparse model with everything that is known about it, whatever found its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cimf.judge import Solution, count_nonzeros
+from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.model_report import FoundSensitivity, Report, doubts, evaluate
+from cimf.methods.stacked.output_rows import Outputs, output_columns
+from cimf.model import ImplicitModel
+
+_UNSHARED = (
+    "the model has more weights than the network, because (A, B) repeats the shared weights of its "
+    "convolutions: cimf.prune keeps the sharing"
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Sparsified:
+    """A sparse implicit model, in the network's units, and what is known about it."""
+
+    model: ImplicitModel
+    report: Report
+
+    def __repr__(self) -> str:
+        return f"Sparsified({self.model!r}, {self.report.solution!r})"
+
+
+class Rows(NamedTuple):
+    """The row problems that were solved, and their solutions; as the fields of `Report`.
+
+    Attributes
+    ----------
+    allowed : (n, N) bool
+        Columns that each row may use.
+    """
+
+    design: str
+    rescale: bool
+    kappa: float
+    allowed: NDArray[np.bool_]
+    solution: Solution
+    inactive: int
+    sensitivity: FoundSensitivity | None = None
+
+
+def assembled(
+    reference: Reference, rows: Rows, outputs: Outputs, output_inputs: bool
+) -> Sparsified:
+    """Return a model, run on the evaluation samples, with its report.
+
+    Parameters
+    ----------
+    outputs : Outputs
+        The model with its (C, D), and what was found out so far.
+    output_inputs : bool
+        Whether D may use all inputs.
+    """
+    model, wide, state_error, notes = outputs
+    layout = reference.calibration.layout
+    output_pattern = np.broadcast_to(
+        output_columns(layout, output_inputs), (layout.n_outputs, layout.n_columns)
+    )
+    nonzeros = count_nonzeros(
+        np.hstack([model.A, model.B]),
+        np.hstack([model.C, model.D]),
+        bias=layout.bias,
+        blocks=[(block.name, block.start, block.stop) for block in layout.blocks],
+        admissible=(rows.allowed, output_pattern),
+        network_weights=reference.network_weights,
+        network_parameters=reference.network_parameters,
+    )
+    if reference.convolutional and nonzeros.sparsity["network_weights"] < -1.0:
+        notes = [*notes, _UNSHARED]
+    evaluation = evaluate(model, reference, wide)
+    report = Report(
+        design=rows.design,
+        rescale=rows.rescale,
+        kappa=rows.kappa,
+        solution=rows.solution,
+        inactive=rows.inactive,
+        nonzeros=nonzeros,
+        wellposedness=model.wellposedness(),
+        state_error=state_error,
+        evaluation=evaluation,
+        dense_accuracy=reference.dense_accuracy,
+        control_accuracy=reference.control_accuracy,
+        notes=(*notes, *doubts(model, evaluation, reference.control_accuracy)),
+        sensitivity=rows.sensitivity,
+    )
+    return Sparsified(model, report)
+
+
+def network_notes(reference: Reference, rescale: bool) -> list[str]:
+    """Return what a reader must know about the network, whatever the kappa."""
+    notes = []
+    scalable = reference.calibration.layout.scalable
+    if reference.half_precision:
+        notes.append(
+            f"weights were {reference.half_precision}: captured in float64 from the rounded weights"
+        )
+    if rescale and not scalable.any():
+        notes.append(
+            "no state was rescaled: no activation of the network is positively homogeneous"
+        )
+    elif rescale and not scalable.all():
+        notes.append(
+            f"{np.count_nonzero(~scalable)} states keep their units: their activation is not "
+            "positively homogeneous"
+        )
+    return notes

@@ -1,0 +1,152 @@
+"""From the rows of least sensitivity to a model with its report, within the budget to the end."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cimf.errors import CertificateError
+from cimf.judge import Solution, certify
+from cimf.methods.stacked.assemble import Rows, Sparsified, assembled, network_notes
+from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.designs import DESIGNS
+from cimf.methods.stacked.gains import Motion
+from cimf.methods.stacked.least_sensitivity import Fitted, SensitivityProblem
+from cimf.methods.stacked.model_report import FoundSensitivity
+from cimf.methods.stacked.output_rows import Outputs, fit_problem
+from cimf.methods.stacked.sensitivity_options import SensitivityOptions
+from cimf.model import ImplicitModel
+from cimf.statistics import Gram
+
+Array = NDArray[np.float64]
+
+# Halvings of the interval of log lam in which the rows of (C, D) meet the budget: to 1e-4 of lam.
+_HALVINGS = 20
+
+
+def least_sensitive(
+    reference: Reference, kappa: float | None, design: str, options: SensitivityOptions
+) -> Sparsified:
+    """Return the model whose sensitivity is at most kappa times the network's.
+
+    Parameters
+    ----------
+    reference : Reference
+    kappa : float > 0, or None
+        None: the penalty `options.lam` decides.
+    design : str
+        A key of `DESIGNS`.
+
+    Raises
+    ------
+    CertificateError
+        A row is not certified, unless `options.keep_going`; its `result` is the model.
+    """
+    problem = SensitivityProblem.of(reference, design, options)
+    exact = Motion.of_inputs(problem.motion.blocks, problem.motion.inputs)
+    network = exact.gains(problem.start).total
+    if kappa is None:
+        assert options.lam is not None  # refused by `check_budget`
+        budget, fitted = np.inf, problem.descend(options.lam)
+    else:
+        # With the floors of `motion` the network is above its own sensitivity.
+        budget = kappa * (network if kappa < 1.0 else problem.motion.gains(problem.start).total)
+        fitted = problem.within(budget)
+    layout = reference.calibration.layout
+    n = layout.n_states
+    notes = network_notes(reference, rescale=False)
+    used = np.asarray(np.isfinite(problem.mask[n:]).any(axis=0))
+    A, B = fitted.W[:n, :n], fitted.W[:n, n:]
+    parts, state_error, usable = fit_problem(
+        reference.calibration, A, B, used, options.refit and fitted.lam > 0
+    )
+    W = fitted.W
+    if options.refit and fitted.lam > 0:
+        if usable < min(reference.calibration.n_samples, layout.n_columns):
+            notes.append("too few samples reached an equilibrium: (C, D) fit the captured states")
+        else:
+            W = _refitted(problem, fitted, Gram.from_arrays(parts[0].T, parts[1].T), used, budget)
+    silent = exact.gains(W).adjoint[:n] == 0
+    if silent.any():
+        W = W.copy()
+        W[:n][silent] = 0.0
+        notes.append(
+            f"{int(silent.sum())} states reach no output: their rows are empty, which changes "
+            "neither outputs nor sensitivity"
+        )
+    model = ImplicitModel(W[:n, :n], W[:n, n:], W[n:, :n], W[n:, n:], layout.blocks, layout.bias)
+    gram = problem.gram.rows(slice(0, n))
+    solution = _solution(gram, fitted, fitted.slopes[:n], options.tol)
+    last = certify(
+        gram, fitted.W[:n], lam=fitted.lam, weights=problem.slopes(fitted.W)[:n], tol=options.tol
+    )
+    found = FoundSensitivity(
+        network=network,
+        model=exact.gains(W).total,
+        lam=fitted.lam,
+        rounds=len(fitted.history) - 1,
+        shortened=int((fitted.solved != fitted.W)[:n].any(axis=1).sum()),
+        stationarity=last.worst_gap,
+    )
+    rows = Rows(
+        design,
+        rescale=False,
+        kappa=np.nan if kappa is None else kappa,
+        allowed=DESIGNS[design].allowed(layout),
+        solution=solution,
+        inactive=n if fitted.lam == 0 else 0,
+        sensitivity=found,
+    )
+    result = assembled(
+        reference, rows, Outputs(model, None, state_error, notes), options.output_inputs
+    )
+    if not options.keep_going:
+        try:
+            solution.raise_if_failed()
+        except CertificateError as error:
+            error.result = result
+            raise
+    return result
+
+
+def _solution(gram: Gram, fitted: Fitted, slopes: Array, tol: float) -> Solution:
+    """Return the solved rows with the certificate of the problems that they solve."""
+    n = len(slopes)
+    coef = fitted.solved[:n]
+    certificate = certify(gram, coef, lam=fitted.lam, weights=slopes, tol=tol)
+    name = "network" if fitted.lam == 0 else "exact"
+    return Solution(coef, certificate, np.full(n, name), np.zeros(n, dtype=np.int64))
+
+
+def _refitted(
+    problem: SensitivityProblem, fitted: Fitted, gram: Gram, used: NDArray[np.bool_], budget: float
+) -> Array:
+    """Return W with (C, D) fitted to the states that the model itself reaches.
+
+    The rows of (C, D) alone: T is linear in their magnitudes. Their multiplier is lam, or what
+    meets the budget where that is larger.
+    """
+    n = len(problem.motion.states)
+    slopes = problem.slopes(fitted.W)[n:, used]
+
+    def with_rows(lam: float) -> tuple[Array, float]:
+        W = fitted.W.copy()
+        W[n:] = 0.0
+        W[n:, used] = problem.solve(gram, lam, slopes)
+        return W, problem.motion.gains(W).total
+
+    W, total = with_rows(fitted.lam)
+    if total <= budget:
+        return W
+    low, high = fitted.lam, fitted.lam
+    while total > budget:
+        high *= 4.0
+        W, total = with_rows(high)
+    for _ in range(_HALVINGS):
+        middle = float(np.sqrt(low * high))
+        trial, total = with_rows(middle)
+        if total <= budget:
+            W, high = trial, middle
+        else:
+            low = middle
+    return W
