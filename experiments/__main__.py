@@ -12,6 +12,7 @@ from experiments import (
     gate_runs,
     newsgroups,
     resnet20,
+    sim_robustness,
     table2,
 )
 
@@ -36,6 +37,7 @@ app.command("resnet20")(resnet20.cifar10)
 app.command("resnet20-cifar100")(resnet20.cifar100)
 app.command("resnet20-calibration")(calibration_images.main)
 app.command("resnet20-ablation")(ablation.main)
+app.command("sim-robustness")(sim_robustness.main)
 app.command("table2")(table2.main)
 
 if __name__ == "__main__":

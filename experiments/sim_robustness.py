@@ -1,0 +1,44 @@
+"""State-driven implicit modelling: robustness without labels, attacked and certified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cimf.runs.terminal import one_line_errors
+from experiments.options import Overwrite
+from experiments.trained_networks import NETWORKS
+
+Full = Annotated[
+    bool, typer.Option("--full/--quick", help="Fashion-MNIST, about 20 minutes; or digits, 1.")
+]
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Results folder, one below it per network.")] = Path(
+        "results/sim-robustness"
+    ),
+    full: Full = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Accuracy against the radius: network, plain balls, sensitivity, adversarial training."""
+    with one_line_errors():
+        from cimf.studies.robust_curves import Curves, robust_curves
+
+        key = "fashion-mlp" if full else "digits"
+        title, load = NETWORKS[key]
+        curves = (
+            Curves(
+                calibration=10_000,
+                tests=2_000,
+                eps=(0.0, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2),
+                balls=(0.5, 0.1, 0.02),
+                budgets=(0.5, 0.2, 0.12, 0.06, 0.03),
+                trained=0.03,
+            )
+            if full
+            else Curves(1_000, 500, (0.0, 0.02, 0.05, 0.1), (0.5, 0.1), (0.5, 0.2), 0.05)
+        )
+        robust_curves(title, out / key, load, curves, overwrite)
