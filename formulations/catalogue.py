@@ -7,8 +7,9 @@ from formulations.exact import Exact
 from formulations.lasso import Lasso
 from formulations.registry import Registry
 from formulations.relaxed import ModelProblem, OutputRow, Relaxed, StateRow
+from formulations.robust import RobustRow
 
-FORMULATIONS: Registry[type[RowProblem] | type[ModelProblem]] = Registry(
+FORMULATIONS: Registry[type[RowProblem] | type[ModelProblem] | type[RobustRow]] = Registry(
     "formulation",
     {
         "constrained": Constrained,  # P(kappa), paper section 3
@@ -17,5 +18,6 @@ FORMULATIONS: Registry[type[RowProblem] | type[ModelProblem]] = Registry(
         "state-row": StateRow,  # (4)
         "output-row": OutputRow,  # (5)
         "exact": Exact,  # (2)
+        "robust-row": RobustRow,  # a row whose data are uncertain
     },
 )

@@ -35,6 +35,7 @@ def instances():
         "state-row": StateRow(X, U, Z[1], row=1, loss="elastic-net"),
         "output-row": OutputRow(X, U, Y[1], row=1, loss="group"),
         "exact": Exact(X, U, Z, Y),
+        "robust-row": FORMULATIONS["robust-row"](design, Z[0], 0.1, kappa=0.5),
     }
 
 
