@@ -291,7 +291,7 @@ def test_what_a_design_does_not_use_is_refused(run, arguments, message):
         (("--sparsity", "nan"), "in [0, 1)"),
         (
             ("--sparsity", "0.5", "--method", "foo"),
-            "unknown method 'foo'; known: fista, gates, layered",
+            "unknown method 'foo'; known: alps, fista",
         ),
         (("--sparsity", "0.5", "--option", "kapa=1"), "unknown option of 'layered' 'kapa'; known:"),
         (("--sparsity", "0.5", "--option", "swaps"), "NAME=VALUE needed"),

@@ -6,11 +6,15 @@ from torch import nn
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import certify
 from cimf.methods.base import Task
+from cimf.methods.baselines.alps import alps
 from cimf.methods.baselines.fista import _descend, fista
 from cimf.methods.baselines.one_shot import BASELINES, magnitude_counts, wanda
+from cimf.methods.baselines.sparsegpt import sparsegpt
 from cimf.methods.by_name import prune_task
 from cimf.methods.layered.calibration import Calibration
+from cimf.methods.layered.elimination import losses
 from cimf.methods.layered.statistics_options import Statistics
+from cimf.methods.layered.supports import magnitude
 from cimf.statistics import Gram
 
 
@@ -46,6 +50,7 @@ def test_refitting_beats_masking_and_elimination_beats_magnitude(errors):
     assert errors["obs"] < errors["wanda"]
     assert errors["obs"] < errors["fista"]
     assert errors["layered"] < errors["obs"]
+    assert errors["alps"] < errors["sparsegpt"]
 
 
 def test_masked_baselines_change_no_weight(task):
@@ -111,3 +116,59 @@ def test_unknown_layers_and_targets_are_refused(task):
         prune_task(task, 0.5, "magnitude-global", keep=("fc",))
     with pytest.raises(InputError, match="sparsity"):
         prune_task(task, 1.5, "magnitude-layer")
+
+
+def correlated(seed=0, m=400, n=40, r=12):
+    rng = np.random.default_rng(seed)
+    M = np.maximum(rng.standard_normal((m, n)) @ (np.eye(n) + 0.3 * rng.standard_normal((n, n))), 0)
+    M = np.column_stack([M, np.ones(m)])
+    dense = rng.standard_normal((r, n + 1))
+    return M, Gram.from_arrays(M, M @ dense.T), dense
+
+
+@pytest.mark.parametrize("rule", [sparsegpt, alps])
+def test_other_pruners_keep_their_counts_and_the_bias(rule):
+    _, gram, dense = correlated()
+    counts = np.arange(12) * 3  # none to 33 of 40
+    found = rule(gram, dense, counts, 1, None)
+    assert (found.mask[:, :40].sum(axis=1) == counts).all()
+    assert found.mask[:, 40].all()
+    assert not found.coef[~found.mask].any()
+    everything = rule(gram, dense, np.full(12, 40), 1, None)
+    np.testing.assert_allclose(everything.coef, dense, atol=1e-9 if rule is sparsegpt else 1e-5)
+
+
+def test_sparsegpt_by_hand():
+    """Two columns, one dropped: the other takes up its part by the damped inverse."""
+    gram = Gram.from_moments([[2.0, 1.0], [1.0, 3.0]], [[3.0, 4.0]], [7.0], 10)
+    dense = np.array([[0.1, 2.0]])
+    found = sparsegpt(gram, dense, np.array([1]), 0, None)
+    H = gram.gram + 0.01 * 2.5 * np.eye(2)
+    assert found.mask.tolist() == [[False, True]]
+    # The least of (w - dense)' H (w - dense) with w_0 = 0.
+    np.testing.assert_allclose(found.coef[0], [0.0, 2.0 + 0.1 * H[1, 0] / H[1, 1]], rtol=1e-12)
+
+
+def test_alps_refits_on_its_support_and_finds_a_planted_one():
+    M, _, _ = correlated()
+    rng = np.random.default_rng(1)
+    planted = np.zeros((6, 41))
+    for row in planted:
+        row[rng.choice(40, 8, replace=False)] = rng.choice([-1.0, 1.0], 8) * rng.uniform(1, 2, 8)
+    gram = Gram.from_arrays(M, M @ planted.T)
+    found = alps(gram, planted + 0.05 * rng.standard_normal(planted.shape), np.full(6, 8), 1, None)
+    assert ((planted != 0)[:, :40] == found.mask[:, :40]).all()
+    np.testing.assert_allclose(found.coef, planted, atol=0.02)
+
+
+def test_the_order_of_pruners_on_correlated_columns():
+    """ALPS is better than SparseGPT, and that than masking by magnitude."""
+    _, gram, dense = correlated()
+    counts = np.full(12, 12)
+    loss = {
+        rule.__name__: losses(gram, np.where(found.mask, found.coef, 0.0)).sum()
+        for rule in (sparsegpt, alps)
+        for found in [rule(gram, dense, counts, 1, None)]
+    }
+    masked = np.where(magnitude(gram, dense, counts, 1).mask, dense, 0.0)
+    assert loss["alps"] < loss["sparsegpt"] < losses(gram, masked).sum()

@@ -15,7 +15,9 @@ import numpy as np
 
 from cimf.errors import UnknownNameError
 from cimf.methods.base import Method, Outcome, Task
+from cimf.methods.baselines.alps import alps
 from cimf.methods.baselines.fista import fista
+from cimf.methods.baselines.sparsegpt import sparsegpt
 from cimf.methods.layered import elimination
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts
 from cimf.methods.layered.calibration import Calibration
@@ -150,6 +152,15 @@ BASELINES: dict[str, Method] = {
     "fista": one_shot(
         "Zhao et al. 2024, A convex-optimization based layer-wise post-training pruner",
         fista, "uniform", False,
+    ),
+    "sparsegpt": one_shot(
+        "Frantar and Alistarh 2023, SparseGPT: massive language models can be accurately pruned "
+        "in one shot",
+        sparsegpt, "uniform", False,
+    ),
+    "alps": one_shot(
+        "Meng et al. 2024, ALPS: improved optimization for highly sparse one-shot pruning",
+        alps, "uniform", False,
     ),
     "obs": one_shot(
         "Frantar and Alistarh 2022, Optimal Brain Compression (exact row-wise elimination)",
