@@ -196,12 +196,13 @@ def state_scales(
 
         sum_j |A_ij| s_j / s_i + sum_{j bounded} |B_ij| / s_i,
 
-    and s_i is chosen, in the order of forward substitution, so that it equals kappa exactly.
+    and s_i is chosen so that it equals kappa exactly: in the order of forward substitution, and by
+    s = (|A| s + |B| 1) / kappa where A has feedback.
 
     Parameters
     ----------
     A : (n, n), B : (n, p)
-        As `ImplicitModel.from_network` returns them, A acyclic; dense or scipy.sparse.
+        Dense or scipy.sparse.
     kappa : float
         Radius of the ball, > 0.
     bounded_inputs : (p,) bool, optional
@@ -218,7 +219,8 @@ def state_scales(
     Raises
     ------
     InputError
-        If A has a cycle, for wrong shapes, or where a scale overflows.
+        Wrong shapes; a scale overflows; A has feedback and a state that may not be scaled, or an
+        eigenvalue of |A| that is not below kappa.
     """
     if not (np.isfinite(kappa) and kappa > 0):
         raise InputError(f"kappa must be a positive number, got {kappa}")
@@ -229,17 +231,38 @@ def state_scales(
     inside = _mask("bounded_inputs", bounded_inputs, p)
     allowed = _mask("scalable", scalable, n)
     order = levels(magnitude)
-    if order is None:
-        raise InputError(
-            "A has a cycle, so its rows cannot be scaled one after the other; for an implicit "
-            "model with feedback use ImplicitModel.rescale"
-        )
     from_inputs = inputs @ inside.astype(np.float64)
+    if order is None:
+        return _scales_with_feedback(magnitude, from_inputs, kappa, allowed)
     s = np.ones(n)
     for rows in order:
         norm = (magnitude[rows] @ s + from_inputs[rows]) / kappa
         s[rows] = np.where(allowed[rows] & (norm > 0), norm, 1.0)
     return _finite_scale(s)
+
+
+def _scales_with_feedback(
+    magnitude: Any, from_inputs: Array, kappa: float, allowed: NDArray[np.bool_]
+) -> Array:
+    """Return s = (|A| s + from_inputs) / kappa, > 0 where it can be."""
+    if not allowed.all():
+        raise InputError(
+            "A has feedback and an activation is not positively homogeneous: its states cannot be "
+            "rescaled; use rescale=False"
+        )
+    lower, upper = perron_frobenius(magnitude)
+    if upper < kappa * (1.0 - 1e-9):  # closer, the scales would exceed 1e9
+        system = (
+            scipy.sparse.eye_array(magnitude.shape[0], format="csc") - magnitude.tocsc() / kappa
+        )
+        s = scipy.sparse.linalg.splu(system.tocsc()).solve(from_inputs / kappa)
+        if (s >= 0).all():
+            # A state that no input reaches is constant: any unit does.
+            return _finite_scale(np.where(s > 0, s, 1.0))
+    raise InputError(
+        f"no scaling of the states makes the model feasible at kappa = {kappa:g}: the "
+        f"Perron-Frobenius eigenvalue of |A| is {lower:.6g}; use rescale=False"
+    )
 
 
 def scale_rows(A: Any, B: Any, C: Any, scale: Array) -> tuple[Any, Any, Any]:

@@ -203,7 +203,7 @@ def test_state_scales_leave_other_activations_alone():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((np.eye(2), np.ones((2, 1))), "cycle"),
+        ((np.eye(2), np.ones((2, 1))), "eigenvalue"),
         ((np.zeros((2, 3)), np.ones((2, 1))), "fit together"),
         ((np.zeros((2, 2)), np.ones((2, 1)), 0.0), "positive"),
         ((np.zeros((2, 2)), np.ones((2, 1)), 1.0, np.array([1.0])), "boolean mask"),

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse
 from numpy.typing import NDArray
 
 from cimf.errors import InputError
 from cimf.methods.stacked.samples import Samples
 from cimf.model import ImplicitModel, state_scales
+from cimf.model.module import ImplicitModule
 from cimf.network.batches import as_list
 from cimf.network.states import States
 
@@ -70,7 +72,8 @@ class Reference:
 
         Parameters
         ----------
-        net : torch.nn.Module
+        net : torch.nn.Module or ImplicitModel
+            A network, or an implicit teacher, whose states are its equilibria.
         batches, test
             Input tensors or (input, label) pairs, read once; labels of `batches` are ignored.
             `test` is scored by accuracy where all its batches carry labels.
@@ -81,6 +84,7 @@ class Reference:
             As `cimf.capture_states`; InputError also for labels that are not whole numbers, classes
             of the network's outputs.
         """
+        net = net.to_module() if isinstance(net, ImplicitModel) else net
         batches = as_list("calibration", batches)
         calibration, held_out = Samples.capture(net, batches), None
         if test is not None:
@@ -141,7 +145,25 @@ class Reference:
         CaptureError
             If (A, B) cannot be read off, or would be too large; rescale=False does without.
         """
-        return ImplicitModel.from_network(self.net, self.input_shape, sparse=True)
+        if not isinstance(self.net, ImplicitModule):
+            return ImplicitModel.from_network(self.net, self.input_shape, sparse=True)
+        A, B, C, D, blocks, bias = self.net.parts()
+        A, B, C, D = (scipy.sparse.csr_array(matrix) for matrix in (A, B, C, D))
+        return ImplicitModel(A, B, C, D, blocks, bias)
+
+    def check_feedback(self, design: str, feedback: bool) -> None:
+        """Refuse a row design without feedback for an implicit teacher that has it.
+
+        Raises
+        ------
+        InputError
+        """
+        implicit = isinstance(self.net, ImplicitModule)
+        if implicit and not feedback and not self.own.wellposedness().acyclic:
+            raise InputError(
+                f"the model to be matched has feedback, and design {design!r} allows none: use "
+                "'full' or 'no-self-loop'"
+            )
 
     @cached_property
     def scale(self) -> NDArray[np.float64]:

@@ -113,6 +113,7 @@ class SensitivityProblem:
         CaptureError
             The network's own matrices cannot be read off.
         """
+        reference.check_feedback(design, DESIGNS[design].feedback)
         layout, own = reference.calibration.layout, reference.own
         n, q = layout.n_states, layout.n_outputs
         gram, effect, span = Gram(layout.n_columns, n + q), np.zeros(n), None

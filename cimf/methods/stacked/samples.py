@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cimf.network.capture import iter_states
+from cimf.methods.stacked.teacher import teacher_states
 from cimf.network.states import Reconstruction, States
 
 # Bytes of states held at a time. With chunks of 160 MB (an MLP 784-1024-1024-10) the first pass
@@ -74,7 +74,7 @@ class Samples:
         """
         inputs = [b[0] if isinstance(b, tuple | list) and b else b for b in batches]
         # Two samples, not one: networks that squeeze their output lose a dimension of length one.
-        pair = next(iter_states(net, [u[:2] if _is_batch(u) else u for u in inputs[:1]]))
+        pair = next(teacher_states(net, [u[:2] if _is_batch(u) else u for u in inputs[:1]]))
         layout = _part(pair, slice(1))
         width = layout.n_states + layout.n_columns + layout.n_outputs
         size = max(1, _CHUNK // (8 * width))
@@ -121,7 +121,7 @@ def _chunks(net: Any, inputs: Sequence[Any], size: int) -> Iterator[States]:
     """Yield states of exactly `size` samples, the last ones perhaps fewer."""
     parts: list[States] = []
     room = size
-    for states in iter_states(net, inputs):
+    for states in teacher_states(net, inputs):
         start = 0
         while start < states.n_samples:
             parts.append(_part(states, slice(start, start + room)))

@@ -56,8 +56,9 @@ def sparsify(
 
     Parameters
     ----------
-    net : torch.nn.Module
-        A trained network whose nonlinearities are elementwise.
+    net : torch.nn.Module or ImplicitModel
+        A trained network whose nonlinearities are elementwise; or an implicit teacher, whose
+        states are its equilibria.
     batches : iterable
         Calibration samples: input tensors, or (input, label) pairs whose labels are ignored.
     kappa : float
@@ -217,6 +218,7 @@ class _RowProblems:
     def of(
         cls, reference: Reference, design: str, rescale: bool, moments: Moments | None
     ) -> _RowProblems:
+        reference.check_feedback(design, DESIGNS[design].feedback)
         layout, notes = reference.calibration.layout, network_notes(reference, rescale)
         rescale = rescale and bool(layout.scalable.any())
         if moments is None:
