@@ -1,0 +1,40 @@
+"""State-driven implicit modelling of an implicit teacher, beside training by gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cimf.runs.terminal import one_line_errors
+from experiments.options import Overwrite
+from experiments.trained_networks import NETWORKS
+
+Full = Annotated[
+    bool, typer.Option("--full/--quick", help="Fashion-MNIST, half an hour; or digits, 2 minutes.")
+]
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Results folder, one below it per data set.")] = Path(
+        "results/sim-teacher"
+    ),
+    full: Full = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train an implicit teacher from nothing, match it by convex rows, and tune what comes out."""
+    with one_line_errors():
+        from cimf.studies.implicit_teacher import TeacherPlan, implicit_teacher
+
+        key = "fashion-mlp" if full else "digits"
+        _, load = NETWORKS[key]
+        plan = (
+            TeacherPlan(64, 0.95, (0.02, 0.1, 0.5), 10_000, 6, 2, 1e-2, 512)
+            if full
+            else TeacherPlan(32, 0.95, (0.1, 0.3, 0.99), 1_000, 30, 10, 1e-2)
+        )
+        name = "Fashion-MNIST" if full else "digits"
+        implicit_teacher(
+            f"implicit teacher, {plan.states} states, {name}", out / key, load, plan, overwrite
+        )
