@@ -486,6 +486,20 @@ def test_cones_of_the_constraints_are_listed():
     assert as_loss(soft).check(*SIZES, cones=False).cones == ()
 
 
+def test_row_sums_are_the_induced_norms():
+    w = Rows(np.array([[1.0, -2.0, 3.0], [0.0, 4.0, -1.0], [-5.0, 0.0, 2.0]]), np.arange(3), 2)
+    assert LOSSES["row-sums"](2.0).value(w) == 2.0 * (4.0 + 3.0 + 5.0 + 2.0)
+    norms = [np.linalg.norm(part, np.inf) for part in w.blocks]
+    assert LOSSES["row-sums"]().value(w) == sum(norms)
+    assert not LOSSES["row-sums"].separable
+
+
+@pytest.mark.parametrize("given", [{"l0": -1.0}, {"l2": -1.0}, {"l2": 0.0}, {"l0": np.nan}])
+def test_a_perspective_needs_sensible_weights(given):
+    with pytest.raises(InputError, match=next(iter(given))):
+        LOSSES["perspective"](**given)
+
+
 def test_cones_are_listed():
     assert "psd" in as_loss(lambda A, B, C, D: cp.norm(A, "nuc")).check(*SIZES).cones
     assert "exp" in as_loss(lambda a, b: cp.sum(cp.logistic(a))).check(*SIZES).cones
