@@ -23,7 +23,7 @@ _FULL: dict[str, tuple[tuple[float, ...], tuple[int, ...], dict[str, Any]]] = {
     "fashion-lenet": (_DENSITIES, (0, 1, 2), {"epochs": 20}),
     "cifar10": ((0.1, 0.2, 0.5), (0,), {"epochs": 20}),
 }
-_QUICK = {"digits": ((0.1, 0.5, 0.9), (0,), {"epochs": 40})}
+_QUICK = {"digits": ((0.1, 0.3, 0.5), (0,), {"epochs": 40})}
 
 
 def control(
