@@ -174,7 +174,8 @@ def _draw(name: str, table: pd.DataFrame, path: Path) -> None:
     for start, label in kinds.items():
         part = table[table["model"].str.startswith(f"{start},")]
         lines[label or start] = (list(part["nonzeros"]), [100 * v for v in part["accuracy"]])
+    ends = [float(table["nonzeros"].min()), float(table["nonzeros"].max())]
+    lines["teacher"] = (ends, [100 * float(table["accuracy"].iloc[0])] * 2)
     plot_lines(
-        path, f"{name}: sparse models of an implicit teacher", lines, across="non-zeros",
-        up="accuracy, percent", dense=100 * float(table["accuracy"].iloc[0]),
-    )  # fmt: skip
+        path, f"{name}: sparse models of it", lines, across="non-zeros", up="accuracy, percent"
+    )

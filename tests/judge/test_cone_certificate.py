@@ -166,6 +166,7 @@ def test_a_bound_above_the_objective_certifies_nothing():
     fields |= {"values": {}, "violations": {}, "objective": 1.0, "bound": 1.1, "tol": 1e-7}
     assert not ModelSolution(**fields | {"gap": -0.1}).passed
     assert ModelSolution(**fields | {"gap": 1e-8}).passed
-    with pytest.raises(CertificateError, match=r"gap -0\.1"):
-        ModelSolution(**fields | {"gap": -0.1}).raise_if_failed()
+    with pytest.raises(CertificateError, match=r"gap -0\.1") as caught:
+        (failed := ModelSolution(**fields | {"gap": -0.1})).raise_if_failed()
+    assert caught.value.solution is failed
     assert "not certified: gap -1.0e-01" in repr(ModelSolution(**fields | {"gap": -0.1}))
