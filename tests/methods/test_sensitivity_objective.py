@@ -199,3 +199,8 @@ def test_bad_budgets_are_refused_before_any_work(given, words):
 def test_unknown_names_are_refused(given):
     with pytest.raises(UnknownNameError):
         cimf.sparsify(None, None, 0.5, "causal", **given)
+
+
+def test_inputs_that_never_move_are_refused(net):
+    with pytest.raises(InputError, match="no input moves"):
+        cimf.sparsify(net, [torch.ones(30, 5)], 0.5, "causal", loss="sensitivity")

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cimf.errors import InputError
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, column_weights
 from cimf.methods.stacked.gains import Motion
@@ -112,6 +113,8 @@ class SensitivityProblem:
         ------
         CaptureError
             The network's own matrices cannot be read off.
+        InputError
+            No input moves; a design without feedback for a teacher that has it.
         """
         reference.check_feedback(design, DESIGNS[design].feedback)
         layout, own = reference.calibration.layout, reference.own
@@ -131,6 +134,11 @@ class SensitivityProblem:
             )
         assert span is not None  # no samples: refused by `Samples.capture`
         moves = span[1] - span[0] if options.inputs == "range" else np.ones(layout.n_inputs)
+        moves[layout.free_columns[n:]] = 0.0
+        if not moves.any():
+            raise InputError(
+                "no input moves on the calibration samples: give more of them, or inputs='unit'"
+            )
         moves = np.maximum(moves, _FLOOR * moves.max(initial=0.0))
         moves[layout.free_columns[n:]] = 0.0
         start = np.vstack([_dense(own.A, own.B), _dense(own.C, own.D)])
