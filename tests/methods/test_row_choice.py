@@ -3,14 +3,20 @@ import itertools
 import joblib
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from cimf.errors import InputError, UnknownNameError
+from cimf.methods.base import Task
 from cimf.methods.layered import elimination as rows
 from cimf.methods.layered import supports
 from cimf.methods.layered.allocation import by_price, uniform
+from cimf.methods.layered.calibration import Calibration
+from cimf.methods.layered.statistics_options import Statistics
 from cimf.methods.layered.supports import SUPPORTS, Convex, ball, ball_weights
+from cimf.methods.layered.survey import _carried
 from cimf.statistics import Gram
 
 
@@ -388,3 +394,56 @@ def test_every_step_uses_the_threads_it_is_given_and_gives_the_same_bits(monkeyp
     assert seen == [1] * 3 + [2] * 3 + [5] * 3
     for other in found[1:]:
         assert all(map(np.array_equal, found[0], other))
+
+
+def test_the_pull_of_a_dead_column_is_relative_to_the_targets():
+    """A column without samples: its pull times the largest dense share is one constant."""
+    rng = np.random.default_rng(0)
+    M = rng.standard_normal((50, 4))
+    M[:, [1, 2]] = 0.0
+    Z = rng.standard_normal((50, 3))
+    gram = Gram.from_arrays(M, Z)
+    dense = rng.standard_normal((3, 4))
+    dense[:, 1] = 0.0  # weights that are zero where the column is: any pull leaves them there
+    dense[:, 2] = [0.3, -40.0, 2.0]
+    found = rows.damped(gram, dense, 0.1, 1)
+    share = (dense[:, 2] ** 2 / gram.target_sq).max()
+    assert share > 1  # and below one in the next problem
+    constant = found.gram[1, 1]
+    assert found.gram[2, 2] == pytest.approx(constant / share, rel=1e-12)
+    dense[:, 2] /= 1000.0
+    small = rows.damped(gram, dense, 0.1, 1)
+    assert small.gram[2, 2] == pytest.approx(1e6 * constant / share, rel=1e-12)
+    assert small.gram[1, 1] == constant
+    np.testing.assert_allclose(np.linalg.solve(small.gram, small.corr.T)[2], dense[:, 2])
+
+
+def test_the_share_of_samples_that_a_sum_rests_on():
+    assert _carried(np.full(8, 3.0)) == pytest.approx(1.0)
+    assert _carried(np.array([0.0, 0.0, 5.0, 0.0])) == pytest.approx(0.25)
+    assert _carried(np.array([1.0, 1.0, 0.0, 0.0]) * 1e-200) == pytest.approx(0.5)
+    assert _carried(np.zeros(3)) == 0.0
+
+
+def test_the_variance_of_a_layer_is_that_of_its_outputs():
+    """Two groups, with and without a bias: the mean over all rows of both."""
+    for bias in (True, False):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(4, 6, 3, groups=2, bias=bias)
+        u = torch.randn(40, 4, 5, 5)
+        task = Task(nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(54, 2)), u)
+        survey = Calibration.of(task, Statistics(damping=1e-9, n_jobs=1)).survey
+        with torch.no_grad():
+            out = conv.double()(u.double()).transpose(0, 1).flatten(1)
+        wanted = (out.var(1, correction=0) if bias else out.square().mean(1)).mean()
+        assert survey._variance(0) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_ball_weights_of_a_column_without_samples_are_finite():
+    M = np.random.default_rng(0).standard_normal((30, 4))
+    M[:, 1] = 0.0
+    gram = Gram.from_arrays(M, M @ np.ones((4, 1)))
+    for weighting in ("ones", "inverse"):
+        found = ball_weights(gram, np.array([[1.0, 0.0, 2.0, 3.0]]), weighting, 1)
+        assert np.isfinite(found).all()
+        assert (found[:, :3] > 0).all()
