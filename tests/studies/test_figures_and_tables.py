@@ -64,6 +64,12 @@ def test_the_papers_values_stand_only_at_its_own_kappas(table):
     }  # fmt: skip
 
 
+def test_a_number_that_is_missing_is_an_empty_cell(table):
+    heading, rows = render(table, FULL)
+    place = heading.index("with inputs %")
+    assert [row[place] for row in rows] == ["85.0", "", "85.0"]
+
+
 def test_columns_that_are_empty_everywhere_are_left_out(table):
     heading, _ = render(table.assign(accuracy=np.nan, accuracy_with_inputs=None), FULL)
     assert "accuracy %" not in heading

@@ -277,3 +277,5 @@ def test_everything_chosen_is_part_of_the_fingerprint(tmp_path):
         with pytest.raises(RunError, match=rf"\(other {name}\)"):
             run_prune(tmp_path, settings, never, sparsity, method, options=options)
     run_prune(tmp_path, {"seed": 0}, network, 0.5, options={"n_jobs": 2})
+    run_prune(tmp_path, {"seed": 1}, network, 0.5, options={}, overwrite=True)
+    assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["seed"] == 1
