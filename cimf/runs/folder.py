@@ -122,6 +122,19 @@ class RunFolder:
             self._record()
         return self.points[key]
 
+    def resumed(self, key: str, work: Callable[[Path], Any]) -> Any:
+        """As `once`, for long work that keeps a checkpoint of its own in the file it is given.
+
+        The file, and those whose names go on from its, are removed once the point is there.
+        """
+        name = f"unfinished-{fingerprint({'point': key})[:12]}.pt"
+        if key not in self.points:
+            self._record(name)  # before the file: a folder of unknown files is refused
+        value = self.once(key, lambda: work(self.path / name))
+        for path in self.path.glob(f"{name}*"):
+            path.unlink()
+        return value
+
     def write(self, name: str, content: str | Callable[[Path], object]) -> None:
         """Write a file of the run now, so that nothing that comes after can lose it.
 

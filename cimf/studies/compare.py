@@ -126,7 +126,7 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
         out.print(f"{len(run.points)} points are there from an interrupted run ({path})")
     shared: tuple[Any, Task] | None = None
 
-    def work(point: Point) -> dict[str, Any]:
+    def work(point: Point, checkpoint: Path) -> dict[str, Any]:
         nonlocal shared
         options = dict(point.options)
         method = METHODS[point.method]
@@ -139,6 +139,8 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
             shared = key, case.task(point.samples, labelled)
             if statistics is not None:
                 Calibration.of(shared[1], statistics).survey  # noqa: B018 - what the points share
+        if labelled:
+            options["checkpoint"] = checkpoint
         start = time.perf_counter()
         result = prune_task(shared[1], point.sparsity, point.method, **options)
         seconds = time.perf_counter() - start
@@ -153,7 +155,7 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
 
     rows = []
     for k, point in enumerate(points, start=1):
-        row = run.once(point.name, partial(work, point))
+        row = run.resumed(point.name, partial(work, point))
         headline = f"{point.name}: {row['accuracy']:.2%} ({row['seconds']:.0f} s)"
         out.print(f"  {k}/{len(points)} {headline}")
         rows.append({**point.labels, **row, "report": f"{headline}\n{row['report']}"})

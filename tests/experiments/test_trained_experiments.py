@@ -1,6 +1,7 @@
 """The experiments on methods that train: files, columns, and what an interruption keeps."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -89,23 +90,29 @@ def test_dynamics_has_a_row_per_epoch_and_variant(small):
 @pytest.mark.filterwarnings("ignore:the (gates ended|sparsity is):UserWarning")
 def test_table2_keeps_methods_that_train_apart(small, monkeypatch):
     plain = trained_comparison.trained_comparison
-    monkeypatch.setattr(
-        trained_comparison,
-        "trained_comparison",
-        lambda *a, **k: plain(*a, **{**k, "options": {"batch_size": 60}, "epochs": 2}),
-    )
+
+    def short(name, folder, load, plan, overwrite):
+        tunings = [replace(t, options={"epochs": 2}) for t in plan.tunings]
+        less = replace(plan, training={"batch_size": 60, "epochs": 3}, tune_epochs=1)
+        return plain(name, folder, load, replace(less, tunings=tunings), overwrite)
+
+    monkeypatch.setattr(trained_comparison, "trained_comparison", short)
     result = run("table2")
     assert result.exit_code == 0, result.output
     table = pd.read_csv(small / "results/table2/digits/table.csv").set_index(["method", "target"])
-    assert table.loc[("sss", 0.5), "epochs"] == 30
+    assert table.loc[("sss", 0.5), "epochs"] == 3
     assert table.loc[("layered + labels", 0.9), "epochs"] == 2
     assert pd.isna(table.loc[("obs", 0.5), "epochs"])
     tuned = table.loc[("layered + distillation", 0.9), "sparsity_network_weights"]
     assert tuned == table.loc[("layered", 0.9), "sparsity_network_weights"]
     text = (small / "results/table2/digits/table.md").read_text()
-    wanted = {"sss": "yes", "gates, channels": "yes", "obs": "no", "layered + labels": "yes",
+    trained, one_shot = text.split("## One shot")
+    assert "| obs |" in one_shot
+    assert "| obs |" not in trained
+    wanted = {"sss": "yes", "gates, channels": "yes", "layered + labels": "yes",
               "layered + distillation": "no"}  # fmt: skip
     for method, labels in wanted.items():
+        assert f"| {method} |" not in one_shot
         lines = [line for line in text.splitlines() if line.startswith(f"| {method} |")]
         assert lines
         assert all(line.endswith(f"| {labels} |") for line in lines)

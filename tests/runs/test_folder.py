@@ -255,3 +255,19 @@ def test_an_interrupt_says_what_is_kept(tmp_path):
     assert written == "/a keeps b.txt: the same command begins again and replaces them"
     points = stopped(lambda run: run.once("one", lambda: 1))
     assert points == "/a keeps 1 finished point(s): the same command goes on with the others"
+
+
+def test_work_with_a_checkpoint_of_its_own_goes_on_from_it(tmp_path):
+    def interrupted(checkpoint):
+        checkpoint.write_text("half")
+        checkpoint.with_name(f"{checkpoint.name}.tuned").write_text("more")
+        raise KeyboardInterrupt
+
+    settings = {"a": 1}
+    with pytest.raises(KeyboardInterrupt), RunFolder.claim(tmp_path / "run", settings) as run:
+        run.resumed("long", interrupted)
+    with RunFolder.claim(tmp_path / "run", settings) as run:
+        assert run.resumed("long", lambda checkpoint: checkpoint.read_text()) == "half"
+        assert run.resumed("long", lambda checkpoint: 1 / 0) == "half"
+        run.finish({})
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"manifest.json"}
