@@ -16,14 +16,32 @@ Full = Annotated[
     typer.Option("--full/--quick", help="Fashion-MNIST and CIFAR-10, hours; or digits, minutes."),
 ]
 
+Networks = Annotated[
+    list[str] | None,
+    typer.Option("--network", help="Of --full, may be given several times. Default: all."),
+]
+
 _DENSITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
-# From the published settings (`GatesOptions`); the pretrained ResNet-20 has targets of its own.
-_FULL: dict[str, tuple[tuple[float, ...], tuple[int, ...], dict[str, Any]]] = {
-    "fashion-mlp": (_DENSITIES, (0, 1, 2), {"epochs": 30}),
-    "fashion-lenet": (_DENSITIES, (0, 1, 2), {"epochs": 20}),
-    "cifar10": ((0.1, 0.2, 0.5), (0,), {"epochs": 20}),
-}
-_QUICK = {"digits": ((0.1, 0.3, 0.5), (0,), {"epochs": 40})}
+# `Control` by network.
+_FULL: dict[str, dict[str, Any]] = {
+    "fashion-mlp": {
+        "densities": _DENSITIES, "seeds": (0, 1, 2), "searched": (0.1, 0.5),
+        "options": {"epochs": 20, "batch_size": 256},
+    },
+    "fashion-lenet": {
+        "densities": _DENSITIES, "seeds": (0, 1, 2), "searched": (0.1,),
+        "options": {"epochs": 10},
+    },
+    "cifar10": {
+        "densities": (0.1, 0.2, 0.5), "seeds": (0,), "searched": (),
+        "options": {"epochs": 10}, "samples": 10_000,
+    },
+}  # fmt: skip
+_QUICK: dict[str, dict[str, Any]] = {
+    "digits": {
+        "densities": (0.1, 0.5), "seeds": (0,), "searched": (0.5,), "options": {"epochs": 40}
+    }
+}  # fmt: skip
 
 
 def control(
@@ -31,6 +49,7 @@ def control(
         "results/gates"
     ),
     full: Full = False,
+    networks: Networks = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Gates: density achieved against the target, and the penalised version beside it."""
@@ -38,10 +57,12 @@ def control(
         from cimf.studies.gate_control import Control, gate_control
         from cimf.train.augment import FlipsAndShifts
 
-        for key, (densities, seeds, options) in (_FULL if full else _QUICK).items():
+        plans = {key: _FULL[key] for key in networks or _FULL} if full else _QUICK
+        plans = {key: _FULL[key] for key in networks or _FULL} if full else _QUICK
+        for key, fields in plans.items():
             title, load = NETWORKS[key]
             augment = {"augment": FlipsAndShifts()} if key == "cifar10" else {}
-            plan = Control(densities, seeds, {**options, **augment})
+            plan = Control(**{**fields, "options": {**fields["options"], **augment}})
             gate_control(f"gates, {title}", out / key, load, plan, overwrite)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cimf.runs.terminal import one_line_errors
-from experiments.gate_runs import Full
+from experiments.gate_runs import Full, Networks
 from experiments.options import Overwrite
 from experiments.trained_networks import NETWORKS
 
@@ -21,9 +21,7 @@ def main(
         "results/table2"
     ),
     full: Full = False,
-    networks: Annotated[
-        list[str], typer.Option("--network", help="Of --full; may be given twice.")
-    ] = ["cifar10"],  # noqa: B006 - typer copies it
+    networks: Networks = None,
     overwrite: Overwrite = False,
 ) -> None:
     """SSS, SPR, MLA and gates beside one-shot methods and fine-tuning, at the paper's sparsity."""
@@ -51,6 +49,6 @@ def main(
             Tuning("distillation", 0.9, False, True, SAMPLES, {**flips, "epochs": 10}),
         ]
         plan = Comparison((0.5, 0.9), {**flips, "epochs": 10}, 2, tunings, SAMPLES, 2000)
-        for key in networks:
+        for key in networks or ("cifar10", "cifar100"):
             title, load = NETWORKS[key]
             trained_comparison(f"Table 2, {title}", out / key, load, plan, overwrite)

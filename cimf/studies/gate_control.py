@@ -35,11 +35,17 @@ class Control:
     seeds : sequence of int
     options : mapping
         Of the method "gates".
+    searched : sequence of float
+        Densities for which a penalty is searched as well, by a training run per try.
+    samples : int, optional
+        The first so many training samples. Default: all.
     """
 
     densities: Sequence[float]
     seeds: Sequence[int]
     options: Mapping[str, Any]
+    searched: Sequence[float]
+    samples: int | None = None
 
 
 def gate_control(
@@ -52,6 +58,7 @@ def gate_control(
     """
     settings = {
         "network": name, "densities": control.densities, "seeds": control.seeds,
+        "searched": control.searched, "samples": control.samples,
         "gates": {key: str(value) for key, value in control.options.items()},
     }  # fmt: skip
     with claim(folder, settings, overwrite) as run:
@@ -62,6 +69,7 @@ def gate_control(
                 "gates",
                 1.0 - target,
                 {**control.options, "constraint": constraint, "seed": seed},
+                control.samples,
             )
             for constraint in CONSTRAINTS
             for target in control.densities
@@ -69,10 +77,10 @@ def gate_control(
         ])  # fmt: skip
         penalised = measure(run, case, [
             Point({"constraint": f"penalty {penalty:g}"}, "gates", None,
-                  {**control.options, "penalty": penalty})
+                  {**control.options, "penalty": penalty}, control.samples)
             for penalty in PENALTIES
         ])  # fmt: skip
-        searches = {target: _search(run, case, target, control) for target in control.densities}
+        searches = {target: _search(run, case, target, control) for target in control.searched}
         tables = _tables(rows, penalised, searches, control)
         for title, heading, lines in tables:
             print_table(heading, lines, title=f"{name}: {title}")
@@ -98,7 +106,7 @@ def _met(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _search(run: RunFolder, case: Case, target: float, control: Control) -> list[Any]:
     """Return the runs of a bisection over the penalty that ends within a point of the target."""
-    task = case.task(None, labelled=True)
+    task = case.task(control.samples, labelled=True)
 
     def density_at(penalty: float) -> float:
         result = prune_task(task, None, "gates", **{**control.options, "penalty": penalty})

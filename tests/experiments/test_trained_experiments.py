@@ -32,7 +32,8 @@ def case():
 def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(trained_networks.NETWORKS, "digits", ("small", case))
-    monkeypatch.setattr(gate_runs, "_QUICK", {"digits": ((0.5,), (0, 1), {"epochs": 3})})
+    plan = {"densities": (0.5,), "seeds": (0, 1), "searched": (0.5,), "options": {"epochs": 3}}
+    monkeypatch.setattr(gate_runs, "_QUICK", {"digits": plan})
     return tmp_path
 
 

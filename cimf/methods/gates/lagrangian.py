@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from cimf.errors import BackendError
 from cimf.methods.gates.gated_layers import Gated
 from cimf.train.descent import Descent
 from cimf.train.objectives import Objective
 from cimf.train.training_options import Training
+
+# Over this last share of the steps the gates' rate falls to zero: at a constant rate the density
+# goes up and down by what one step of all gates changes.
+_SETTLING = 0.2
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,15 @@ class GateDescent(Descent):
         self.gate_optimizer = torch.optim.Adam(
             gated.gate_parameters(), lr=gates_rate, betas=(0.0, 0.9)
         )
+        steps = training.epochs * training.batches(n_samples)
+        self.settling = LambdaLR(
+            self.gate_optimizer, lambda step: min(1.0, (steps - step) / (_SETTLING * steps))
+        )
+
+    def advance(self) -> None:
+        """Go on to the rates of the next step."""
+        super().advance()
+        self.settling.step()
 
     def measures(self) -> dict[str, float]:
         """Return densities, expected and by the medians, in weights and multiply-adds."""
@@ -143,12 +157,17 @@ class GateDescent(Descent):
 
     def state(self) -> dict[str, Any]:
         """Return the state of `Descent` with that of the gates' optimiser."""
-        return {**super().state(), "gates": self.gate_optimizer.state_dict()}
+        return {
+            **super().state(),
+            "gates": self.gate_optimizer.state_dict(),
+            "settling": self.settling.state_dict(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go back to a `state`."""
         super().load(state)
         self.gate_optimizer.load_state_dict(state["gates"])
+        self.settling.load_state_dict(state["settling"])
 
 
 class Constrained(GateDescent):

@@ -15,11 +15,14 @@ from cimf.train.loop import fit
 from cimf.train.training_options import check_numbers
 
 # Both rates are divided by the number of steps, so that a short run can go as far as a long one.
-# The published runs (94,000 steps at 7e-4 and 1e-4 on MNIST, 78,000 at dual rate 7e-4 on CIFAR)
-# have a log alpha travel up to 66 and a multiplier up to 9 to 55 per unit of violation. With 50,
-# 220 steps on digits ended at density 0.156 for a target of 0.1; with 200 at 0.100.
+# The published runs (94,000 steps at 7e-4 on MNIST) have a log alpha travel up to 66.
 _GATES_TRAVEL = 60.0
-_DUAL_TRAVEL = 200.0
+# Of the multipliers, times target^2: a point of density is worth more where few are left, and the
+# violations that are left are smaller. After a restart next to a target of 10 % a multiplier must
+# be back soon: on digits (220 steps, by layer) a travel of 200 ends at 12.5 %, of 1000 at 10.5, of
+# 3000 at 10.2. At 50 % so large a travel overshoots, to 48.0; 80 ends at 50.1, and 200 at 30.0 for
+# 30 %.
+_DUAL_TRAVEL = 20.0
 # A larger rate makes the gates jump between their bounds.
 _GATES_FASTEST = BOUND / 20.0
 # Points of density by which the medians may miss the target before it is said.
@@ -40,8 +43,9 @@ class GatesOptions(TrainedOptions):
         As `Gated`; 0.05 for trained networks (Gallego-Posada et al. 2022, ImageNet), 0.5 or 0.3
         there for networks that start from scratch.
     gates_rate, dual_rate : float, optional
-        Of the log alphas (Adam) and the multipliers. Default: 60 and 200 over the number of steps,
-        the former at most 0.23.
+        Of the log alphas (Adam; falls to zero over the last fifth of the steps) and the
+        multipliers. Default: 60 and 20 / target^2 over the number of steps, the former at most
+        0.23.
     restarts : bool
         Dual restarts.
     measure : str
@@ -83,12 +87,12 @@ class GatesOptions(TrainedOptions):
         """Whether the penalty decides on the sparsity."""
         return self.penalty is not None
 
-    def rates(self, n_samples: int) -> Rates:
-        """Return the rates of gates and multipliers for this many samples."""
+    def rates(self, n_samples: int, target: float) -> Rates:
+        """Return the rates of gates and multipliers for this many samples and a density."""
         steps = self.epochs * self.batches(n_samples)
         return Rates(
             self.gates_rate or min(_GATES_TRAVEL / steps, _GATES_FASTEST),
-            self.dual_rate or _DUAL_TRAVEL / steps,
+            self.dual_rate or _DUAL_TRAVEL / target**2 / steps,
         )
 
 
@@ -142,7 +146,7 @@ def _descent(
     gated: Gated, workshop: Workshop, options: GatesOptions, target: float | None
 ) -> GateDescent:
     count = len(workshop.data)
-    rates, objective = options.rates(count), workshop.label_objective(gated.train())
+    rates, objective = options.rates(count, target or 1.0), workshop.label_objective(gated.train())
     if target is None:
         assert options.penalty is not None  # `Method.checked` wants one of the two
         return Penalised(
