@@ -62,16 +62,27 @@ class ModelProblem(cp.Problem):
     @coefficients.setter
     def coefficients(self, values: Array) -> None:
         """Set W, and the loss's own variables to their best for it; not if `normalised`."""
-        blocks = self.record.split(values)
-        if set(self.variables()) - set(self._blocks.values()):
-            fixed = [self._blocks[name] == block for name, block in blocks.items()]
+        settings = self._settings(values)
+        if set(self.variables()) - {variable for variable, _ in settings}:
+            fixed = [variable == block for variable, block in settings]
             minimum(self._loss[0], [*self._loss[1], *fixed])
-        for name, block in blocks.items():
-            self._blocks[name].value = block
+        for variable, block in settings:
+            variable.value = block
 
     def _build(self, record: ModelRecord, unit: Array | None = None, scale: float = 1.0) -> None:
-        """Write the record in CVXPY, with the variables that have rows among "A", "B", "C", "D"."""
+        """Write the record in CVXPY, with variables W / unit."""
         self.record = record
+        values = self._variables(record, unit)
+        self._values = values
+        rows = record.rows(values)
+        self._loss = loss, own = record.loss.lifted(rows)
+        constraints = own + [c for s in record.sets for c in s.constraints(rows)]
+        constraints += _ball(record.in_ball(rows), record.kappa)
+        matching, more = self._matching(values, scale)
+        super().__init__(cp.Minimize(loss / scale + matching), constraints + more)
+
+    def _variables(self, record: ModelRecord, unit: Array | None) -> cp.Expression:
+        """Make the variables, those that have rows among "A", "B", "C", "D"; return W (r, N)."""
         n = record.n_states
         k = record.rows(np.empty((record.index.size, 0))).n_state_rows
         blocks = []
@@ -84,15 +95,11 @@ class ModelProblem(cp.Problem):
                 self._blocks |= {variable.name(): variable for variable in pair}
                 blocks.append(cp.hstack(pair))
         values = cp.vstack(blocks)
-        if unit is not None:
-            values = values @ scipy.sparse.diags_array(unit)
-        self._values = values
-        rows = record.rows(values)
-        self._loss = loss, own = record.loss.lifted(rows)
-        constraints = own + [c for s in record.sets for c in s.constraints(rows)]
-        constraints += _ball(rows.states, record.kappa)
-        matching, more = self._matching(values, scale)
-        super().__init__(cp.Minimize(loss / scale + matching), constraints + more)
+        return values if unit is None else values @ scipy.sparse.diags_array(unit)
+
+    def _settings(self, values: Array) -> list[tuple[cp.Variable, Array]]:
+        """Return what the variables are at W = values; not if `normalised`."""
+        return [(self._blocks[name], block) for name, block in self.record.split(values).items()]
 
     def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
         """Return the matching terms of the objective, over scale, and the matching constraints."""
