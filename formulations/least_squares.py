@@ -19,6 +19,9 @@ Array = NDArray[np.float64]
 # one rounded to float32 goes down to -4e-8. What lies between is refused: it is not a Gram.
 _NEGATIVE = 1e-11
 
+# What is left of a column by a projection that takes all of it is below 1e-14 of it.
+_PROJECTED = 1e-13
+
 # Largest dense copy that `reduced` makes of a sparse design: 64 million entries, 0.5 GB.
 _DENSE_LIMIT = 64_000_000
 
@@ -170,6 +173,21 @@ class LeastSquares:
         rest = _squared_norms(r[n:, n:])
         r[:, :n][:, self.column_norms == 0] = 0.0  # rounding of zero columns, as in from_moments
         return LeastSquares(r[:n, :n], r[:n, n:], self.remainder + rest, self.moments)
+
+    def beside(self, free: NDArray[np.bool_]) -> LeastSquares:
+        """Return what some columns, chosen best for all others, leave: both orthogonal to them.
+
+        For a dense design. The chosen columns are zero afterwards, and so are columns of which
+        rounding is left.
+        """
+        if not free.any():
+            return self
+        span = scipy.linalg.orth(self.design[:, free])
+        design = self.design - span @ (span.T @ self.design)
+        norms = np.linalg.norm(self.design, axis=0)
+        design[:, free | (np.linalg.norm(design, axis=0) <= _PROJECTED * norms)] = 0.0
+        target = self.target - span @ (span.T @ self.target)
+        return LeastSquares(design, target, self.remainder)
 
     def scaled(self, column: Array, target: Array) -> LeastSquares:
         """Return the data of M_j / column_j and z_i / target_i."""

@@ -16,7 +16,8 @@ from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.model_report import Report
-from cimf.methods.stacked.path_options import PathOptions, check_path
+from cimf.methods.stacked.path_options import PathOptions
+from cimf.methods.stacked.row_options import RowOptions
 from cimf.methods.stacked.sparsify import iter_path, raise_if_failed
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
@@ -34,13 +35,13 @@ def run_sweep(
     settings: Mapping[str, Any],
     network: Callable[[], Reference],
     *,
-    kappas: Sequence[float] = KAPPAS,
+    kappas: Sequence[float | None] = KAPPAS,
     configurations: Sequence[tuple[str, bool]] = (("full", True),),
     overwrite: bool = False,
     models: bool = False,
     paper: bool = False,
     dataset: Dataset | None = None,
-    options: PathOptions | None = None,
+    options: RowOptions | None = None,
 ) -> list[Sparsified]:
     """Solve, evaluate by equilibrium, print a table, and write a results folder.
 
@@ -67,7 +68,7 @@ def run_sweep(
         Show the paper's Table 1 beside these numbers.
     dataset : Dataset, optional
         The data, for the settings and the manifest.
-    options : PathOptions, optional
+    options : PathOptions, LossOptions or SensitivityOptions, optional
         How every configuration is solved.
 
     Returns
@@ -82,7 +83,7 @@ def run_sweep(
     """
     options = options or PathOptions()
     for design, _ in configurations:
-        check_path(kappas, design, options)
+        options.levels(kappas, design)
     decisive = {
         **settings,
         "data": dataset.describe() if dataset else None,
