@@ -216,7 +216,7 @@ def certify_bounds(
         As `certify_columns`; the weights say which columns are free and which count in `norm`.
     cost, bounds, violation : (parts,)
         What a part costs beside the h of its rows; no feasible point of it is below its bound;
-        its violation, relative.
+        its violation, relative. What excluded columns hold is added here.
     parts : sequence of sequence of int
         The rows that were solved together, which pass or fail together.
     tol : float
@@ -241,6 +241,8 @@ def certify_bounds(
     objective = fit + cost
     unit = np.where(objective <= FLOOR * whole, whole, unit)
     excess = objective - bounds
+    violation = violation.copy()
+    np.maximum.at(violation, place, columns.off_pattern(coef))
     with np.errstate(invalid="ignore", divide="ignore"):
         # Below the bound by more than rounding is no better: one of the two is then wrong.
         gap = np.where(excess == 0.0, 0.0, np.abs(excess) / unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,7 +120,8 @@ def run_sweep(
 
 def _model_name(report: Report) -> str:
     scaled = "rescaled" if report.rescale else "plain"
-    return f"model-{report.design}-{scaled}-{shortest(report.kappa)}.safetensors"
+    level = "penalty" if math.isnan(report.kappa) else shortest(report.kappa)
+    return f"model-{report.design}-{scaled}-{level}.safetensors"
 
 
 def _finished(title: str, row: pd.DataFrame) -> str:
@@ -147,10 +149,11 @@ def _write(
         out.print(line)
     heading, rows = render(table, FULL, paper=paper)
     first = results[0].report
+    legend = [*_LEGEND, *([_LOSS] if first.loss else []), *([_PAPER] if paper else [])]
     run.finish(
         {
             "sweep.md": f"# {name}\n\n{markdown(heading, rows)}\n"
-            + "".join(f"- {line}\n" for line in (*summary, *_LEGEND, *([_PAPER] if paper else []))),
+            + "".join(f"- {line}\n" for line in (*summary, *legend)),
             "sweep.tex": latex(heading, rows),
             "report.txt": "\n\n".join(str(result.report) for result in results) + "\n",
         },
@@ -245,6 +248,11 @@ _LEGEND = (
     "output error: relative error of the outputs on the evaluation samples.",
     "worst gap: the largest duality gap of a row, relative to what the free columns leave of "
     "1/2 ||z||^2; a row is certified at the tolerance that manifest.json names.",
+)
+_LOSS = (
+    "loss value: of the rows of (A, B) in the units in which they were solved, without its "
+    "multiplier; of the sensitivity: that of the model, summed over its outputs. A loss of "
+    "formulations is certified by the bound of its cone program, relative to the same."
 )
 _PAPER = (
     "paper columns: accuracy / sparsity in percent at the same kappa as published, for other "

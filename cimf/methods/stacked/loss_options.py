@@ -66,6 +66,7 @@ class LossOptions(BallOptions):
             backend_named(self.backend)
             candidates(self.backend)
         super().__post_init__()
+        object.__setattr__(self, "lam", float(self.lam))
         object.__setattr__(self, "loss", as_loss(self.loss))
         several = isinstance(self.sets, Sequence) and not isinstance(self.sets, str)
         sets = self.sets if several else (self.sets,)

@@ -11,7 +11,7 @@ are a factor of the moments; every certificate is taken from the moments themsel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -46,25 +46,25 @@ def loss_models(
     """Yield the model of every kappa, infinity for no ball; else as `sparsify_path`."""
     problem = RowProblems.of(reference, design, rescale, moments)
     factored = _Factored.of(problem)
+    record = StateRowsRecord.build(
+        factored.fit, len(problem.allowed), problem.allowed & ~factored.free, None,
+        options.lam * options.loss, options.sets, 0.5,
+    )  # fmt: skip
     for kappa in levels:
-        solution, found = _solved(problem, factored, kappa, options, progress)
+        record = replace(record, kappa=np.full(len(problem.allowed), kappa))
+        solution, found = _solved(problem, factored, record, options, progress)
         yield problem.sparsified(kappa, solution, options, loss=found)
 
 
 def _solved(
     problem: RowProblems,
     factored: _Factored,
-    kappa: float,
+    record: StateRowsRecord,
     options: LossOptions,
     progress: Callable[[int], None] | None,
 ) -> tuple[Solution, FoundLoss]:
     """Return certified rows of (A, B), the bias included, and what the loss is there."""
     gram, free = problem.moments.gram, factored.free
-    n = gram.n_targets
-    record = StateRowsRecord.build(
-        factored.fit, n, problem.allowed & ~free, None if np.isinf(kappa) else kappa,
-        options.lam * options.loss, options.sets, 0.5,
-    )  # fmt: skip
     values, solved = solve_model_record(
         StateRows, record, options.backend, options.tol, progress, options.n_jobs
     )
@@ -75,19 +75,19 @@ def _solved(
     losses = np.array(
         [options.loss.value(piece.rows(at)) for piece, at in zip(pieces, points, strict=True)]
     )
-    # A multiplier of 0 leaves of a loss only where it is finite.
-    cost = np.where(np.isfinite(losses) & (options.lam == 0), 0.0, options.lam * losses)
+    # A multiplier of 0 leaves of a loss where it is finite.
+    cost = options.lam * losses if options.lam else np.where(np.isfinite(losses), 0.0, losses)
     violation = [
         max(piece.violations(at).values()) for piece, at in zip(pieces, points, strict=True)
     ]
-    shift = factored.shift(gram, record, kappa, solved)
+    shift = factored.shift(gram, record, solved)
     bounds = np.array(solved.bounds) - [shift[list(rows)].sum() for rows in solved.parts]
     signs = np.zeros(gram.n_features, dtype=np.int8)
     certificate = certify_bounds(
         gram, coef, Columns(problem.weights, signs), cost, bounds, np.array(violation),
         solved.parts, solved.tol,
     )  # fmt: skip
-    of_row = np.empty(n, dtype=np.intp)
+    of_row = np.empty(len(coef), dtype=np.intp)
     for k, rows in enumerate(solved.parts):
         of_row[list(rows)] = k
     solution = Solution(
@@ -98,13 +98,13 @@ def _solved(
         solved.seconds,
         f"backend {options.backend!r}: the loss needs a cone solver",
     )
-    slack = certificate.norm < kappa * (1.0 - solved.tol)
+    slack = certificate.norm < record.kappa * (1.0 - solved.tol)
     found = FoundLoss(
         name=options.name,
         value=float(losses.sum()),
-        lam=float(options.lam),
+        lam=options.lam,
         sets=tuple(options.set_names),
-        inside=None if np.isinf(kappa) else int(slack.sum()),
+        inside=int(slack.sum()) if np.isfinite(record.kappa).all() else None,
         whole=not record.separable,
     )
     return solution, found
@@ -154,9 +154,7 @@ class _Factored:
         rest = gram.corr[:, self.free] - values @ g.T
         return np.asarray(rest @ scipy.linalg.pinvh(g[:, self.free]))
 
-    def shift(
-        self, gram: Gram, record: StateRowsRecord, kappa: float, solved: ModelSolution
-    ) -> Array:
+    def shift(self, gram: Gram, record: StateRowsRecord, solved: ModelSolution) -> Array:
         """Return by how much the bound of a row on the factor can exceed that on the moments, (n,).
 
         |h - h_factor| <= s max|c - D't| + s^2/2 max|G - D'D| + what ||z||^2 lost, columns in units
@@ -164,9 +162,11 @@ class _Factored:
         direction of G that the factor leaves out is then not certified away.
         """
         norms = np.sqrt(np.diagonal(gram.gram))
-        own = np.sqrt(record.fit.target_sq)
-        ball = kappa * np.where(record.allowed, norms, 0.0).max(axis=1)
-        within = solved.radius * own * record.allowed.sum(axis=1)
+        ball = record.kappa * np.where(record.allowed, norms, 0.0).max(axis=1)
+        within = solved.radius * (record.allowed @ (record.unit * norms))
+        if record.separable:  # every row in units of its own
+            own = np.sqrt(record.fit.target_sq)
+            within *= np.where(own > 0, own, 1.0) / (own.max() or 1.0)
         size = 2.0 * np.minimum(ball, within) + np.sqrt(gram.target_sq)
         shift: Array = size * self.off_corr + 0.5 * np.square(size) * self.off_gram
         return shift + self.off_target

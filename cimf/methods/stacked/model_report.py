@@ -163,8 +163,8 @@ class Report:
             f"{_ball(self.kappa)}, design {self.design}, "
             f"{'rescaled states' if self.rescale else 'states as captured'}",
             f"certificate   {self.certified} of {row['rows']} rows certified at "
-            f"{self.solution.certificate.tol:g}, worst gap {row['worst_gap']:.1e}, worst violation {row['worst_violation']:.1e} "
-            f"({row['methods']})",
+            f"{self.solution.certificate.tol:g}, worst gap {row['worst_gap']:.1e}, "
+            f"worst violation {row['worst_violation']:.1e} ({row['methods']})",
             *self._ties(),
             *([str(self.loss)] if self.loss else []),
             f"well-posed    {self.wellposedness}",

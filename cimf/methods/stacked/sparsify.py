@@ -98,7 +98,7 @@ def sparsify(
         As the options, `Reference.capture` and `sparsify_path`.
     """
     check_design(design)
-    how = _options(loss, sets, options)
+    how = row_options(loss, sets, options)
     if isinstance(how, BallOptions) and not (
         isinstance(kappa, Real) or (kappa is None and how.no_ball)
     ):
@@ -115,8 +115,8 @@ def sparsify(
         raise
 
 
-def _options(loss: Any, sets: Any, options: Mapping[str, Any]) -> RowOptions:
-    """Return the options as the record of the loss.
+def row_options(loss: Any, sets: Any, options: Mapping[str, Any]) -> RowOptions:
+    """Return the options of `sparsify` as the record of the loss.
 
     Raises
     ------
@@ -129,6 +129,11 @@ def _options(loss: Any, sets: Any, options: Mapping[str, Any]) -> RowOptions:
             raise InputError("the loss 'sensitivity' takes no sets")
         return as_record(SensitivityOptions, options, "option", _BESIDE)
     if loss is None and no_sets:
+        if "lam" in options:
+            raise InputError(
+                "lam is the multiplier of a loss: give one, for example 'l1'",
+                options=["loss", "lam"],
+            )
         return as_record(PathOptions, options, "option", _BESIDE)
     given = {"loss": "zero" if loss is None else loss, "sets": sets}
     return as_record(LossOptions, {**options, **given}, "option", _BESIDE)

@@ -1,0 +1,363 @@
+"""A user's loss in the main job: against CVXPY by hand, the fast path, and planted mistakes."""
+
+import dataclasses
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cimf
+from cimf.errors import CertificateError, FormulationError, InputError, UnknownNameError
+from cimf.judge.certificate import certify_bounds
+from cimf.methods.stacked import loss_rows
+from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.designs import DESIGNS, column_weights
+from cimf.methods.stacked.loss_options import LossOptions
+from cimf.methods.stacked.moments import Moments
+from cimf.solve.conic import cvxpy_models
+from formulations import LOSSES, SETS
+from formulations.columns import Columns
+from formulations.least_squares import LeastSquares
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+@pytest.fixture(scope="module")
+def net():
+    return network().eval()
+
+
+@pytest.fixture(scope="module")
+def inputs():  # away from zero: the bias has work to do
+    return 1.5 + torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def reference(net, inputs):
+    return Reference.capture(net, [inputs])
+
+
+def solved(reference, kappa=0.5, design="causal", rescale=True, **options):
+    return cimf.sparsify_path(reference, [kappa], design, rescale, LossOptions(**options))[0]
+
+
+def by_hand(reference, i, kappa, lam, rescale):
+    """Row i of the l1 loss on the samples themselves, the bias a variable that nothing counts."""
+    (states,) = reference.calibration.chunks()
+    states = states.scaled(reference.scale if rescale else np.ones(states.n_states))
+    used = DESIGNS["causal"].allowed(states)[i] & ~states.free_columns
+    a, bias = cp.Variable(int(used.sum())), cp.Variable()
+    M = np.concatenate([states.X, states.U]).T[:, used]
+    fit = 0.5 * cp.sum_squares(states.Z[i] - M @ a - bias)
+    ball = [cp.norm1(a) <= kappa] if np.isfinite(kappa) else []
+    problem = cp.Problem(cp.Minimize(fit + lam * cp.norm1(a)), ball)
+    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+    row = np.zeros(used.size)
+    row[used] = a.value
+    row[states.free_columns] = bias.value
+    return problem.value, row
+
+
+@pytest.mark.parametrize(("kappa", "rescale"), [(0.5, True), (0.5, False), (None, True)])
+def test_l1_against_cvxpy_by_hand(reference, kappa, rescale):
+    report = solved(reference, kappa, rescale=rescale, loss="l1", lam=2.0).report
+    solution = report.solution
+    for i in (0, 4, 7):
+        wanted, row = by_hand(reference, i, np.inf if kappa is None else kappa, 2.0, rescale)
+        assert solution.objective[i] == pytest.approx(wanted, rel=1e-6)
+        np.testing.assert_allclose(solution.coef[i], row, atol=2e-4 * np.abs(row).max())
+        assert ((solution.coef[i] != 0) == (np.abs(row) > 1e-5)).all(), "exact zeros"
+    assert report.certified == 11
+    assert report.rescale is rescale
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_without_a_ball_l1_is_the_fast_penalty(reference, design):
+    """Q(lam) by the exact path, on the same moments: same optimum, same zeros."""
+    report = solved(reference, None, design, loss="l1", lam=3.0, allow_ill_posed=True).report
+    layout = reference.calibration.layout
+    weights = column_weights(layout, DESIGNS[design].allowed(layout))
+    exact = cimf.solve_rows(Moments.of(reference).gram, lam=3.0, weights=weights, n_jobs=1)
+    np.testing.assert_allclose(report.solution.objective, exact.objective, rtol=1e-6)
+    np.testing.assert_allclose(report.solution.coef, exact.coef, atol=1e-4)
+    np.testing.assert_array_equal(report.solution.coef != 0, exact.coef != 0)
+    assert report.kappa == np.inf
+    assert str(report).startswith(f"no ball, design {design}, rescaled states")
+
+
+def test_without_a_loss_sets_bound_the_plain_ball(net, inputs, reference):
+    plain = cimf.sparsify_path(reference, [0.3], "causal")[0].report.solution
+    same = solved(reference, 0.3, loss="zero").report.solution
+    np.testing.assert_allclose(same.objective, plain.objective, rtol=1e-6, atol=1e-6)
+    wide = cimf.sparsify(net, [inputs], 0.3, "causal", sets=SETS["box"](-0.05, 0.05)).report
+    found = wide.solution.coef[:, :-1]
+    assert np.abs(found).max() <= 0.05 * (1 + 1e-9)
+    assert (wide.solution.objective >= plain.objective * (1 - 1e-9)).all()
+    assert "in Box" in str(wide)
+
+
+def written(a, b):
+    return cp.norm1(a) + cp.norm1(b)
+
+
+def lifted(a, b):
+    t = cp.Variable(a.size + b.size, nonneg=True)
+    row = cp.hstack([a, b])
+    return cp.sum(t), [row <= t, -row <= t]
+
+
+@pytest.mark.parametrize("loss", [written, lifted, 0.5 * LOSSES["l1"]() + 0.5 * LOSSES["l1"]()])
+def test_a_loss_of_the_users_own_is_the_named_one(net, inputs, reference, loss):
+    named = solved(reference, loss="l1").report
+    own = cimf.sparsify(net, [inputs], 0.5, "causal", loss=loss).report
+    np.testing.assert_allclose(own.solution.objective, named.solution.objective, rtol=1e-6)
+    assert own.loss.value == pytest.approx(named.loss.value, rel=1e-5)
+    assert own.certified == 11
+
+
+def test_the_loss_sees_no_bias_and_whole_rows(reference):
+    seen = []
+
+    def looking(a, b):
+        seen.append((a.shape, b.shape))
+        return 1e6 * cp.square(b[-1]) + cp.square(a[0])
+
+    report = solved(reference, loss=looking).report
+    assert set(seen) == {((11,), (5,))}
+    assert report.loss.value < 1.0
+    assert np.abs(report.solution.coef[:, -1]).max() > 0.1
+
+
+@pytest.mark.parametrize("loss", ["row-sums", "column-group"])
+def test_coupled_rows_are_solved_whole(reference, loss):
+    """Against the plain formulation with the bias's share of the data taken out by hand."""
+    report = solved(reference, 0.5, "full", loss=loss, lam=2.0).report
+    (states,) = reference.calibration.chunks()
+    states = states.scaled(reference.scale)
+    X, U, Z = (part - part.mean(axis=1, keepdims=True) for part in (states.X, states.U, states.Z))
+    ball = SETS["l1-ball"](0.5)
+    term = 2.0 * LOSSES[loss]()
+    problem = cimf_relaxed(X, U[:-1], Z, kappa=None, loss=term, sets=ball, lam1=0.5)
+    wanted = cimf.solve_cvxpy(problem).objective
+    np.testing.assert_allclose(report.solution.objective, wanted, rtol=1e-6)
+    assert report.certified == 11
+    assert "solved together, with one certificate" in str(report)
+
+
+def cimf_relaxed(X, U, Z, **options):
+    from formulations import FORMULATIONS
+
+    return FORMULATIONS["relaxed"](X, U, Z, np.zeros((0, X.shape[1])), **options)
+
+
+def test_kappa_zero_leaves_the_bias(reference):
+    report = solved(reference, 0.0, loss="l1").report
+    (states,) = reference.calibration.chunks()
+    states = states.scaled(reference.scale)
+    np.testing.assert_array_equal(report.solution.coef[:, :-1], 0.0)
+    np.testing.assert_allclose(report.solution.coef[:, -1], states.Z.mean(axis=1), rtol=1e-9)
+    assert report.loss.value == 0
+    assert report.loss.inside == 0
+    assert report.certified == 11
+
+
+def test_a_multiplier_of_nothing_is_no_loss(reference):
+    none, zero = (solved(reference, 0.2, **given) for given in ({"loss": "l1", "lam": 0}, {}))
+    np.testing.assert_allclose(
+        none.report.solution.objective, zero.report.solution.objective, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_processes_change_no_bit(reference):
+    one, two = (solved(reference, loss=written, n_jobs=jobs) for jobs in (1, 2))
+    np.testing.assert_array_equal(one.report.solution.coef, two.report.solution.coef)
+    np.testing.assert_array_equal(one.report.solution.gap, two.report.solution.gap)
+
+
+def test_the_report_says_what_the_loss_was(reference):
+    result = solved(reference, 0.3, loss="group", lam=0.5)
+    text, row = str(result.report), result.report.row()
+    assert "11 of 11 rows certified at 1e-07" in text
+    assert "(clarabel:11)" in text or "(mosek:11)" in text
+    assert f"loss          Group = {result.report.loss.value:.6g}, multiplier 0.5; " in text
+    units = reference.scale
+    scaled = result.model.scaled(units)
+    weights = LOSSES["group"](groups=np.arange(16) >= 11)
+    rows = loss_rows.StateRowsRecord
+    assert rows is not None
+    from formulations import Rows
+
+    W = np.hstack([scaled.A, scaled.B])
+    W[:, -1] = 0.0
+    value = weights.value(Rows(W, np.arange(11), 11))
+    assert row["loss_value"] == pytest.approx(value, rel=1e-9)
+    assert (row["loss"], row["lam"], row["certified"]) == ("Group", 0.5, 11)
+    assert all(isinstance(v, int | float | str | bool | None) for v in row.values())
+    plain = cimf.sparsify_path(reference, [0.3], "causal")[0].report
+    assert "loss" not in plain.row()
+    assert "loss  " not in str(plain)
+
+
+def concave(a, b):
+    return cp.sqrt(cp.sum(a))
+
+
+def missing(a, b):
+    return cp.norm1(a) + np.nan
+
+
+class Liar(LOSSES["l1"]):
+    def value(self, rows):
+        return np.nan
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (concave, "not convex"),
+        (missing, "nan"),
+        (Liar(), "value.. gives nan"),
+        (lambda a, b: a, "a scalar is needed"),
+        (lambda a, b: 3, "a CVXPY expression is needed"),
+        (lambda a, b: cp.sum(a), "unbounded"),
+    ],
+)
+def test_losses_that_are_none_are_refused(reference, loss, words):
+    kappa = None if words == "unbounded" else 0.5
+    lam = 1e9 if words == "unbounded" else 1.0
+    if words == "unbounded":  # squares win in the end: without data it has none
+
+        def loss(a, b):
+            return cp.sum(a) - 1e3 * cp.Variable(nonneg=True)
+
+    with pytest.raises(FormulationError, match=words):
+        solved(reference, kappa, loss=loss, lam=lam)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"loss": "l2"}, r"unknown loss 'l2'; known: .*l1.*sensitivity"),
+        ({"loss": "weighted-l1"}, "needs data"),
+        ({"loss": LOSSES["l1"]}, "an instance of Loss"),
+        ({"loss": "l1", "sets": "bx"}, "unknown set 'bx'; known: box"),
+        ({"loss": "l1", "lam": -1.0}, "lam must be a number >= 0"),
+        ({"loss": "l1", "lam": float("nan")}, "lam must be a number >= 0"),
+        ({"loss": "l1", "method": "torch"}, "unknown option 'method'; known: .*lam"),
+        ({"loss": "l1", "backend": "gurobi"}, "unknown backend 'gurobi'"),
+        ({"loss": "l1", "kappa": None, "design": "full"}, "unique equilibrium"),
+        ({"loss": "l1", "kappa": [0.1, 0.2]}, "kappa must be one number"),
+        ({"loss": "l1", "kappa": -0.1}, "kappas must be"),
+        ({"loss": "l1", "kappa": float("nan")}, "kappas must be"),
+        ({"loss": "l1", "design": "layered"}, "cimf.prune"),
+        ({"loss": "l1", "n_jobs": 0}, "n_jobs must not be 0"),
+        ({"loss": "sensitivity", "sets": "box"}, "takes no sets"),
+        ({"lam": 1.0}, "lam is the multiplier of a loss"),
+        ({"kappa": None}, "kappa must be one number"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_captured(given, words):
+    with pytest.raises(InputError, match=words) as caught:
+        cimf.sparsify(None, None, **{"design": "causal", **given})
+    assert isinstance(caught.value, UnknownNameError) == ("unknown" in words)
+
+
+def test_sets_that_exclude_each_other_are_named(reference):
+    with pytest.raises(FormulationError, match="infeasible"):
+        solved(reference, 0.1, loss="l1", sets=lambda a, b: [b[0] >= 1.0])
+
+
+def test_a_row_on_which_the_backend_fails_is_reported_or_raises(reference, monkeypatch):
+    honest, rows = cvxpy_models._solve_piece, []
+
+    def failing(kind, record, *arguments):
+        rows.append(record.index[0])
+        if record.index[0] == 3:
+            raise cimf.errors.BackendError("planted")
+        return honest(kind, record, *arguments)
+
+    monkeypatch.setattr(cvxpy_models, "_solve_piece", failing)
+    with pytest.raises(CertificateError, match=r"kappa = 0.5: 1 of 11 rows.*worst row 3") as caught:
+        solved(reference, loss="l1")
+    kept = solved(reference, loss="l1", keep_going=True).report
+    assert kept.certified == 10
+    assert kept.methods == {"clarabel": 10, "none": 1}
+    np.testing.assert_array_equal(kept.solution.coef, caught.value.solution.coef)
+    assert len(rows) == 22
+
+
+def test_planted_mistakes_are_not_certified(reference):
+    """The certificate is taken from the moments and the coefficients, whoever found them."""
+    report = solved(reference, loss="l1", lam=2.0).report
+    solution, gram = report.solution, Moments.of(reference).gram
+    layout = reference.calibration.layout
+    weights = column_weights(layout, DESIGNS["causal"].allowed(layout))
+    columns = Columns(weights, np.zeros(layout.n_columns, dtype=np.int8))
+    parts = [[i] for i in range(11)]
+
+    def judged(coef, shift=0.0):
+        cost = 2.0 * np.abs(coef[:, :-1]).sum(axis=1)
+        bounds = solution.objective - shift
+        return certify_bounds(gram, coef, columns, cost, bounds, np.zeros(11), parts, 1e-7)
+
+    assert judged(solution.coef).passed.all()
+    assert not judged(solution.coef, shift=1e-3 * gram.target_sq).passed.any()
+    for wrong in (0.99 * solution.coef, np.where(solution.coef, solution.coef + 1e-2, 0.0)):
+        assert not judged(wrong).passed.any()
+    outside = solution.coef.copy()
+    outside[:, 0] += 1e-3  # the last layer's first unit: no row may use it
+    assert (judged(outside).violation >= 1e-3 * (1 - 1e-9)).all()
+    together = certify_bounds(
+        gram, solution.coef, columns, np.array([2.0 * np.abs(solution.coef[:, :-1]).sum()]),
+        np.array([solution.objective.sum()]), np.zeros(1), [list(range(11))], 1e-7,
+    )  # fmt: skip
+    assert together.passed.all()
+
+
+def test_a_direction_that_the_factor_leaves_out_is_not_certified_away():
+    """A column of deviation 1e-8 of its mean decides the target: float64 moments do not say so."""
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=300)
+    v -= v.mean()
+    design = np.stack([1.0 + 1e-8 * v, rng.normal(size=300), np.ones(300)], axis=1)
+    gram = cimf.Gram.from_arrays(design, v[:, None])
+    factored = LeastSquares.from_moments(gram.gram, gram.corr, gram.target_sq)
+    free = np.array([False, False, True])
+    left = factored.beside(free)
+    assert not left.design[:, 2].any()
+    missed = gram.corr - factored.target.T @ factored.design
+    assert np.abs(missed).max() > 1e-9 * np.sqrt(gram.target_sq[0] * 300)
+
+
+def test_what_columns_leave_is_the_centred_problem():
+    rng = np.random.default_rng(0)
+    M, z = 3.0 + rng.normal(size=(40, 5)), rng.normal(size=(40, 2)) - 1.0
+    M[:, 4], M[:, 2] = 1.0, 7.0  # the bias, and a column that is constant as well
+    data = LeastSquares.from_arrays(M, z)
+    left = data.beside(np.arange(5) == 4)
+    np.testing.assert_array_equal(left.design[:, [2, 4]], 0.0)
+    np.testing.assert_allclose(left.design[:, :2], M[:, :2] - M[:, :2].mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(left.target, z - z.mean(axis=0), atol=1e-12)
+    assert data.beside(np.zeros(5, dtype=bool)) is data
+
+
+def test_moments_of_other_samples(reference, inputs, net):
+    own = Moments.of(reference)
+    given = dataclasses.replace(own)
+    options = LossOptions(loss="l1")
+    one = cimf.sparsify_path(reference, [0.5], "causal", options=options, moments=given)[0]
+    np.testing.assert_array_equal(one.model.A, solved(reference, loss="l1").model.A)
+
+
+def test_progress_counts_rows_of_every_level(reference):
+    done = []
+    results = cimf.sparsify_path(
+        reference, [0.1, None], "causal", options=LossOptions(loss="robust"), progress=done.append
+    )
+    assert done == [*range(1, 12)] * 2
+    assert [result.report.kappa for result in results] == [0.1, np.inf]
