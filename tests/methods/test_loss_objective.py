@@ -1,6 +1,7 @@
 """A user's loss in the main job: against CVXPY by hand, the fast path, and planted mistakes."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import cvxpy as cp
 import numpy as np
@@ -16,10 +17,12 @@ from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, column_weights
 from cimf.methods.stacked.loss_options import LossOptions
 from cimf.methods.stacked.moments import Moments
+from cimf.methods.stacked.sensitivity_options import SensitivityOptions
 from cimf.solve.conic import cvxpy_models
-from formulations import LOSSES, SETS
+from formulations import LOSSES, SETS, Relaxed, Rows
 from formulations.columns import Columns
 from formulations.least_squares import LeastSquares
+from formulations.state_rows import StateRowsRecord
 
 
 def network():
@@ -142,17 +145,12 @@ def test_coupled_rows_are_solved_whole(reference, loss):
     X, U, Z = (part - part.mean(axis=1, keepdims=True) for part in (states.X, states.U, states.Z))
     ball = SETS["l1-ball"](0.5)
     term = 2.0 * LOSSES[loss]()
-    problem = cimf_relaxed(X, U[:-1], Z, kappa=None, loss=term, sets=ball, lam1=0.5)
+    none = np.zeros((0, 200))
+    problem = Relaxed(X, U[:-1], Z, none, kappa=None, loss=term, sets=ball, lam1=0.5)
     wanted = cimf.solve_cvxpy(problem).objective
     np.testing.assert_allclose(report.solution.objective, wanted, rtol=1e-6)
     assert report.certified == 11
     assert "solved together, with one certificate" in str(report)
-
-
-def cimf_relaxed(X, U, Z, **options):
-    from formulations import FORMULATIONS
-
-    return FORMULATIONS["relaxed"](X, U, Z, np.zeros((0, X.shape[1])), **options)
 
 
 def test_kappa_zero_leaves_the_bias(reference):
@@ -174,7 +172,7 @@ def test_a_multiplier_of_nothing_is_no_loss(reference):
 
 
 def test_processes_change_no_bit(reference):
-    one, two = (solved(reference, loss=written, n_jobs=jobs) for jobs in (1, 2))
+    one, two = (solved(reference, loss="l1", n_jobs=jobs) for jobs in (1, 2))
     np.testing.assert_array_equal(one.report.solution.coef, two.report.solution.coef)
     np.testing.assert_array_equal(one.report.solution.gap, two.report.solution.gap)
 
@@ -185,16 +183,10 @@ def test_the_report_says_what_the_loss_was(reference):
     assert "11 of 11 rows certified at 1e-07" in text
     assert "(clarabel:11)" in text or "(mosek:11)" in text
     assert f"loss          Group = {result.report.loss.value:.6g}, multiplier 0.5; " in text
-    units = reference.scale
-    scaled = result.model.scaled(units)
-    weights = LOSSES["group"](groups=np.arange(16) >= 11)
-    rows = loss_rows.StateRowsRecord
-    assert rows is not None
-    from formulations import Rows
-
+    scaled = result.model.scaled(reference.scale)
     W = np.hstack([scaled.A, scaled.B])
     W[:, -1] = 0.0
-    value = weights.value(Rows(W, np.arange(11), 11))
+    value = LOSSES["group"]().value(Rows(W, np.arange(11), 11))
     assert row["loss_value"] == pytest.approx(value, rel=1e-9)
     assert (row["loss"], row["lam"], row["certified"]) == ("Group", 0.5, 11)
     assert all(isinstance(v, int | float | str | bool | None) for v in row.values())
@@ -216,6 +208,10 @@ class Liar(LOSSES["l1"]):
         return np.nan
 
 
+def bottomless(a, b):
+    return cp.sum(a) - cp.Variable(nonneg=True)
+
+
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
@@ -224,19 +220,12 @@ class Liar(LOSSES["l1"]):
         (Liar(), "value.. gives nan"),
         (lambda a, b: a, "a scalar is needed"),
         (lambda a, b: 3, "a CVXPY expression is needed"),
-        (lambda a, b: cp.sum(a), "unbounded"),
+        (bottomless, "unbounded below"),
     ],
 )
 def test_losses_that_are_none_are_refused(reference, loss, words):
-    kappa = None if words == "unbounded" else 0.5
-    lam = 1e9 if words == "unbounded" else 1.0
-    if words == "unbounded":  # squares win in the end: without data it has none
-
-        def loss(a, b):
-            return cp.sum(a) - 1e3 * cp.Variable(nonneg=True)
-
     with pytest.raises(FormulationError, match=words):
-        solved(reference, kappa, loss=loss, lam=lam)
+        solved(reference, loss=loss)
 
 
 @pytest.mark.parametrize(
@@ -320,18 +309,27 @@ def test_planted_mistakes_are_not_certified(reference):
 
 
 def test_a_direction_that_the_factor_leaves_out_is_not_certified_away():
-    """A column of deviation 1e-8 of its mean decides the target: float64 moments do not say so."""
+    """Two columns that differ by 1e-8: only their difference, at weights of 1e8, fits the target.
+
+    The eigenvalue of that direction, 5e-17, is rounding of the moments: the factor has lost it.
+    """
     rng = np.random.default_rng(0)
-    v = rng.normal(size=300)
-    v -= v.mean()
-    design = np.stack([1.0 + 1e-8 * v, rng.normal(size=300), np.ones(300)], axis=1)
-    gram = cimf.Gram.from_arrays(design, v[:, None])
-    factored = LeastSquares.from_moments(gram.gram, gram.corr, gram.target_sq)
-    free = np.array([False, False, True])
-    left = factored.beside(free)
-    assert not left.design[:, 2].any()
-    missed = gram.corr - factored.target.T @ factored.design
-    assert np.abs(missed).max() > 1e-9 * np.sqrt(gram.target_sq[0] * 300)
+    g, v = np.linalg.qr(rng.normal(size=(50, 2)))[0].T
+    gram = cimf.Gram.from_arrays(np.stack([g, g + 1e-8 * v], axis=1), v[:, None])
+    layout = SimpleNamespace(calibration=SimpleNamespace(layout=FREE))
+    problem = SimpleNamespace(moments=SimpleNamespace(gram=gram), reference=layout)
+    factored = loss_rows._Factored.of(problem)
+    kappa, allowed = 2e8, np.ones((1, 2), dtype=bool)
+    record = StateRowsRecord.build(factored.fit, 1, allowed, kappa, "zero", (), 0.5)
+    bound = float(factored.fit.value(np.zeros((1, 2)))[0])
+    assert bound == pytest.approx(0.5), "by the factor nothing can be gained"
+    shift = factored.shift(gram, record, SimpleNamespace(radius=np.inf))
+    assert bound - shift[0] <= 0.0, "and by the samples, everything"
+    small = dataclasses.replace(record, kappa=np.array([0.5]))
+    assert factored.shift(gram, small, SimpleNamespace(radius=np.inf))[0] < 1e-7
+
+
+FREE = SimpleNamespace(free_columns=np.zeros(2, dtype=bool))
 
 
 def test_what_columns_leave_is_the_centred_problem():
@@ -346,12 +344,17 @@ def test_what_columns_leave_is_the_centred_problem():
     assert data.beside(np.zeros(5, dtype=bool)) is data
 
 
-def test_moments_of_other_samples(reference, inputs, net):
+def test_moments_of_other_samples(reference, net, inputs):
+    """Twice the samples weigh as much as half the multiplier."""
     own = Moments.of(reference)
-    given = dataclasses.replace(own)
-    options = LossOptions(loss="l1")
-    one = cimf.sparsify_path(reference, [0.5], "causal", options=options, moments=given)[0]
-    np.testing.assert_array_equal(one.model.A, solved(reference, loss="l1").model.A)
+    options = LossOptions(loss="l1", lam=4.0)
+    twice = cimf.sparsify_path(reference, [0.5], "causal", options=options, moments=own.merge(own))[
+        0
+    ].report
+    half = solved(reference, loss="l1", lam=2.0).report
+    np.testing.assert_allclose(twice.solution.coef, half.solution.coef, atol=1e-4)
+    with pytest.raises(InputError, match="moments of the states"):
+        cimf.sparsify_path(reference, [0.5], options=SensitivityOptions(), moments=own)
 
 
 def test_progress_counts_rows_of_every_level(reference):
