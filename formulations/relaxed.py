@@ -15,6 +15,7 @@ from formulations.errors import InputError
 from formulations.least_squares import LeastSquares
 from formulations.loss import Loss, minimum
 from formulations.losses import as_loss
+from formulations.matrix_rows import Rows
 from formulations.problem import ModelRecord, RelaxedRecord
 from formulations.registry import known_names
 from formulations.sets import ConstraintSet, as_set
@@ -77,7 +78,7 @@ class ModelProblem(cp.Problem):
         rows = record.rows(values)
         self._loss = loss, own = record.loss.lifted(rows)
         constraints = own + [c for s in record.sets for c in s.constraints(rows)]
-        constraints += _ball(record.in_ball(rows), record.kappa)
+        constraints += self._ball(rows)
         matching, more = self._matching(values, scale)
         super().__init__(cp.Minimize(loss / scale + matching), constraints + more)
 
@@ -96,6 +97,10 @@ class ModelProblem(cp.Problem):
                 blocks.append(cp.hstack(pair))
         values = cp.vstack(blocks)
         return values if unit is None else values @ scipy.sparse.diags_array(unit)
+
+    def _ball(self, rows: Rows) -> list[cp.Constraint]:
+        """Return the constraints that bound the absolute sums by kappa."""
+        return ball(rows.states, self.record.kappa)
 
     def _settings(self, values: Array) -> list[tuple[cp.Variable, Array]]:
         """Return what the variables are at W = values; not if `normalised`."""
@@ -283,7 +288,7 @@ def checked(
     return fit, index, n, radius, *terms
 
 
-def _ball(states: cp.Expression, kappa: Array) -> list[cp.Constraint]:
+def ball(states: cp.Expression, kappa: Array) -> list[cp.Constraint]:
     """Return sum_j |A_ij| <= kappa_i; of radius zero as equalities, as it has no interior."""
     found: list[cp.Constraint] = []
     zero = np.flatnonzero(kappa == 0)

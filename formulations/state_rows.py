@@ -16,7 +16,7 @@ from formulations.least_squares import LeastSquares
 from formulations.matrix_rows import Rows
 from formulations.problem import ModelRecord, RelaxedRecord
 from formulations.registry import known_names
-from formulations.relaxed import Relaxed, checked
+from formulations.relaxed import Relaxed, ball, checked
 
 Array = NDArray[np.float64]
 
@@ -123,6 +123,13 @@ class StateRows(Relaxed):
             shape = columns.size, mask.size
             rows.append(entries @ scipy.sparse.csr_array((unit[columns], places), shape=shape))
         return cp.vstack(rows)
+
+    def _ball(self, rows: Rows) -> list[cp.Constraint]:
+        return [
+            constraint
+            for (entries, _, unit), kappa in zip(self._entries, self.record.kappa, strict=True)
+            for constraint in ball(cp.multiply(entries, unit[None]), np.array([kappa]))
+        ]
 
     def _settings(self, values: Array) -> list[tuple[cp.Variable, Array]]:
         return [
