@@ -19,9 +19,6 @@ Array = NDArray[np.float64]
 # one rounded to float32 goes down to -4e-8. What lies between is refused: it is not a Gram.
 _NEGATIVE = 1e-11
 
-# What is left of a column by a projection that takes all of it is below 1e-14 of it.
-_PROJECTED = 1e-13
-
 # Largest dense copy that `reduced` makes of a sparse design: 64 million entries, 0.5 GB.
 _DENSE_LIMIT = 64_000_000
 
@@ -76,12 +73,24 @@ class LeastSquares:
         return cls(m, z, np.zeros(z.shape[1]))
 
     @classmethod
-    def from_moments(cls, gram: ArrayLike, corr: ArrayLike, target_sq: ArrayLike) -> LeastSquares:
+    def from_moments(
+        cls,
+        gram: ArrayLike,
+        corr: ArrayLike,
+        target_sq: ArrayLike,
+        *,
+        rounding: float = _NEGATIVE,
+    ) -> LeastSquares:
         """Return the data with moments G = M'M (N, N), c_i = M'z_i (r, N), ||z_i||^2 (r,).
 
         The design is the eigenvalue factor of G with its numerical null space cut off, so no
         solver sees G itself: as a quadratic form with condition number 1e17 it made Clarabel
         return points 1e-4 outside the ball as optimal.
+
+        Parameters
+        ----------
+        rounding : float
+            How negative an eigenvalue of G may be, its diagonal scaled to 1, beside the largest.
 
         Raises
         ------
@@ -101,7 +110,7 @@ class LeastSquares:
         norms = np.sqrt(np.maximum(np.diagonal(g), 0.0))
         root = np.where(norms > 0, norms, 1.0)
         value, vector = scipy.linalg.eigh(g / np.outer(root, root))
-        if value[0] < -_NEGATIVE * max(value[-1], 1.0):
+        if value[0] < -rounding * max(value[-1], 1.0):
             raise InputError(
                 f"gram is not positive semidefinite (eigenvalue {value[0]:.1g} beside "
                 f"{value[-1]:.1g}): accumulate it in float64 (cimf.Gram does)"
@@ -173,21 +182,6 @@ class LeastSquares:
         rest = _squared_norms(r[n:, n:])
         r[:, :n][:, self.column_norms == 0] = 0.0  # rounding of zero columns, as in from_moments
         return LeastSquares(r[:n, :n], r[:n, n:], self.remainder + rest, self.moments)
-
-    def beside(self, free: NDArray[np.bool_]) -> LeastSquares:
-        """Return what some columns, chosen best for all others, leave: both orthogonal to them.
-
-        For a dense design. The chosen columns are zero afterwards, and so are columns of which
-        rounding is left.
-        """
-        if not free.any():
-            return self
-        span = scipy.linalg.orth(self.design[:, free])
-        design = self.design - span @ (span.T @ self.design)
-        norms = np.linalg.norm(self.design, axis=0)
-        design[:, free | (np.linalg.norm(design, axis=0) <= _PROJECTED * norms)] = 0.0
-        target = self.target - span @ (span.T @ self.target)
-        return LeastSquares(design, target, self.remainder)
 
     def scaled(self, column: Array, target: Array) -> LeastSquares:
         """Return the data of M_j / column_j and z_i / target_i."""

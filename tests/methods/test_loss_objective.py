@@ -1,7 +1,6 @@
 """A user's loss in the main job: against CVXPY by hand, the fast path, and planted mistakes."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import cvxpy as cp
 import numpy as np
@@ -19,9 +18,8 @@ from cimf.methods.stacked.loss_options import LossOptions
 from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.sensitivity_options import SensitivityOptions
 from cimf.solve.conic import cvxpy_models
-from formulations import LOSSES, SETS, Relaxed, Rows
+from formulations import LOSSES, SETS, LeastSquares, Relaxed, Rows, StateRow, StateRows
 from formulations.columns import Columns
-from formulations.least_squares import LeastSquares
 from formulations.state_rows import StateRowsRecord
 
 
@@ -316,32 +314,73 @@ def test_a_direction_that_the_factor_leaves_out_is_not_certified_away():
     rng = np.random.default_rng(0)
     g, v = np.linalg.qr(rng.normal(size=(50, 2)))[0].T
     gram = cimf.Gram.from_arrays(np.stack([g, g + 1e-8 * v], axis=1), v[:, None])
-    layout = SimpleNamespace(calibration=SimpleNamespace(layout=FREE))
-    problem = SimpleNamespace(moments=SimpleNamespace(gram=gram), reference=layout)
-    factored = loss_rows._Factored.of(problem)
+    factored = loss_rows._Factored.of(gram, np.zeros(2, dtype=bool))
     kappa, allowed = 2e8, np.ones((1, 2), dtype=bool)
     record = StateRowsRecord.build(factored.fit, 1, allowed, kappa, "zero", (), 0.5)
     bound = float(factored.fit.value(np.zeros((1, 2)))[0])
     assert bound == pytest.approx(0.5), "by the factor nothing can be gained"
-    shift = factored.shift(gram, record, SimpleNamespace(radius=np.inf))
+    shift = factored.shift(record, np.inf)
     assert bound - shift[0] <= 0.0, "and by the samples, everything"
     small = dataclasses.replace(record, kappa=np.array([0.5]))
-    assert factored.shift(gram, small, SimpleNamespace(radius=np.inf))[0] < 1e-7
+    assert factored.shift(small, np.inf)[0] < 1e-7
 
 
-FREE = SimpleNamespace(free_columns=np.zeros(2, dtype=bool))
-
-
-def test_what_columns_leave_is_the_centred_problem():
+def test_what_the_bias_leaves_is_the_centred_problem():
     rng = np.random.default_rng(0)
     M, z = 3.0 + rng.normal(size=(40, 5)), rng.normal(size=(40, 2)) - 1.0
     M[:, 4], M[:, 2] = 1.0, 7.0  # the bias, and a column that is constant as well
-    data = LeastSquares.from_arrays(M, z)
-    left = data.beside(np.arange(5) == 4)
-    np.testing.assert_array_equal(left.design[:, [2, 4]], 0.0)
-    np.testing.assert_allclose(left.design[:, :2], M[:, :2] - M[:, :2].mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(left.target, z - z.mean(axis=0), atol=1e-12)
-    assert data.beside(np.zeros(5, dtype=bool)) is data
+    gram, free = cimf.Gram.from_arrays(M, z), np.arange(5) == 4
+    factored = loss_rows._Factored.of(gram, free)
+    fit, centred = factored.fit, M - M.mean(axis=0)
+    np.testing.assert_array_equal(fit.design[:, [2, 4]], 0.0)
+    np.testing.assert_allclose(fit.design.T @ fit.design, centred.T @ centred, atol=1e-12)
+    coef = np.where([True, True, False, True, False], rng.normal(size=(2, 5)), 0.0)
+    wanted = 0.5 * np.square(z - z.mean(axis=0) - centred @ coef.T).sum(axis=0)
+    np.testing.assert_allclose(fit.value(coef), wanted, rtol=1e-12)
+    best = z.mean(axis=0) - coef @ M.mean(axis=0)
+    np.testing.assert_allclose(factored.free_values(gram, coef)[:, 0], best, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_a_mean_far_from_zero_costs_no_certificate(mean):
+    inputs = mean + torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    report = cimf.sparsify(network(), [inputs], 0.5, "causal", loss="l1").report
+    assert report.certified == 11
+
+
+def test_inputs_that_never_move_and_twins(net):
+    inputs = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    inputs[:, 0], inputs[:, 1] = 0.7, inputs[:, 2]
+    report = cimf.sparsify(net, [inputs], 0.5, "causal", loss="l1").report
+    assert report.certified == 11
+    np.testing.assert_array_equal(report.solution.coef[:, 11], 0.0)
+
+
+def test_a_formulation_of_its_own(reference):
+    """`StateRows` through `solve_cvxpy`, against the rows of (4) one by one, without dropping."""
+    rng = np.random.default_rng(0)
+    X, U, Z = (rng.normal(size=(k, 50)) for k in (3, 2, 3))
+    fit = LeastSquares.from_arrays(np.vstack([X, U]).T, Z.T)
+    allowed = rng.random((3, 5)) < 0.7
+    allowed[1] = [False, False, False, True, False]
+    rows = StateRows(fit, 3, allowed, kappa=[0.3, 2.0, 0.0], loss="l1", lam1=0.5)
+    found = cimf.solve_cvxpy(rows).raise_if_failed()
+    W = np.hstack([found.A, found.B])
+    assert not W[~allowed].any()
+    np.testing.assert_array_equal(rows.coefficients, W)
+    pattern = SETS["pattern"](allowed)
+    for i, kappa in enumerate((0.3, 2.0, 0.0)):
+        sets = [pattern, SETS["l1-ball"](kappa)]
+        row = StateRow(X, U, Z[i], row=i, kappa=None, loss="l1", sets=sets, lam1=0.5)
+        wanted = cimf.solve_cvxpy(row)
+        assert found.bounds[i] == pytest.approx(wanted.objective, rel=1e-6)
+        np.testing.assert_allclose(np.hstack([wanted.A, wanted.B])[0], W[i], atol=1e-4)
+    with pytest.raises(InputError, match="row 1 may use no column"):
+        StateRows(fit, 3, allowed & (np.arange(5) != 3))
+    with pytest.raises(InputError, match=r"boolean matrix \(3, 5\)"):
+        StateRows(fit, 3, allowed[:2])
+    with pytest.raises(InputError, match="n_jobs must not be 0"):
+        cimf.solve_cvxpy(rows, n_jobs=0)
 
 
 def test_moments_of_other_samples(reference, net, inputs):
