@@ -368,7 +368,7 @@ def test_a_formulation_of_its_own(reference):
     W = np.hstack([found.A, found.B])
     assert not W[~allowed].any()
     np.testing.assert_array_equal(rows.coefficients, W)
-    pattern = SETS["pattern"](allowed)
+    pattern = SETS["pattern"](np.vstack([allowed, allowed[:1]]))  # and a row of (C, D)
     for i, kappa in enumerate((0.3, 2.0, 0.0)):
         sets = [pattern, SETS["l1-ball"](kappa)]
         row = StateRow(X, U, Z[i], row=i, kappa=None, loss="l1", sets=sets, lam1=0.5)
