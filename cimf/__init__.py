@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cimf.judge import certify as certify
     from cimf.methods.by_name import METHODS as METHODS
     from cimf.methods.stacked.captured import Reference as Reference
+    from cimf.methods.stacked.loss_options import LossOptions as LossOptions
     from cimf.methods.stacked.path_options import PathOptions as PathOptions
     from cimf.methods.stacked.sparsify import sparsify as sparsify
     from cimf.methods.stacked.sparsify import sparsify_path as sparsify_path
@@ -49,6 +50,7 @@ _HOMES = {
     "CimfError": "cimf.errors",
     "Gram": "cimf.statistics",
     "ImplicitModel": "cimf.model",
+    "LossOptions": "cimf.methods.stacked.loss_options",
     "METHODS": "cimf.methods.by_name",
     "PathOptions": "cimf.methods.stacked.path_options",
     "Reference": "cimf.methods.stacked.captured",

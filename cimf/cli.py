@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cimf import __version__
 from cimf.errors import InputError
 from cimf.runs.terminal import loading, one_line_errors, out
-from cimf.studies.user_code import load_function, load_method, made, named_value, source_digest
+from cimf.studies.user_code import (
+    load_function,
+    load_loss,
+    load_method,
+    made,
+    named_value,
+    source_digest,
+)
 
 app = typer.Typer(
     help="Certified convex sparsification of trained networks through implicit models.",
@@ -82,6 +89,18 @@ def sparsify(
     rescale: Annotated[
         bool, typer.Option(help="Rescale the states so that the network itself is feasible.")
     ] = True,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="What is minimised beside the misfit: l1, group, row-sums, perspective, ..., "
+            "sensitivity (--kappa is then its share of the network's), or MODULE:NAME of your own "
+            "function or formulations.Loss. --kappa inf: no ball."
+        ),
+    ] = None,
+    lam: Annotated[
+        float | None,
+        typer.Option(help="Multiplier of --loss; of the sensitivity, instead of --kappa."),
+    ] = None,
     output_inputs: Annotated[
         bool, typer.Option("--output-inputs", help="Let D use all inputs, not only the bias.")
     ] = False,
@@ -104,28 +123,39 @@ def sparsify(
             raise InputError("give --kappa or --sweep, not both")
         function = load_function(target)
         folder = out or Path("results") / target.replace(":", "-")
-        settings = {"target": target, "source": source_digest(function), "seed": seed}
+        settings: dict[str, Any] = {
+            "target": target,
+            "source": source_digest(function),
+            "seed": seed,
+        }
         with loading():
             from cimf.methods.stacked.captured import Reference
-            from cimf.methods.stacked.path_options import PathOptions
+            from cimf.methods.stacked.sparsify import row_options
             from cimf.studies.kappa_sweep import KAPPAS, run_sweep
+        minimised: Any = loss
+        if loss is not None and ":" in loss:
+            minimised, settings["loss source"] = load_loss(loss)
+        one = None if loss == "sensitivity" and lam is not None else 0.5
+        options = {
+            "method": None if method == "auto" else method,
+            "backend": None if backend == "auto" else backend,
+            "output_inputs": output_inputs or None,
+            "allow_ill_posed": allow_ill_posed or None,
+            "keep_going": keep_going or None,
+            "n_jobs": n_jobs,
+            "lam": lam,
+        }
+        asked = {name: value for name, value in options.items() if value is not None}
         run_sweep(
             target,
             folder,
             settings,
             lambda: Reference.capture(*made(target, function, seed)),
-            kappas=tuple(kappa) if kappa else KAPPAS if sweep else (0.5,),
-            configurations=((design, rescale),),
+            kappas=tuple(kappa) if kappa else KAPPAS if sweep else (one,),
+            configurations=((design, rescale and loss != "sensitivity"),),
             overwrite=overwrite,
             models=True,
-            options=PathOptions(
-                method=method,
-                backend=backend,
-                output_inputs=output_inputs,
-                allow_ill_posed=allow_ill_posed,
-                keep_going=keep_going,
-                n_jobs=n_jobs,
-            ),
+            options=row_options(minimised, (), asked),
         )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from formulations.problem import ExactRecord, ModelRecord, RelaxedRecord, RowRecord
     from formulations.relaxed import ModelProblem, OutputRow, Relaxed, StateRow
     from formulations.sets import SETS, ConstraintSet
+    from formulations.state_rows import StateRows
     from formulations.terms import Check
 
 _MODULES = {
@@ -50,6 +51,7 @@ _MODULES = {
     "RowRecord": "problem",
     "Rows": "matrix_rows",
     "StateRow": "relaxed",
+    "StateRows": "state_rows",
 }
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "RowRecord",
     "Rows",
     "StateRow",
+    "StateRows",
     "UnknownNameError",
 ]
 

@@ -73,12 +73,24 @@ class LeastSquares:
         return cls(m, z, np.zeros(z.shape[1]))
 
     @classmethod
-    def from_moments(cls, gram: ArrayLike, corr: ArrayLike, target_sq: ArrayLike) -> LeastSquares:
+    def from_moments(
+        cls,
+        gram: ArrayLike,
+        corr: ArrayLike,
+        target_sq: ArrayLike,
+        *,
+        rounding: float = _NEGATIVE,
+    ) -> LeastSquares:
         """Return the data with moments G = M'M (N, N), c_i = M'z_i (r, N), ||z_i||^2 (r,).
 
         The design is the eigenvalue factor of G with its numerical null space cut off, so no
         solver sees G itself: as a quadratic form with condition number 1e17 it made Clarabel
         return points 1e-4 outside the ball as optimal.
+
+        Parameters
+        ----------
+        rounding : float
+            How negative an eigenvalue of G may be, its diagonal scaled to 1, beside the largest.
 
         Raises
         ------
@@ -98,7 +110,7 @@ class LeastSquares:
         norms = np.sqrt(np.maximum(np.diagonal(g), 0.0))
         root = np.where(norms > 0, norms, 1.0)
         value, vector = scipy.linalg.eigh(g / np.outer(root, root))
-        if value[0] < -_NEGATIVE * max(value[-1], 1.0):
+        if value[0] < -rounding * max(value[-1], 1.0):
             raise InputError(
                 f"gram is not positive semidefinite (eigenvalue {value[0]:.1g} beside "
                 f"{value[-1]:.1g}): accumulate it in float64 (cimf.Gram does)"

@@ -174,6 +174,10 @@ class ModelRecord:
         """Return values (r, N) as the `Rows` that losses and sets take."""
         return Rows(values, self.index, self.n_states)
 
+    def in_ball(self, rows: Rows) -> Any:
+        """Return the entries whose absolute sum in each row is bounded by kappa."""
+        return rows.states
+
     @property
     def separable(self) -> bool:
         """Whether the loss and every set separate over the rows."""
@@ -207,7 +211,7 @@ class ModelRecord:
         """
         rows = self.rows(values)
         size = max(float(np.abs(values).max(initial=0.0)), 1.0)
-        excess = np.abs(rows.states).sum(axis=1) - self.kappa
+        excess = np.abs(self.in_ball(rows)).sum(axis=1) - self.kappa
         ball = np.maximum(excess, 0.0) / np.where(self.kappa > 0, self.kappa, 1.0)
         found = {s.name: s.violation(rows) / size for s in self.sets}
         if (unmet := self.loss.violation(rows)) > 0:

@@ -15,6 +15,7 @@ from formulations.errors import InputError
 from formulations.least_squares import LeastSquares
 from formulations.loss import Loss, minimum
 from formulations.losses import as_loss
+from formulations.matrix_rows import Rows
 from formulations.problem import ModelRecord, RelaxedRecord
 from formulations.registry import known_names
 from formulations.sets import ConstraintSet, as_set
@@ -62,16 +63,27 @@ class ModelProblem(cp.Problem):
     @coefficients.setter
     def coefficients(self, values: Array) -> None:
         """Set W, and the loss's own variables to their best for it; not if `normalised`."""
-        blocks = self.record.split(values)
-        if set(self.variables()) - set(self._blocks.values()):
-            fixed = [self._blocks[name] == block for name, block in blocks.items()]
+        settings = self._settings(values)
+        if set(self.variables()) - {variable for variable, _ in settings}:
+            fixed = [variable == block for variable, block in settings]
             minimum(self._loss[0], [*self._loss[1], *fixed])
-        for name, block in blocks.items():
-            self._blocks[name].value = block
+        for variable, block in settings:
+            variable.value = block
 
     def _build(self, record: ModelRecord, unit: Array | None = None, scale: float = 1.0) -> None:
-        """Write the record in CVXPY, with the variables that have rows among "A", "B", "C", "D"."""
+        """Write the record in CVXPY, with variables W / unit."""
         self.record = record
+        values = self._variables(record, unit)
+        self._values = values
+        rows = record.rows(values)
+        self._loss = loss, own = record.loss.lifted(rows)
+        constraints = own + [c for s in record.sets for c in s.constraints(rows)]
+        constraints += self._ball(rows)
+        matching, more = self._matching(values, scale)
+        super().__init__(cp.Minimize(loss / scale + matching), constraints + more)
+
+    def _variables(self, record: ModelRecord, unit: Array | None) -> cp.Expression:
+        """Make the variables, those that have rows among "A", "B", "C", "D"; return W (r, N)."""
         n = record.n_states
         k = record.rows(np.empty((record.index.size, 0))).n_state_rows
         blocks = []
@@ -84,15 +96,15 @@ class ModelProblem(cp.Problem):
                 self._blocks |= {variable.name(): variable for variable in pair}
                 blocks.append(cp.hstack(pair))
         values = cp.vstack(blocks)
-        if unit is not None:
-            values = values @ scipy.sparse.diags_array(unit)
-        self._values = values
-        rows = record.rows(values)
-        self._loss = loss, own = record.loss.lifted(rows)
-        constraints = own + [c for s in record.sets for c in s.constraints(rows)]
-        constraints += _ball(rows.states, record.kappa)
-        matching, more = self._matching(values, scale)
-        super().__init__(cp.Minimize(loss / scale + matching), constraints + more)
+        return values if unit is None else values @ scipy.sparse.diags_array(unit)
+
+    def _ball(self, rows: Rows) -> list[cp.Constraint]:
+        """Return the constraints that bound the absolute sums by kappa."""
+        return ball(rows.states, self.record.kappa)
+
+    def _settings(self, values: Array) -> list[tuple[cp.Variable, Array]]:
+        """Return what the variables are at W = values; not if `normalised`."""
+        return [(self._blocks[name], block) for name, block in self.record.split(values).items()]
 
     def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
         """Return the matching terms of the objective, over scale, and the matching constraints."""
@@ -276,7 +288,7 @@ def checked(
     return fit, index, n, radius, *terms
 
 
-def _ball(states: cp.Expression, kappa: Array) -> list[cp.Constraint]:
+def ball(states: cp.Expression, kappa: Array) -> list[cp.Constraint]:
     """Return sum_j |A_ij| <= kappa_i; of radius zero as equalities, as it has no interior."""
     found: list[cp.Constraint] = []
     zero = np.flatnonzero(kappa == 0)

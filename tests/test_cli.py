@@ -123,6 +123,65 @@ def test_sparsify_saves_models_that_predict_what_the_report_says(run):
         assert np.mean(guess == test[0][1].numpy()) == pytest.approx(accuracy)
 
 
+LOSSES = """
+import cvxpy as cp
+from formulations import LOSSES
+
+def largest(a, b):
+    t = cp.Variable()
+    return t, [cp.abs(a) <= t, cp.abs(b) <= t]
+
+both = 0.5 * LOSSES["l1"]() + LOSSES["robust"]()
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "more"),
+    [
+        ("l1", "L1", ("--lam", "0.5")),
+        ("userlosses:largest", "largest", ()),
+        ("userlosses:both", "L1 + Robust", ("--backend", "clarabel", "--no-rescale")),
+        ("sensitivity", "sensitivity", ()),
+    ],
+)
+def test_a_loss_is_swept_over_kappa(run, command_line, loss, name, more):
+    command_line("userlosses", LOSSES)
+    levels = ("0.3", "0.6") if loss == "sensitivity" else ("0.1", "0.5", "inf")
+    kappas = [part for level in levels for part in ("--kappa", level)]
+    arguments = ("sparsify", "usernet:load", "--loss", loss, "--design", "causal", *kappas, *more)
+    result = run(*arguments, "--out", "o")
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv("o/sweep.csv")
+    assert table["kappa"].tolist() == [float(level) for level in levels]
+    assert (table["loss"] == name).all()
+    assert (table["certified"] == table["rows"]).all()
+    assert (np.diff(table["loss_value"]) > 0).all(), "a larger ball has room for more"
+    scaled = "plain" if loss == "sensitivity" or "--no-rescale" in more else "rescaled"
+    for level in levels:
+        assert Path(f"o/model-causal-{scaled}-{level}.safetensors").exists()
+    assert f"| {name} |" in Path("o/sweep.md").read_text()
+    assert manifest("o")["tolerance"] == (1e-9 if loss == "sensitivity" else 1e-7)
+    before = Path("o/sweep.csv").read_text()
+    assert run(*arguments, "--out", "o").exit_code == 0, "the same run again"
+    assert Path("o/sweep.csv").read_text() == before
+    if ":" in loss:
+        Path("userlosses.py").write_text(LOSSES + "# edited\n")
+        assert "another run (other loss source)" in run(*arguments, "--out", "o").output
+    elif loss == "l1":
+        assert "another run (other lam)" in run(*arguments, "--lam", "0.7", "--out", "o").output
+
+
+def test_a_penalty_on_the_sensitivity_needs_no_kappa(run):
+    result = run(
+        "sparsify", "usernet:load", "--loss", "sensitivity", "--lam", "0.1", "--design", "causal"
+    )
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv("results/usernet-load/sweep.csv")
+    assert table["kappa"].isna().all()
+    assert table["lam"].tolist() == [0.1]
+    assert Path("results/usernet-load/model-causal-plain-penalty.safetensors").exists()
+
+
 def test_without_labels_the_figure_shows_the_output_error(run):
     result = run("sparsify", "usernet:unlabelled", "--sweep", "--no-rescale", "--out", "o")
     assert result.exit_code == 0, result.output
@@ -149,6 +208,16 @@ def test_without_labels_the_figure_shows_the_output_error(run):
         (("usernet:load", "--kappa", "nan"), "kappa"),
         (("usernet:load", "--kappa", "1.5"), "allow_ill_posed=True"),
         (("usernet:load", "--kappa", "0.5", "--sweep"), "not both"),
+        (("usernet:load", "--loss", "magic"), "known: column-group, elastic-net"),
+        (("usernet:load", "--loss", "usernet:value"), "usernet has no loss 'value'; it has load"),
+        (("usernet:load", "--loss", "l1", "--lam", "-1"), "lam must be a number >= 0"),
+        (("usernet:load", "--loss", "l1", "--kappa", "inf"), "(--allow-ill-posed)"),
+        (("usernet:load", "--loss", "l1", "--method", "torch"), "unknown option 'method'"),
+        (("usernet:load", "--lam", "1"), "give one, for example 'l1' (--loss, --lam)"),
+        (
+            ("usernet:load", "--loss", "sensitivity", "--kappa", "0.5", "--lam", "1"),
+            "either a budget kappa or a penalty lam",
+        ),
     ],
 )
 def test_our_errors_are_one_line_and_write_nothing(run, arguments, message):

@@ -16,6 +16,7 @@ that limit:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,3 +196,62 @@ def certify_columns(
     limited = ~passed & feasible & (gap <= min(_LIMIT, tol) * half_sq)
     norm = np.where(finite, norm, np.inf)
     return Certificate(objective, relative, violation, lam_out, norm, float(tol), passed, limited)
+
+
+def certify_bounds(
+    gram: Gram,
+    coef: NDArray[np.float64],
+    columns: Columns,
+    cost: NDArray[np.float64],
+    bounds: NDArray[np.float64],
+    violation: NDArray[np.float64],
+    parts: Sequence[Sequence[int]],
+    tol: float,
+) -> Certificate:
+    """Judge rows of h_i(a_i) + further costs by lower bounds that come from elsewhere.
+
+    Parameters
+    ----------
+    gram, coef, columns
+        As `certify_columns`; the weights say which columns are free and which count in `norm`.
+    cost, bounds, violation : (parts,)
+        What a part costs beside the h of its rows; no feasible point of it is below its bound;
+        its violation, relative. What excluded columns hold is added here.
+    parts : sequence of sequence of int
+        The rows that were solved together, which pass or fail together.
+    tol : float
+        Relative gap and violation that pass.
+
+    Returns
+    -------
+    Certificate
+        Of a part, in each of its rows; `lam` is 0.
+    """
+    place = np.empty(len(coef), dtype=np.intp)
+    for k, rows in enumerate(parts):
+        place[list(rows)] = k
+    half_sq = 0.5 * gram.target_sq
+    square = np.einsum("ij,ij->i", coef @ gram.gram, coef)
+    misfit = 0.5 * square - np.einsum("ij,ij->i", coef, gram.corr) + half_sq
+    scale = energy_beside(gram, columns, shared_block(gram, columns))
+    fit, unit, whole = (
+        np.bincount(place, values, len(parts)).astype(np.float64)
+        for values in (misfit, scale, half_sq)
+    )
+    objective = fit + cost
+    unit = np.where(objective <= FLOOR * whole, whole, unit)
+    excess = objective - bounds
+    violation = violation.copy()
+    np.maximum.at(violation, place, columns.off_pattern(coef))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Below the bound by more than rounding is no better: one of the two is then wrong.
+        gap = np.where(excess == 0.0, 0.0, np.abs(excess) / unit)
+    gap = np.where(np.isnan(gap), np.inf, gap)
+    feasible = violation <= tol
+    passed = (gap <= tol) & feasible
+    limited = ~passed & feasible & (gap * unit <= min(_LIMIT, tol) * whole)
+    norm = columns.norm(coef)
+    return Certificate(
+        objective[place], gap[place], violation[place], np.zeros(len(coef)), norm, float(tol),
+        passed[place], limited[place],
+    )  # fmt: skip

@@ -40,8 +40,10 @@ class ModelSolution:
     iterations : tuple of int
     parts : tuple of tuple of int
         The rows of W in each part: one part if solved whole, one per row if separable.
+    bounds : tuple of float
+        The lower bound of each part; -infinity where its backend failed.
     seconds : Mapping of str to float
-        Wall clock: "build", "solve", "certify".
+        "build", "solve", "certify": wall clock, of several processes their sum.
     tol : float
         What `passed` refers to.
     """
@@ -58,6 +60,7 @@ class ModelSolution:
     status: tuple[str, ...]
     iterations: tuple[int, ...]
     parts: tuple[tuple[int, ...], ...]
+    bounds: tuple[float, ...]
     seconds: Mapping[str, float]
     tol: float
 

@@ -294,7 +294,7 @@ def as_record(kind: type[T], given: Mapping[str, Any], what: str, beside: Iterab
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in given:
         if name not in known:
-            raise UnknownNameError(what, name, [*beside, *known])
+            raise UnknownNameError(what, name, {*beside, *known})
     return kind(**given)
 
 

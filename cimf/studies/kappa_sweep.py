@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,8 @@ from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.model_report import Report
-from cimf.methods.stacked.path_options import PathOptions, check_path
+from cimf.methods.stacked.path_options import PathOptions
+from cimf.methods.stacked.row_options import RowOptions
 from cimf.methods.stacked.sparsify import iter_path, raise_if_failed
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
@@ -34,13 +36,13 @@ def run_sweep(
     settings: Mapping[str, Any],
     network: Callable[[], Reference],
     *,
-    kappas: Sequence[float] = KAPPAS,
+    kappas: Sequence[float | None] = KAPPAS,
     configurations: Sequence[tuple[str, bool]] = (("full", True),),
     overwrite: bool = False,
     models: bool = False,
     paper: bool = False,
     dataset: Dataset | None = None,
-    options: PathOptions | None = None,
+    options: RowOptions | None = None,
 ) -> list[Sparsified]:
     """Solve, evaluate by equilibrium, print a table, and write a results folder.
 
@@ -67,7 +69,7 @@ def run_sweep(
         Show the paper's Table 1 beside these numbers.
     dataset : Dataset, optional
         The data, for the settings and the manifest.
-    options : PathOptions, optional
+    options : PathOptions, LossOptions or SensitivityOptions, optional
         How every configuration is solved.
 
     Returns
@@ -82,7 +84,7 @@ def run_sweep(
     """
     options = options or PathOptions()
     for design, _ in configurations:
-        check_path(kappas, design, options)
+        options.levels(kappas, design)
     decisive = {
         **settings,
         "data": dataset.describe() if dataset else None,
@@ -118,7 +120,8 @@ def run_sweep(
 
 def _model_name(report: Report) -> str:
     scaled = "rescaled" if report.rescale else "plain"
-    return f"model-{report.design}-{scaled}-{shortest(report.kappa)}.safetensors"
+    level = "penalty" if math.isnan(report.kappa) else shortest(report.kappa)
+    return f"model-{report.design}-{scaled}-{level}.safetensors"
 
 
 def _finished(title: str, row: pd.DataFrame) -> str:
@@ -146,10 +149,11 @@ def _write(
         out.print(line)
     heading, rows = render(table, FULL, paper=paper)
     first = results[0].report
+    legend = [*_LEGEND, *([_LOSS] if first.loss else []), *([_PAPER] if paper else [])]
     run.finish(
         {
             "sweep.md": f"# {name}\n\n{markdown(heading, rows)}\n"
-            + "".join(f"- {line}\n" for line in (*summary, *_LEGEND, *([_PAPER] if paper else []))),
+            + "".join(f"- {line}\n" for line in (*summary, *legend)),
             "sweep.tex": latex(heading, rows),
             "report.txt": "\n\n".join(str(result.report) for result in results) + "\n",
         },
@@ -244,6 +248,11 @@ _LEGEND = (
     "output error: relative error of the outputs on the evaluation samples.",
     "worst gap: the largest duality gap of a row, relative to what the free columns leave of "
     "1/2 ||z||^2; a row is certified at the tolerance that manifest.json names.",
+)
+_LOSS = (
+    "loss value: of the rows of (A, B) in the units in which they were solved, without its "
+    "multiplier; of the sensitivity: that of the model, summed over its outputs. A loss of "
+    "formulations is certified by the bound of its cone program, relative to the same."
 )
 _PAPER = (
     "paper columns: accuracy / sparsity in percent at the same kappa as published, for other "

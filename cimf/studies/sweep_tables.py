@@ -48,10 +48,21 @@ def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def _level(kappa: float) -> str:
+    return shortest(kappa) if math.isfinite(kappa) else "none"
+
+
+def _loss(row: Any, key: str, text: Callable[[Any], str]) -> str:
+    return "" if _missing(row.get(key)) else text(row[key])
+
+
 _COLUMNS = {
     "design": _Column("design", lambda row: row["design"]),
     "rescaled": _Column("rescaled", lambda row: "yes" if row["rescale"] else "no"),
-    "kappa": _Column("kappa", lambda row: shortest(row["kappa"])),
+    "kappa": _Column("kappa", lambda row: _level(row["kappa"])),
+    "loss": _Column("loss", lambda row: _loss(row, "loss", str)),
+    "lam": _Column("multiplier", lambda row: _loss(row, "lam", "{:.3g}".format)),
+    "loss value": _Column("loss value", lambda row: _loss(row, "loss_value", "{:.4g}".format)),
     "accuracy": _Column("accuracy %", _percent("accuracy")),
     "with inputs": _Column("with inputs %", _percent("accuracy_with_inputs")),
     "sparsity": _Column("sparsity %", _percent("sparsity_network_weights")),
@@ -66,12 +77,13 @@ _COLUMNS = {
 }
 
 TERMINAL = (
-    "kappa", "accuracy", "sparsity", "nonzeros", "output error", "converged",
+    "kappa", "loss value", "accuracy", "sparsity", "nonzeros", "output error", "converged",
     "certified", "gap",
 )  # fmt: skip
 FULL = (
-    "design", "rescaled", "kappa", "accuracy", "with inputs", "sparsity", "admissible", "nonzeros",
-    "emptied", "state error", "output error", "converged", "certified", "gap",
+    "design", "rescaled", "loss", "lam", "kappa", "loss value", "accuracy", "with inputs",
+    "sparsity", "admissible", "nonzeros", "emptied", "state error", "output error", "converged",
+    "certified", "gap",
 )  # fmt: skip
 
 

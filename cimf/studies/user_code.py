@@ -37,6 +37,24 @@ def load_method(target: str) -> tuple[Any, str | None]:
     return method, sha256(path) if path else None
 
 
+def load_loss(target: str) -> tuple[Any, str | None]:
+    """Return the loss (a `formulations.Loss` or a function) named by ``module:name``, and a digest.
+
+    Raises
+    ------
+    InputError
+        As `load_named`.
+    """
+    from formulations import Loss
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, Loss) or (callable(value) and not inspect.isclass(value))
+
+    module, loss = load_named(target, "loss", fits)
+    path = inspect.getsourcefile(module)
+    return loss, sha256(path) if path else None
+
+
 def load_named(target: str, kind: str, fits: Callable[[Any], bool]) -> tuple[ModuleType, Any]:
     """Return a module, looked up in the current folder first, and what ``module:name`` names in it.
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cimf.judge import Solution, count_nonzeros
 from cimf.methods.stacked.captured import Reference
-from cimf.methods.stacked.model_report import FoundSensitivity, Report, doubts, evaluate
+from cimf.methods.stacked.found import Found
+from cimf.methods.stacked.model_report import Report, doubts, evaluate
 from cimf.methods.stacked.output_rows import Outputs, output_columns
 from cimf.model import ImplicitModel
 
@@ -46,7 +47,7 @@ class Rows(NamedTuple):
     allowed: NDArray[np.bool_]
     solution: Solution
     inactive: int
-    sensitivity: FoundSensitivity | None = None
+    loss: Found | None = None
 
 
 def assembled(
@@ -91,7 +92,7 @@ def assembled(
         dense_accuracy=reference.dense_accuracy,
         control_accuracy=reference.control_accuracy,
         notes=(*notes, *doubts(model, evaluation, reference.control_accuracy)),
-        sensitivity=rows.sensitivity,
+        loss=rows.loss,
     )
     return Sparsified(model, report)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cimf.judge import NonZeros, Solution
 from cimf.methods.stacked.captured import Reference, n_correct
+from cimf.methods.stacked.found import Found, FoundSensitivity
 from cimf.methods.stacked.tie_break import OWN
 from cimf.model import ImplicitModel, Wellposedness
 from cimf.network.state_blocks import Block, some_rows
@@ -46,41 +47,6 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class FoundSensitivity:
-    """What the sensitivity objective reached, in sums over the outputs.
-
-    Attributes
-    ----------
-    network, model : float
-        1' S u: the most by which the outputs can move, summed, when every input j moves by u_j.
-    lam : float
-        The multiplier of the sensitivity; 0 where the network itself is within the budget.
-    rounds : int
-        Rounds over the blocks of rows.
-    shortened : int
-        Rows whose last step was shortened, because the whole of it would have been worse.
-    stationarity : float
-        The largest relative gap of a row when its problem is stated once more at the model that
-        was reached: how far from a point where no block of rows can gain.
-    """
-
-    network: float
-    model: float
-    lam: float
-    rounds: int
-    shortened: int
-    stationarity: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.model:.6g}, {self.model / self.network:.2%} of the network's "
-            f"{self.network:.6g} (multiplier {self.lam:.3g}, {self.rounds} rounds, "
-            f"{self.shortened} rows with a shortened step, gap at the end "
-            f"{self.stationarity:.1e})"
-        )
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything about one sparse model that a table or a reader needs.
 
@@ -102,9 +68,9 @@ class Report:
         Of the network itself, and of the linear map from the input alone.
     notes : tuple[str, ...]
         What a reader must know before using a number of this report.
-    sensitivity : FoundSensitivity or None
-        Where the sensitivity was the objective: kappa is then its budget, as a share of the
-        network's.
+    loss : FoundLoss, FoundSensitivity or None
+        Where a loss was minimised beside the misfit. Of the sensitivity, kappa is its budget, as a
+        share of the network's (NaN: none, a penalty); else infinity stands for no ball.
     """
 
     design: str
@@ -119,7 +85,12 @@ class Report:
     dense_accuracy: float | None
     control_accuracy: float | None
     notes: tuple[str, ...] = ()
-    sensitivity: FoundSensitivity | None = None
+    loss: Found | None = None
+
+    @property
+    def sensitivity(self) -> FoundSensitivity | None:
+        """What the sensitivity objective reached, where it was the loss."""
+        return self.loss if isinstance(self.loss, FoundSensitivity) else None
 
     @property
     def certified(self) -> int:
@@ -163,6 +134,7 @@ class Report:
             "worst_gap": self.solution.certificate.worst_gap,
             "worst_violation": float(self.solution.violation.max(initial=0.0)),
             "methods": " ".join(f"{name}:{count}" for name, count in self.methods.items()),
+            **(self.loss.columns() if self.loss else {}),
         }
 
     def _ties(self) -> list[str]:
@@ -188,13 +160,13 @@ class Report:
     def __str__(self) -> str:
         run, row = self.evaluation, self.row()
         lines = [
-            f"kappa {shortest(self.kappa)}, design {self.design}, "
+            f"{_ball(self.kappa)}, design {self.design}, "
             f"{'rescaled states' if self.rescale else 'states as captured'}",
-            f"certificate   {self.certified} of {row['rows']} rows certified, worst gap "
-            f"{row['worst_gap']:.1e}, worst violation {row['worst_violation']:.1e} "
-            f"({row['methods']})",
+            f"certificate   {self.certified} of {row['rows']} rows certified at "
+            f"{self.solution.certificate.tol:g}, worst gap {row['worst_gap']:.1e}, "
+            f"worst violation {row['worst_violation']:.1e} ({row['methods']})",
             *self._ties(),
-            *([f"sensitivity   {self.sensitivity}"] if self.sensitivity else []),
+            *([str(self.loss)] if self.loss else []),
             f"well-posed    {self.wellposedness}",
             f"equilibrium   {run.converged} of {run.samples} samples converged, worst residual "
             f"{run.worst_residual:.1e}",
@@ -227,6 +199,13 @@ class Report:
             lines.append(text)
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _ball(kappa: float) -> str:
+    """Return the ball or budget in words."""
+    if np.isnan(kappa):
+        return "no budget"
+    return f"kappa {shortest(kappa)}" if np.isfinite(kappa) else "no ball"
 
 
 def evaluate(

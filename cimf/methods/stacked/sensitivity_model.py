@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
-from cimf.errors import CertificateError
+from cimf.errors import InputError
 from cimf.judge import Solution, certify
 from cimf.methods.stacked.assemble import Rows, Sparsified, assembled, network_notes
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS
+from cimf.methods.stacked.found import FoundSensitivity
 from cimf.methods.stacked.gains import Motion
 from cimf.methods.stacked.least_sensitivity import Fitted, SensitivityProblem
-from cimf.methods.stacked.model_report import FoundSensitivity
+from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.output_rows import Outputs, fit_problem
 from cimf.methods.stacked.sensitivity_options import SensitivityOptions
 from cimf.model import ImplicitModel
@@ -24,29 +27,50 @@ Array = NDArray[np.float64]
 _HALVINGS = 20
 
 
-def least_sensitive(
-    reference: Reference, kappa: float | None, design: str, options: SensitivityOptions
-) -> Sparsified:
-    """Return the model whose sensitivity is at most kappa times the network's.
+def sensitivity_models(
+    reference: Reference,
+    levels: list[float],
+    design: str,
+    rescale: bool,
+    options: SensitivityOptions,
+    moments: Moments | None,
+    progress: Callable[[int], None] | None,
+) -> Iterator[Sparsified]:
+    """Yield the model of every budget, a share of the network's sensitivity; NaN: `options.lam`.
 
     Parameters
     ----------
-    reference : Reference
-    kappa : float > 0, or None
-        None: the penalty `options.lam` decides.
-    design : str
-        A key of `DESIGNS`.
+    rescale : bool
+        Plays no part: errors are weighed by their effect on the outputs.
+    reference, design, moments, progress
+        As `cimf.sparsify_path`.
 
     Raises
     ------
-    CertificateError
-        A row is not certified, unless `options.keep_going`; its `result` is the model.
+    InputError
+        As `SensitivityProblem.of`; moments, which do not have the outputs.
     """
+    if moments is not None:
+        raise InputError("the sensitivity needs the samples: moments of the states do not do")
     problem = SensitivityProblem.of(reference, design, options)
+    for kappa in levels:
+        yield _least_sensitive(problem, reference, kappa, design, options)
+        if progress is not None:
+            progress(reference.calibration.layout.n_states)
+
+
+def _least_sensitive(
+    problem: SensitivityProblem,
+    reference: Reference,
+    kappa: float,
+    design: str,
+    options: SensitivityOptions,
+) -> Sparsified:
+    """Return the model of one budget."""
     exact = Motion.of_inputs(problem.motion.blocks, problem.motion.inputs)
     network = exact.gains(problem.start).total
-    if kappa is None:
-        assert options.lam is not None  # refused by `check_budget`
+    if np.isnan(kappa):
+        assert options.lam is not None  # refused by `SensitivityOptions.levels`
         budget, fitted = np.inf, problem.descend(options.lam)
     else:
         # With the floors of `motion` the network is above its own sensitivity.
@@ -91,22 +115,15 @@ def least_sensitive(
     rows = Rows(
         design,
         rescale=False,
-        kappa=np.nan if kappa is None else kappa,
+        kappa=kappa,
         allowed=DESIGNS[design].allowed(layout),
         solution=solution,
         inactive=n if fitted.lam == 0 else 0,
-        sensitivity=found,
+        loss=found,
     )
-    result = assembled(
+    return assembled(
         reference, rows, Outputs(model, None, state_error, notes), options.output_inputs
     )
-    if not options.keep_going:
-        try:
-            solution.raise_if_failed()
-        except CertificateError as error:
-            error.result = result
-            raise
-    return result
 
 
 def _solution(gram: Gram, fitted: Fitted, slopes: Array, tol: float) -> Solution:

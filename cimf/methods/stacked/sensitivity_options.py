@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
 
 from cimf.errors import InputError, UnknownNameError
-from cimf.methods.base import check_switches
-from cimf.solve.rows import check_limits
+from cimf.methods.stacked.row_options import RowOptions, check_design, check_once
 
 # By how much an input is taken to move.
 INPUTS = ("range", "unit")
 
 
 @dataclass(frozen=True)
-class SensitivityOptions:
+class SensitivityOptions(RowOptions):
     """How the sensitivity is weighed and the rows are solved; checked when it is made.
 
     Attributes
@@ -28,7 +28,7 @@ class SensitivityOptions:
         "range": every input moves by its range on the calibration samples, so one that never moves
         costs (almost) nothing; "unit": every input moves by 1.
     tol, refit, output_inputs, keep_going, n_jobs
-        As `PathOptions`; what is refitted are the weighted rows of (C, D), within the budget.
+        As `RowOptions`; what is refitted are the weighted rows of (C, D), within the budget.
 
     Raises
     ------
@@ -38,11 +38,6 @@ class SensitivityOptions:
 
     lam: float | None = None
     inputs: str = "range"
-    tol: float = 1e-9
-    refit: bool = True
-    output_inputs: bool = False
-    keep_going: bool = False
-    n_jobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.inputs not in INPUTS:
@@ -51,24 +46,32 @@ class SensitivityOptions:
             isinstance(self.lam, Real) and 0.0 < float(self.lam) < np.inf
         ):
             raise InputError(f"lam must be a positive number, got {self.lam!r}")
-        check_switches(self, "refit", "output_inputs", "keep_going")
-        check_limits(self.tol, self.n_jobs)
+        super().__post_init__()
 
+    def levels(self, kappas: Sequence[float | None], design: str) -> list[float]:
+        """Return the budgets, NaN where a penalty decides; refuse both.
 
-def check_budget(kappa: object, options: SensitivityOptions) -> float | None:
-    """Return the budget; refuse one that cannot be meant, or one beside a penalty.
-
-    Raises
-    ------
-    InputError
-    """
-    if options.lam is not None:
-        if kappa is not None:
-            raise InputError("give either a budget kappa or a penalty lam, with kappa=None")
-        return None
-    if not (isinstance(kappa, Real) and 0.0 < float(kappa) < np.inf):
-        raise InputError(
-            f"kappa must be a positive number, the share of the network's sensitivity that the "
-            f"model may have, got {kappa!r}"
-        )
-    return float(kappa)
+        Raises
+        ------
+        InputError
+            An unknown design; a budget that is no positive number, or given twice, or beside a
+            penalty.
+        """
+        check_design(design)
+        if self.lam is not None:
+            if list(kappas) != [None]:
+                raise InputError(
+                    "give either a budget kappa or a penalty lam, with kappa=None", options=["lam"]
+                )
+            return [np.nan]
+        for kappa in kappas:
+            if not (isinstance(kappa, Real) and 0.0 < float(kappa) < np.inf):
+                raise InputError(
+                    "kappa must be a positive number, the share of the network's sensitivity that "
+                    f"the model may have, got {kappa!r}"
+                )
+        levels = [float(kappa) for kappa in kappas if kappa is not None]
+        if not levels:
+            raise InputError("kappas must be one or more positive numbers, got none")
+        check_once(levels)
+        return levels

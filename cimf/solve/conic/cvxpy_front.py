@@ -23,6 +23,7 @@ def solve_cvxpy(
     tol: float = 1e-9,
     *,
     progress: Progress | None = None,
+    n_jobs: int | None = None,
 ) -> CvxpySolution | ModelSolution:
     """Solve a CVXPY problem with a named backend and certify what comes back.
 
@@ -39,6 +40,10 @@ def solve_cvxpy(
         max(tol, 1e-7).
     progress : function of int, optional
         Called with the number of rows done so far.
+    n_jobs : int, optional
+        Processes for the rows of a separable problem in A, B, C, D, through joblib (CVXPY is not
+        safe in threads). Default: what `joblib.parallel_config` says, else this process. The
+        answer does not depend on it.
 
     Returns
     -------
@@ -52,7 +57,7 @@ def solve_cvxpy(
     BackendError
         The backend is missing, unlicensed, or failed; the vendor's error is the cause.
     InputError
-        Not a minimisation, or a parameter without a value.
+        Not a minimisation, a parameter without a value, or no processes.
     FormulationError
         The problem is infeasible or unbounded, or not convex by the DCP rules.
     """
@@ -61,10 +66,12 @@ def solve_cvxpy(
     unset = [parameter.name() for parameter in prob.parameters() if parameter.value is None]
     if unset:
         raise InputError(f"the parameters {', '.join(unset)} have no value: set .value first")
+    if n_jobs == 0:
+        raise InputError("n_jobs must not be 0: a number of processes, -1 for all cores, or None")
     if isinstance(prob, RowProblem):
         solution = solve_record(type(prob), prob.record, backend, tol, progress)
         prob.coefficients = solution.coef
         return solution
     if isinstance(prob, ModelProblem):
-        return solve_model(prob, backend, tol, progress)
+        return solve_model(prob, backend, tol, progress, n_jobs)
     return solve_any(prob, backend, tol)

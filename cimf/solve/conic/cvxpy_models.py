@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass, replace
 
 import cvxpy as cp
+import joblib
 import numpy as np
+import threadpoolctl
 from numpy.typing import NDArray
 
 from cimf.errors import BackendError, FormulationError, InputError
@@ -35,32 +37,71 @@ _CUTOFFS = (1.0, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 
 
 def solve_model(
-    prob: ModelProblem, backend: str, tol: float, progress: Progress | None
+    prob: ModelProblem,
+    backend: str,
+    tol: float,
+    progress: Progress | None = None,
+    n_jobs: int | None = None,
 ) -> ModelSolution:
-    """Solve the rows of a separable problem one by one, another whole; certify on the data."""
-    record = prob.record
-    start = time.perf_counter()
+    """Solve a problem as `solve_model_record`, and set its variables."""
+    values, solution = solve_model_record(type(prob), prob.record, backend, tol, progress, n_jobs)
+    prob.coefficients = values
+    return solution
+
+
+def solve_model_record(
+    kind: type[ModelProblem],
+    record: ModelRecord,
+    backend: str,
+    tol: float,
+    progress: Progress | None = None,
+    n_jobs: int | None = None,
+) -> tuple[Array, ModelSolution]:
+    """Solve the rows of a separable problem one by one, another whole; certify on the data.
+
+    Parameters
+    ----------
+    kind : subclass of `ModelProblem`
+        What writes the record in CVXPY.
+    n_jobs : int, optional
+        Processes for the rows, through joblib; CVXPY is not safe in threads. Default: what
+        `joblib.parallel_config` says, else this one. The answer does not depend on it.
+    backend, tol, progress
+        As `cimf.solve_cvxpy`.
+
+    Returns
+    -------
+    values : (r, N)
+        W.
+    solution : ModelSolution
+        A row on which the backend fails does not end the run: it is zero, and its bound -infinity.
+    """
+    candidates(backend)
     work = record.reduced()
     everything = list(range(record.index.size))
     parts = [[i] for i in everything] if record.separable else [everything]
     mark = max(tol, GROUND_TRUTH)
     values = np.empty((record.index.size, record.fit.n_features))
     solved = []
-    for part in parts:
-        piece = _solve_piece(type(prob), work.take(part), backend, tol, mark)
+    pool = joblib.Parallel(n_jobs=n_jobs, return_as="generator")
+    pieces = pool(
+        joblib.delayed(_piece)(kind, work.take(part), backend, tol, mark, len(parts) == 1)
+        for part in parts
+    )
+    for part, piece in zip(parts, pieces, strict=True):
         values[part] = piece.values
         solved.append(piece)
         if progress is not None:
             progress(part[-1] + 1)
-    prob.coefficients = values
+    start = time.perf_counter()
     outcomes = [outcome for piece in solved for outcome in piece.outcomes]
-    last = [piece.outcomes[-1] for piece in solved]
-    objective, bound = record.objective(values), sum(piece.bound for piece in solved)
+    bounds = tuple(piece.bound for piece in solved)
+    objective, bound = record.objective(values), sum(bounds)
     violations = record.violations(values)
     build = sum(outcome.build for outcome in outcomes)
     solve_time = sum(outcome.solve for outcome in outcomes)
-    certify = time.perf_counter() - start - build - solve_time
-    return ModelSolution(
+    certify = sum(piece.seconds for piece in solved) - build - solve_time
+    return values, ModelSolution(
         values=record.split(values),
         objective=objective,
         bound=bound,
@@ -69,11 +110,16 @@ def solve_model(
         violations=violations,
         radius=min(piece.radius for piece in solved),
         raw_objective=sum(piece.raw_objective for piece in solved),
-        backend=tuple(f"{outcome.backend} {outcome.version}" for outcome in last),
-        status=tuple(outcome.status for outcome in last),
+        backend=tuple(piece.backend for piece in solved),
+        status=tuple(piece.status for piece in solved),
         iterations=tuple(sum(o.iterations for o in piece.outcomes) for piece in solved),
         parts=tuple(tuple(part) for part in parts),
-        seconds={"build": build, "solve": solve_time, "certify": certify},
+        bounds=bounds,
+        seconds={
+            "build": build,
+            "solve": solve_time,
+            "certify": certify + time.perf_counter() - start,
+        },
         tol=mark,
     )
 
@@ -87,6 +133,40 @@ class _Piece:
     radius: float
     raw_objective: float
     outcomes: tuple[Outcome, ...]
+    seconds: float = 0.0
+
+    @property
+    def backend(self) -> str:
+        """Name and version."""
+        return (
+            f"{self.outcomes[-1].backend} {self.outcomes[-1].version}" if self.outcomes else "none"
+        )
+
+    @property
+    def status(self) -> str:
+        """The backend's own word."""
+        return self.outcomes[-1].status if self.outcomes else "failed"
+
+
+def _piece(
+    kind: type[ModelProblem],
+    record: ModelRecord,
+    backend: str,
+    tol: float,
+    mark: float,
+    alone: bool,
+) -> _Piece:
+    """Solve one part in whatever process this is, to the same bits; failed, unless it is alone."""
+    start = time.perf_counter()
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        try:
+            piece = _solve_piece(kind, record, backend, tol, mark)
+        except BackendError:
+            if alone:
+                raise
+            nothing = np.zeros((record.index.size, record.fit.n_features))
+            piece = _Piece(nothing, -np.inf, 0.0, np.inf, ())
+    return replace(piece, seconds=time.perf_counter() - start)
 
 
 def _solve_piece(
@@ -149,6 +229,7 @@ def solve_any(prob: cp.Problem, backend: str, tol: float) -> ModelSolution:
         status=(outcome.status,),
         iterations=(outcome.iterations,),
         parts=((),),
+        bounds=(proved.value,),
         seconds={**seconds, "certify": time.perf_counter() - start},
         tol=max(tol, GROUND_TRUTH),
     )
@@ -173,6 +254,7 @@ def _without_variables(prob: cp.Problem, mark: float) -> ModelSolution:
         status=("optimal",),
         iterations=(0,),
         parts=((),),
+        bounds=(objective,),
         seconds={"build": 0.0, "solve": 0.0, "certify": 0.0},
         tol=mark,
     )
