@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from experiments import (
@@ -41,6 +45,30 @@ app.command("resnet20-ablation")(ablation.main)
 app.command("sim-robustness")(sim_robustness.main)
 app.command("sim-teacher")(sim_teacher.main)
 app.command("table2")(table2.main)
+
+
+@app.command("list")
+def list_experiments(
+    results: Annotated[Path, typer.Option(help="Where the manifests are.")] = Path("results"),
+) -> None:
+    """Name every experiment, what it shows, and how long its results took."""
+    from cimf.runs.terminal import duration
+    from experiments.measured_times import measured_times
+
+    seconds = measured_times(results)
+    for command in app.registered_commands:
+        name, run = command.name or "", command.callback
+        if run is None or run is list_experiments:
+            continue
+        both = "full" in inspect.signature(run).parameters
+        ways = {"quick": name, "full": f"{name} --full"} if both else {"": name}
+        times = [
+            f"{way} {duration(seconds[key]) if key in seconds else 'not measured'}".strip()
+            for way, key in ways.items()
+        ]
+        what = (inspect.getdoc(run) or "").partition("\n")[0]
+        typer.echo(f"{name} ({', '.join(times)})\n    {what}")
+
 
 if __name__ == "__main__":
     app(prog_name="python -m experiments")

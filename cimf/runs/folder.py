@@ -7,6 +7,7 @@ where it was interrupted. Two runs never write to one folder at the same time.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -46,6 +47,10 @@ class RunFolder:
         interrupted.
     commits : dict of str to Any
         The commit that measured each point, as `cimf.runs.provenance.commit`.
+    spent : float
+        Seconds that interrupted runs took for the points that are kept.
+    began : float
+        When this run began, as `time.perf_counter`.
     commit : dict or None
         The commit when the run began.
     written : list of str
@@ -59,6 +64,8 @@ class RunFolder:
     stale: tuple[str, ...] = ()
     points: dict[str, Any] = field(default_factory=dict)
     commits: dict[str, Any] = field(default_factory=dict)
+    spent: float = 0.0
+    began: float = field(default_factory=lambda: time.perf_counter())
     commit: dict[str, Any] | None = field(default_factory=lambda: commit())
     written: list[str] = field(default_factory=list)
 
@@ -94,6 +101,11 @@ class RunFolder:
         if isinstance(error, KeyboardInterrupt):
             error.add_note(self.kept)
         _let_go(self.path, self.lock, self.made)
+
+    @property
+    def wall_seconds(self) -> float:
+        """How long the run took so far, with the runs that it continues."""
+        return self.spent + time.perf_counter() - self.began
 
     @property
     def kept(self) -> str:
@@ -169,7 +181,7 @@ class RunFolder:
             for name, draw in (figures or {}).items():
                 self.write(name, draw)
         finally:
-            sections["commit"] = self.commit
+            sections |= {"commit": self.commit, "wall_seconds": self.wall_seconds}
             others = {key: value for key, value in self.commits.items() if value != self.commit}
             if others:
                 sections["points_of_other_commits"] = others
@@ -186,6 +198,7 @@ class RunFolder:
             "settings": self.settings,
             "points": self.points,
             "commits": self.commits,
+            "wall_seconds": self.wall_seconds,
             "files": sorted({*self.stale, *self.written, *coming}),
         }
         write_text(self.path / UNFINISHED, to_json(record) + "\n")
@@ -224,8 +237,8 @@ def _let_go(folder: Path, lock: FileLock, made: tuple[Path, ...]) -> None:
 
 def _found(
     folder: Path, settings: Mapping[str, Any], overwrite: bool
-) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]:
-    """Return the files, the points and their commits of the run that is in the folder.
+) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any], float]:
+    """Return the files of the run that is in the folder; its points, their commits and seconds.
 
     Raises
     ------
@@ -240,6 +253,7 @@ def _found(
     files: list[str] = []
     points: dict[str, Any] = {}
     commits: dict[str, Any] = {}
+    spent = 0.0
     for name in sorted(names & {MANIFEST, UNFINISHED}):
         try:
             old = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -247,6 +261,7 @@ def _found(
             files += [Path(file).name for file in old["files"]]
             if name == UNFINISHED and same:
                 points, commits = dict(old["points"]), dict(old["commits"])
+                spent = float(old.get("wall_seconds", 0.0))
             difference = "" if same else _difference(old["settings"], settings)
         except (OSError, ValueError, KeyError, TypeError) as error:
             if not overwrite:
@@ -256,7 +271,7 @@ def _found(
             continue
         if difference and not overwrite:
             raise RunError(f"{folder} holds another run ({difference}){advice}", options=options)
-    return tuple(files), points, commits
+    return tuple(files), points, commits, spent
 
 
 def _difference(old: Any, new: Mapping[str, Any]) -> str:

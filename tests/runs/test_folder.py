@@ -255,3 +255,21 @@ def test_an_interrupt_says_what_is_kept(tmp_path):
     assert written == "/a keeps b.txt: the same command begins again and replaces them"
     points = stopped(lambda run: run.once("one", lambda: 1))
     assert points == "/a keeps 1 finished point(s): the same command goes on with the others"
+
+
+def test_the_time_of_an_interrupted_run_counts(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("cimf.runs.folder.time.perf_counter", lambda: now[0])
+
+    def work(seconds):
+        now[0] += seconds
+        return 1
+
+    with RunFolder.claim(tmp_path, {}) as run:
+        run.once("a", lambda: work(5.0))
+    now[0] = 0.0  # another process
+    run = RunFolder.claim(tmp_path, {})
+    run.once("a", lambda: pytest.fail("measured again"))
+    run.once("b", lambda: work(2.0))
+    run.finish({})
+    assert json.loads((tmp_path / MANIFEST).read_text())["wall_seconds"] == 7.0
