@@ -18,6 +18,7 @@ from experiments import (
     resnet20,
     sim_robustness,
     sim_teacher,
+    table1,
     table2,
 )
 
@@ -44,6 +45,7 @@ app.command("resnet20-calibration")(calibration_images.main)
 app.command("resnet20-ablation")(ablation.main)
 app.command("sim-robustness")(sim_robustness.main)
 app.command("sim-teacher")(sim_teacher.main)
+app.command("table1")(table1.main)
 app.command("table2")(table2.main)
 
 

@@ -1,0 +1,53 @@
+"""The paper's tables and figures from the command line, on a tiny network."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from cimf.studies.compare import Case
+from experiments import trained_networks
+from experiments.__main__ import app
+
+
+def case():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 4))
+    u = torch.randn(130, 6)
+    labels = net(u).argmax(1)
+    train = torch.randn(200, 6)
+    return Case(net.eval(), train, u, labels, {"name": "tiny"}, net(train).argmax(1))
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(trained_networks.NETWORKS, "digits", ("tiny", case))
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_table1_has_every_step_at_every_kappa(small):
+    result = run("table1")
+    assert result.exit_code == 0, result.output
+    folder = small / "results/table1/digits"
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == 6 * 6
+    assert (table["certified_rows"] == 16).all()
+    record = json.loads((folder / "manifest.json").read_text())
+    assert set(record["files"]) == {"table.csv", "table.md", "layers.txt", "table.png"}
+    assert record["settings"]["calibration"] == 1000
+    assert record["wall_seconds"] > 0
+
+
+def test_another_network_is_refused_before_any_work(small):
+    result = run("table1", "--network", "digits,mnist")
+    assert result.exit_code == 1
+    assert "network 'mnist'" in result.output
+    assert not (small / "results").exists()
