@@ -10,6 +10,7 @@ import typer
 
 from experiments import (
     ablation,
+    bisection_figures,
     calibration_images,
     fashion,
     fashion_layered,
@@ -36,6 +37,8 @@ def main() -> None:
 
 app.command("fashion")(fashion.main)
 app.command("fashion-layered")(fashion_layered.main)
+app.command("figure2")(bisection_figures.figure2)
+app.command("figure3")(bisection_figures.figure3)
 app.command("gates")(gate_runs.control)
 app.command("gates-dynamics")(gate_runs.dynamics)
 app.command("newsgroups")(newsgroups.main)

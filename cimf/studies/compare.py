@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,10 @@ class Case:
         if not labelled or self.train_labels is None:
             return Task(self.network, inputs)
         return Task(self.network, inputs, [(inputs, self.train_labels[:samples])])
+
+    def with_tests(self, tests: int | None) -> Case:
+        """Return the case with the first so many test samples."""
+        return replace(self, inputs=self.inputs[:tests], labels=self.labels[:tests])
 
     @torch.no_grad()
     def classes(self, net: nn.Module, batch: int = 100) -> Tensor:

@@ -73,6 +73,8 @@ class KappaPlan:
         The first so many samples.
     paper : tuple of str
         Keys of `PAPER_COLUMNS`: published numbers that stand beside.
+    tests : int, optional
+        The first so many test samples. Default: all.
     kappas : tuple of float
     steps : tuple of str
         Keys of `STEPS`.
@@ -80,6 +82,7 @@ class KappaPlan:
 
     calibration: int
     paper: tuple[str, ...] = tuple(PAPER_COLUMNS)
+    tests: int | None = None
     kappas: tuple[float, ...] = KAPPAS
     steps: tuple[str, ...] = tuple(STEPS)
 
@@ -104,7 +107,7 @@ def kappa_steps(
     """
     steps = {key: asdict(STEPS[key]) for key in plan.steps}
     with claim(folder, {"network": name, **asdict(plan), "steps": steps}, overwrite) as run:
-        case = load()
+        case = load().with_tests(plan.tests)
         head = head_of(case)
         points = [
             Point({"step": key, "kappa": kappa}, OURS, None, STEPS[key].options(kappa, head),

@@ -51,3 +51,16 @@ def test_another_network_is_refused_before_any_work(small):
     assert result.exit_code == 1
     assert "network 'mnist'" in result.output
     assert not (small / "results").exists()
+
+
+def test_figures_2_and_3_follow_the_bisection(small):
+    for name, figures in (("figure2", {"iteration.png"}),
+                          ("figure3", {"iteration.png", "passes.png"})):  # fmt: skip
+        result = run(name)
+        assert result.exit_code == 0, result.output
+        folder = small / "results" / name / "digits"
+        record = json.loads((folder / "manifest.json").read_text())
+        assert set(record["files"]) == {"curves.csv", "curves.md", *figures}
+        assert record["settings"]["kappas"] == (
+            [0.005, 0.01, 0.05, 0.1, 0.5, 0.99] if name == "figure2" else [0.1, 0.5, 1.0]
+        )
