@@ -21,6 +21,7 @@ from experiments import (
     sim_teacher,
     table1,
     table2,
+    table3,
 )
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ app.command("sim-robustness")(sim_robustness.main)
 app.command("sim-teacher")(sim_teacher.main)
 app.command("table1")(table1.main)
 app.command("table2")(table2.main)
+app.command("table3")(table3.main)
 
 
 @app.command("list")

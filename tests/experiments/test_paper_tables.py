@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from cimf.studies import solver_times
 from cimf.studies.compare import Case
 from experiments import trained_networks
 from experiments.__main__ import app
@@ -64,3 +65,12 @@ def test_figures_2_and_3_follow_the_bisection(small):
         assert record["settings"]["kappas"] == (
             [0.005, 0.01, 0.05, 0.1, 0.5, 0.99] if name == "figure2" else [0.1, 0.5, 1.0]
         )
+
+
+def test_table3_times_every_solver(small, monkeypatch):
+    monkeypatch.delitem(solver_times.SOLVERS, "CVXPY")
+    result = run("table3")
+    assert result.exit_code == 0, result.output
+    record = json.loads((small / "results/table3/digits/manifest.json").read_text())
+    assert set(record["files"]) == {"times.csv", "table.csv", "table.md", "table.png"}
+    assert record["settings"]["shares"] == [0.2, 0.3]
