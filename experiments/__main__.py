@@ -14,6 +14,7 @@ from experiments import (
     calibration_images,
     fashion,
     fashion_layered,
+    figure4,
     gate_runs,
     newsgroups,
     resnet20,
@@ -40,6 +41,7 @@ app.command("fashion")(fashion.main)
 app.command("fashion-layered")(fashion_layered.main)
 app.command("figure2")(bisection_figures.figure2)
 app.command("figure3")(bisection_figures.figure3)
+app.command("figure4")(figure4.main)
 app.command("gates")(gate_runs.control)
 app.command("gates-dynamics")(gate_runs.dynamics)
 app.command("newsgroups")(newsgroups.main)

@@ -12,14 +12,12 @@ from torch import nn
 from cimf.methods.base import Task
 from cimf.methods.layered.calibration import Calibration
 from cimf.methods.layered.propagate import propagate
-from cimf.methods.layered.statistics_options import Statistics
 from cimf.methods.layered.supports import Convex
 from cimf.methods.layered.survey import as_rows, damped_groups, dense_rows
 from cimf.network.layers import Layer
 from cimf.network.patches import PatchGram
 from cimf.statistics import Gram
-from cimf.studies.compare import FAST
-from cimf.studies.kappa_steps import DAMPING
+from cimf.studies.kappa_steps import STATISTICS
 
 Array = NDArray[np.float64]
 
@@ -59,19 +57,18 @@ class LayerRows:
 
 def teacher_rows(task: Task) -> list[LayerRows]:
     """Return the row problems of every layer but the last, which has no ball."""
-    statistics = Statistics(**FAST, damping=DAMPING)
-    calibration = Calibration.of(task, statistics)
+    calibration = Calibration.of(task, STATISTICS)
     found: list[LayerRows] = []
 
     def collect(layer: Layer, patches: PatchGram) -> None:
         if layer is calibration.graph.layers[-1]:
             return
-        grams = damped_groups(layer, patches, DAMPING)
+        grams = damped_groups(layer, patches, STATISTICS.damping)
         parts = np.split(dense_rows(layer), len(grams))
         found.extend(LayerRows(layer, g, own) for g, own in zip(grams, parts, strict=True))
 
     propagate(
-        calibration.graph, calibration.inputs, collect, statistics, counting=calibration.counting
+        calibration.graph, calibration.inputs, collect, STATISTICS, counting=calibration.counting
     )
     return found
 

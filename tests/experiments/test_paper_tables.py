@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cimf.studies import solver_times
 from cimf.studies.compare import Case
-from experiments import trained_networks
+from experiments import figure4, trained_networks
 from experiments.__main__ import app
 
 
@@ -74,3 +74,17 @@ def test_table3_times_every_solver(small, monkeypatch):
     record = json.loads((small / "results/table3/digits/manifest.json").read_text())
     assert set(record["files"]) == {"times.csv", "table.csv", "table.md", "table.png"}
     assert record["settings"]["shares"] == [0.2, 0.3]
+
+
+def test_figure4_has_three_nested_seeds(small, monkeypatch):
+    plan = {"shares": (0.5, 1.0), "kappas": (0.5,)}
+    monkeypatch.setattr(figure4, "_PLANS", {"digits": plan})
+    result = run("figure4")
+    assert result.exit_code == 0, result.output
+    folder = small / "results/figure4/digits"
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == 2 * 2 * 3
+    assert sorted(set(table["seed"])) == [0, 1, 2]
+    assert {path.name for path in folder.glob("*.png")} == {
+        "rescaled.png", "rescaled-corrected-polished.png",
+    }  # fmt: skip

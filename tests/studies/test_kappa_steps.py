@@ -1,6 +1,7 @@
 """The paper's problem step by step: cells by hand, certificates, interruption at any cell."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from cimf.errors import CertificateError, InputError
 from cimf.judge import DENOMINATORS
 from cimf.methods.layered.supports import Convex
 from cimf.studies import compare
-from cimf.studies.compare import FAST, Case
-from cimf.studies.kappa_steps import DAMPING, KappaPlan, kappa_steps
+from cimf.studies.compare import Case
+from cimf.studies.kappa_steps import STATISTICS, KappaPlan, kappa_steps
 
 PLAN = KappaPlan(
     80, ("CIFAR-100",), 110, (0.1, 0.99), ("as captured", "rescaled, corrected, polished")
@@ -43,8 +44,8 @@ def test_every_cell_is_that_of_a_run_by_hand(case, whole):
     for row in rows:
         last = row["step"] != "as captured"
         result = cimf.prune(
-            case.network, case.calibration[:80], **FAST, swaps=False, correct=last, polish=last,
-            damping=DAMPING, keep=("4",),
+            case.network, case.calibration[:80], **asdict(STATISTICS), swaps=False, correct=last,
+            polish=last, keep=("4",),
             support=Convex("relative" if last else "kappa", row["kappa"]),
         )  # fmt: skip
         found = float(
