@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from cimf.errors import RunError
 from cimf.files import write_text
+from cimf.runs.companions import table_beside
 from cimf.runs.provenance import commit, fingerprint, manifest, to_json
 
 MANIFEST = "manifest.json"
@@ -169,17 +170,24 @@ class RunFolder:
         Parameters
         ----------
         files
-            Name -> content.
+            Name -> content. Tables come in their second format too, see
+            `cimf.runs.companions.table_beside`.
         figures
-            Name -> function that draws the file, atomically.
+            Name -> function that draws the file, atomically, in the format of its ending; a PNG
+            comes as PDF too.
         **sections
             What was measured, for the manifest.
         """
         for name, text in files.items():
             self.write(name, text)
+        for name in tuple(self.written):
+            if beside := table_beside(self.path / name):
+                self.write(*beside)
         try:
             for name, draw in (figures or {}).items():
                 self.write(name, draw)
+                if name.endswith(".png"):
+                    self.write(f"{name[:-4]}.pdf", draw)
         finally:
             sections |= {"commit": self.commit, "wall_seconds": self.wall_seconds}
             others = {key: value for key, value in self.commits.items() if value != self.commit}

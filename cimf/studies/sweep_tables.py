@@ -112,22 +112,3 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heading, ["---" if k == 0 else "---:" for k in range(len(heading))], *rows]
     cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "".join("| " + " | ".join(line) + " |\n" for line in cells)
-
-
-def latex(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a LaTeX tabular for the booktabs package."""
-    body = [" & ".join(_escape(cell) for cell in row) + r" \\" for row in (heading, *rows)]
-    lines = [
-        rf"\begin{{tabular}}{{l{'r' * (len(heading) - 1)}}}",
-        r"\toprule",
-        body[0],
-        r"\midrule",
-        *body[1:],
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _escape(text: str) -> str:
-    return text.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&").replace("#", r"\#")

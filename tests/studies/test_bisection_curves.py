@@ -92,7 +92,8 @@ def test_warm_starts_end_at_the_same_solution_with_fewer_passes(whole):
     assert len(rows) == 4
     assert rows[0][2] == rows[1][2], "the certified accuracy"
     assert {path.name for path in folder.iterdir()} == {
-        "curves.csv", "curves.md", "iteration.png", "passes.png", "manifest.json",
+        "curves.csv", "curves.parquet", "curves.md", "curves.tex", "iteration.png",
+        "iteration.pdf", "passes.png", "passes.pdf", "manifest.json",
     }  # fmt: skip
 
 

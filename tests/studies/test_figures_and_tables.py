@@ -6,10 +6,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cimf.runs.companions import latex
 from cimf.runs.numbers import shortest
 from cimf.studies.line_figure import draw_lines, plot_lines
 from cimf.studies.sweep_figure import draw_sweep, line_style, plot_sweep
-from cimf.studies.sweep_tables import FULL, PAPER_TABLE_1, TERMINAL, latex, markdown, render
+from cimf.studies.sweep_tables import FULL, PAPER_TABLE_1, TERMINAL, markdown, render
 
 
 @pytest.fixture
