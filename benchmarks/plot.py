@@ -43,4 +43,4 @@ def plot_rows(table: pd.DataFrame, path: str | Path) -> None:
     panels[0].set_ylabel("mean time per row (ms), filled: gap 1e-9 in every row")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
-    save_figure(figure, path)
+    save_figure(figure, Path(path))

@@ -209,20 +209,24 @@ def _figures(
     across = {"iteration": "iteration of the bisection"}
     if len(plan.warm_starts) > 1:
         across["passes"] = "inner iterations over all rows"
+    parts = {
+        f"kappa {shortest(kappa)}" + (f", {_WORDS[warm]}" if "passes" in across else ""): table[
+            (table["kappa"] == kappa) & (table["warm_start"] == warm)
+        ]
+        for kappa in plan.kappas
+        for warm in plan.warm_starts
+    }
     return {
         f"{key}.png": partial(
             plot_lines,
             title=name,
             lines={
-                f"kappa {kappa:g}" + (f", {_WORDS[warm]}" if len(plan.warm_starts) > 1 else ""): (
-                    part[key].tolist(),
-                    (100 * part["accuracy"]).tolist(),
-                )
-                for (kappa, warm), part in table.groupby(["kappa", "warm_start"], sort=False)
+                label: (part[key].tolist(), (100 * part["accuracy"]).tolist())
+                for label, part in parts.items()
             },
-            across=label,
+            across=axis,
             up="test accuracy (%), logarithmic in the error",
             dense=100 * dense,
         )
-        for key, label in across.items()
+        for key, axis in across.items()
     }

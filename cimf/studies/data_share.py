@@ -82,13 +82,17 @@ def data_share(
             ]  # fmt: skip
             rows += measure(run, replace(case, calibration=data[order]), part, keep_going)
             points += part
+        if not rows:
+            require_certificates(rows, points)
         table = pd.DataFrame(rows)
         heading, cells = _cells(table, plan)
         print_table(heading, cells, title=name, left=2)
         text = [f"# {name}\n", markdown(heading, cells), _legend(case, len(data), plan)]
         figures = {
-            f"{step.replace(', ', '-')}.png": partial(_draw, f"{name}: {step}", part, case.dense)
-            for step, part in table.groupby("step", sort=False)
+            f"{step.replace(', ', '-')}.png": partial(
+                _draw, f"{name}: {step}", _mean(table, step), case.dense
+            )
+            for step in plan.steps
         }
         finish(run, case, rows, "\n".join(text), figures)
     require_certificates(rows, points)
@@ -114,19 +118,22 @@ def _cells(table: pd.DataFrame, plan: SharePlan) -> tuple[list[str], list[list[s
     """Return heading and cells, a line per step and kappa: mean and range over the seeds."""
     heading = ["step", "kappa", *(f"{share:.0%}" for share in plan.shares), "flat from"]
     cells = []
-    for (step, kappa), part in table.groupby(["step", "kappa"], sort=False):
-        runs = part.groupby("share")["accuracy"].agg(["mean", "min", "max"])
-        line = [str(step), shortest(kappa)]
-        for share in plan.shares:
-            found = share in runs.index
-            values = (100 * runs.loc[share]) if found else None
-            line.append(
-                "-" if values is None
-                else f"{values['mean']:.1f} ({values['min']:.1f}-{values['max']:.1f})"
-            )  # fmt: skip
-        flat = f"{flat_from(runs['mean'].to_dict()):.0%}" if 1.0 in runs.index else "-"
-        cells.append([*line, flat])
+    for step in plan.steps:
+        for kappa, mean in _mean(table, step).items():
+            line = [step, shortest(kappa)]
+            own = table[(table["step"] == step) & (table["kappa"] == kappa)]
+            for share in plan.shares:
+                runs = 100 * own.loc[own["share"] == share, "accuracy"]
+                text = f"{runs.mean():.1f} ({runs.min():.1f}-{runs.max():.1f})"
+                line.append(text if len(runs) else "-")
+            cells.append([*line, f"{flat_from(mean):.0%}" if 1.0 in mean else "-"])
     return heading, cells
+
+
+def _mean(table: pd.DataFrame, step: str) -> dict[float, dict[float, float]]:
+    """Return the mean accuracy of a step over the seeds: kappa -> share -> mean."""
+    wide: Any = table[table["step"] == step].pivot_table("accuracy", "share", "kappa", "mean")
+    return {kappa: wide[kappa].dropna().to_dict() for kappa in wide.columns}
 
 
 def _legend(case: Case, samples: int, plan: SharePlan) -> str:
@@ -141,15 +148,17 @@ def _legend(case: Case, samples: int, plan: SharePlan) -> str:
     return "".join(f"- {line}\n" for line in lines)
 
 
-def _draw(name: str, table: pd.DataFrame, dense: float, path: Path) -> None:
+def _draw(
+    name: str, means: Mapping[float, Mapping[float, float]], dense: float, path: Path
+) -> None:
     """Draw the mean accuracy against the share, a line per kappa."""
-    lines = {}
-    for kappa, part in table.groupby("kappa", sort=False):
-        mean = 100 * part.groupby("share")["accuracy"].mean()
-        lines[f"kappa {shortest(kappa)}"] = (
-            [_percent(share) for share in mean.index],
-            mean.tolist(),
+    lines = {
+        f"kappa {shortest(kappa)}": (
+            [_percent(share) for share in mean],
+            [100 * accuracy for accuracy in mean.values()],
         )
+        for kappa, mean in means.items()
+    }
     plot_lines(
         path, name, lines, across="share of the training data (%)",
         up="test accuracy (%), logarithmic in the error", dense=100 * dense, logarithmic=True,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +134,7 @@ def solver_times(
                         measured.append({**label, **statistics[share], **found})
             log(f"repeat {repeat + 1} of {plan.repeats} done")
         table = pd.DataFrame(measured)
-        speed = _speed_ups(table)
+        speed = _speed_ups(table, plan.shares)
         heading, cells = _cells(table, speed, plan)
         few = [k for k, title in enumerate(heading) if "data, iterations" not in title]
         print_table([heading[k] for k in few], [[line[k] for k in few] for line in cells],
@@ -188,7 +189,7 @@ def _timed(
     }  # fmt: skip
 
 
-def _speed_ups(table: pd.DataFrame) -> pd.DataFrame:
+def _speed_ups(table: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
     """Return quartiles over the repeats of ratios of runs in the same repeat.
 
     "warm start" is against the bisection without one, on all the data; a share is against the same
@@ -207,15 +208,16 @@ def _speed_ups(table: pd.DataFrame) -> pd.DataFrame:
             found.append({"solver": solver, "kappa": kappa, "what": what, "by": by,
                           "median": middle, "lower": low, "upper": high})  # fmt: skip
 
-    parts = {key: part for key, part in table.groupby(["solver", "share"], sort=False)}
-    for (solver, part_share), part in parts.items():
-        if part_share < 1.0:
+    def runs(solver: str, share: float) -> pd.DataFrame:
+        return table[(table["solver"] == solver) & (table["share"] == share)]
+
+    for solver in SOLVERS:
+        add("warm start", "solve", runs(COLD, 1.0), runs(solver, 1.0))
+        if solver.startswith("bisection"):  # in the same units
+            add("warm start", "iterations", runs(COLD, 1.0), runs(solver, 1.0))
+        for share in shares:
             for by in ("total", "solve", "iterations"):
-                add(f"{part_share:.0%} of the data", by, parts[solver, 1.0], part)
-        else:
-            add("warm start", "solve", parts[COLD, 1.0], part)
-            if solver.startswith("bisection"):  # in the same units
-                add("warm start", "iterations", parts[COLD, 1.0], part)
+                add(f"{share:.0%} of the data", by, runs(solver, 1.0), runs(solver, share))
     return pd.DataFrame(found)
 
 
@@ -230,21 +232,19 @@ def _cells(
         columns += [(part, "total", f"{part}, time"), (part, "iterations", f"{part}, iterations")]
     heading = ["solver", "kappa", "ms per row", "iterations per row", *(c[2] for c in columns)]
     heading += ["worst gap"]
-    ratios = speed.set_index(["solver", "kappa", "what", "by"])
+    keys = [speed[name] for name in ("solver", "kappa", "what", "by")]
+    spreads = [speed[name] for name in ("lower", "median", "upper")]
+    ratios = dict(zip(zip(*keys, strict=True), zip(*spreads, strict=True), strict=True))
     cells = []
-    for (solver, kappa), runs in table[table["share"] == 1.0].groupby(
-        ["solver", "kappa"], sort=False
-    ):
+    every = table[table["share"] == 1.0]
+    for solver, kappa in product(SOLVERS, plan.kappas):
+        runs = every[(every["solver"] == solver) & (every["kappa"] == kappa)]
         each = 1000 * runs["solve"] / runs["rows"]
-        line = [str(solver), shortest(kappa), _spread(*np.quantile(each, (0.25, 0.5, 0.75)))]
+        line = [solver, shortest(kappa), _spread(*np.quantile(each, (0.25, 0.5, 0.75)))]
         line += [f"{(runs['iterations'] / runs['rows']).median():,.1f}"]
         for what, by, _ in columns:
             key = (solver, kappa, what, by)
-            line.append(
-                _spread(*ratios.loc[key, ["lower", "median", "upper"]])
-                if key in ratios.index
-                else "-"
-            )
+            line.append(_spread(*ratios[key]) if key in ratios else "-")
         cells.append([*line, f"{runs['worst_gap'].max():.0e}"])
     return heading, cells
 
