@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from cimf.files import atomic_path
 from cimf.network.export import break_even, linear_latency
+from cimf.runs.companions import save_figure
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import out, print_table
 from cimf.studies.sweep_tables import markdown
@@ -99,8 +99,7 @@ def plot(table: pd.DataFrame, path: Path, title: str) -> None:
     panels[0].set_ylabel("dense time / CSR time (above 1: CSR wins)")
     panels[-1].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cimf.files import atomic_path
+from cimf.runs.companions import save_figure
 
 # Okabe and Ito's palette, then greys: distinguishable with any colour vision.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -43,5 +43,4 @@ def plot_rows(table: pd.DataFrame, path: str | Path) -> None:
     panels[0].set_ylabel("mean time per row (ms), filled: gap 1e-9 in every row")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save_figure(figure, Path(path))

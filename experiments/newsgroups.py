@@ -59,8 +59,8 @@ def main(
         )
 
 
-def task(corpus: Texts, texts: int, checkpoint: str | None, seed: int) -> Case:
-    """Return a trained classifier with the first calibration texts of a permutation.
+def task(corpus: Texts, texts: int | None, checkpoint: str | None, seed: int) -> Case:
+    """Return a trained classifier with the first calibration texts of a permutation, or all.
 
     Raises
     ------

@@ -13,6 +13,15 @@ Images = Annotated[int, typer.Option(help="Calibration images, without labels.")
 Tests = Annotated[int | None, typer.Option(help="Test samples; default: all.")]
 Methods = Annotated[str | None, typer.Option(help="Comma-separated; default: all.")]
 Levels = Annotated[str, typer.Option(help="Target sparsities, comma-separated.")]
+Full = Annotated[
+    bool, typer.Option("--full/--quick", help="Real data; or the digits of scikit-learn.")
+]
+KeepGoing = Annotated[
+    bool, typer.Option("--keep-going", help="Measure the other cells where one fails.")
+]
+Networks = Annotated[
+    str | None, typer.Option("--network", help="Comma-separated, in place of the default ones.")
+]
 
 
 def listed_levels(text: str) -> list[float]:

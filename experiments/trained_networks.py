@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +61,43 @@ def cifar100() -> Case:
     return _images(corpora.cifar100, networks.resnet20_cifar100)
 
 
+def newsgroups() -> Case:
+    """Return DistilBERT's architecture on 20 Newsgroups; without labels for training."""
+    from cimf.data import corpora
+    from experiments.newsgroups import task
+
+    return task(corpora.newsgroups(), None, None, seed=0)
+
+
 NETWORKS: dict[str, tuple[str, Callable[[], Case]]] = {
     "digits": ("MLP 64-64-32-10, digits", digits),
     "fashion-mlp": ("MLP 784-64-32-16-10, Fashion-MNIST", fashion_mlp),
     "fashion-lenet": ("LeNet-5, Fashion-MNIST", fashion_lenet),
     "cifar10": ("ResNet-20, CIFAR-10", cifar10),
     "cifar100": ("ResNet-20 variant, CIFAR-100", cifar100),
+    "newsgroups": ("DistilBERT architecture, 20 Newsgroups", newsgroups),
 }
 """By name: title, and what loads it."""
+
+
+def chosen_networks(
+    text: str | None, default: Sequence[str], known: Collection[str]
+) -> Iterator[tuple[str, str, Callable[[], Case]]]:
+    """Yield name, title and loader of the networks that "digits,cifar10" names.
+
+    Raises
+    ------
+    UnknownNameError
+        One that is not in `known`.
+    """
+    from cimf.errors import UnknownNameError
+
+    names = default if text is None else text.split(",")
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("network", name, list(known))
+    for name in names:
+        yield name, *NETWORKS[name]
 
 
 def _mlp(dataset: str, sizes: tuple[int, ...], **schedule: Any) -> Case:

@@ -7,6 +7,7 @@ where it was interrupted. Two runs never write to one folder at the same time.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from cimf.errors import RunError
 from cimf.files import write_text
+from cimf.runs.companions import table_beside
 from cimf.runs.provenance import commit, fingerprint, manifest, to_json
 
 MANIFEST = "manifest.json"
@@ -46,6 +48,10 @@ class RunFolder:
         interrupted.
     commits : dict of str to Any
         The commit that measured each point, as `cimf.runs.provenance.commit`.
+    spent : float
+        Seconds that interrupted runs took for the points that are kept.
+    began : float
+        When this run began, as `time.perf_counter`.
     commit : dict or None
         The commit when the run began.
     written : list of str
@@ -59,6 +65,8 @@ class RunFolder:
     stale: tuple[str, ...] = ()
     points: dict[str, Any] = field(default_factory=dict)
     commits: dict[str, Any] = field(default_factory=dict)
+    spent: float = 0.0
+    began: float = field(default_factory=lambda: time.perf_counter())
     commit: dict[str, Any] | None = field(default_factory=lambda: commit())
     written: list[str] = field(default_factory=list)
 
@@ -94,6 +102,11 @@ class RunFolder:
         if isinstance(error, KeyboardInterrupt):
             error.add_note(self.kept)
         _let_go(self.path, self.lock, self.made)
+
+    @property
+    def wall_seconds(self) -> float:
+        """How long the run took so far, with the runs that it continues."""
+        return self.spent + time.perf_counter() - self.began
 
     @property
     def kept(self) -> str:
@@ -170,19 +183,26 @@ class RunFolder:
         Parameters
         ----------
         files
-            Name -> content.
+            Name -> content. Tables come in their second format too, see
+            `cimf.runs.companions.table_beside`.
         figures
-            Name -> function that draws the file, atomically.
+            Name -> function that draws the file, atomically, in the format of its ending; a PNG
+            comes as PDF too.
         **sections
             What was measured, for the manifest.
         """
         for name, text in files.items():
             self.write(name, text)
+        for name in tuple(self.written):
+            if beside := table_beside(self.path / name):
+                self.write(*beside)
         try:
             for name, draw in (figures or {}).items():
                 self.write(name, draw)
+                if name.endswith(".png"):
+                    self.write(f"{name[:-4]}.pdf", draw)
         finally:
-            sections["commit"] = self.commit
+            sections |= {"commit": self.commit, "wall_seconds": self.wall_seconds}
             others = {key: value for key, value in self.commits.items() if value != self.commit}
             if others:
                 sections["points_of_other_commits"] = others
@@ -199,6 +219,7 @@ class RunFolder:
             "settings": self.settings,
             "points": self.points,
             "commits": self.commits,
+            "wall_seconds": self.wall_seconds,
             "files": sorted({*self.stale, *self.written, *coming}),
         }
         write_text(self.path / UNFINISHED, to_json(record) + "\n")
@@ -237,8 +258,8 @@ def _let_go(folder: Path, lock: FileLock, made: tuple[Path, ...]) -> None:
 
 def _found(
     folder: Path, settings: Mapping[str, Any], overwrite: bool
-) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]:
-    """Return the files, the points and their commits of the run that is in the folder.
+) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any], float]:
+    """Return the files of the run that is in the folder; its points, their commits and seconds.
 
     Raises
     ------
@@ -253,6 +274,7 @@ def _found(
     files: list[str] = []
     points: dict[str, Any] = {}
     commits: dict[str, Any] = {}
+    spent = 0.0
     for name in sorted(names & {MANIFEST, UNFINISHED}):
         try:
             old = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -260,6 +282,7 @@ def _found(
             files += [Path(file).name for file in old["files"]]
             if name == UNFINISHED and same:
                 points, commits = dict(old["points"]), dict(old["commits"])
+                spent = float(old.get("wall_seconds", 0.0))
             difference = "" if same else _difference(old["settings"], settings)
         except (OSError, ValueError, KeyError, TypeError) as error:
             if not overwrite:
@@ -269,7 +292,7 @@ def _found(
             continue
         if difference and not overwrite:
             raise RunError(f"{folder} holds another run ({difference}){advice}", options=options)
-    return tuple(files), points, commits
+    return tuple(files), points, commits, spent
 
 
 def _difference(old: Any, new: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cimf.errors import CimfError, warn_outside
 from cimf.methods.base import Pruned, Task
 from cimf.methods.by_name import METHODS, prune_task
 from cimf.methods.layered.calibration import Calibration
@@ -60,6 +61,10 @@ class Case:
         if not labelled or self.train_labels is None:
             return Task(self.network, inputs)
         return Task(self.network, inputs, [(inputs, self.train_labels[:samples])])
+
+    def with_tests(self, tests: int | None) -> Case:
+        """Return the case with the first so many test samples."""
+        return replace(self, inputs=self.inputs[:tests], labels=self.labels[:tests])
 
     @torch.no_grad()
     def classes(self, net: nn.Module, batch: int = 100) -> Tensor:
@@ -112,13 +117,17 @@ def claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> RunFold
     return RunFolder.claim(folder, {**settings, "options": fast}, overwrite)
 
 
-def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[str, Any]]:
+def measure(
+    run: RunFolder, case: Case, points: Sequence[Point], keep_going: bool = False
+) -> list[dict[str, Any]]:
     """Return one row per point: its labels, accuracy, accounting and seconds.
 
     `agreement` is the share of test samples that get the class that the trained network gives them.
 
     Every point is kept on the disk as soon as it is measured. Points that see the same samples with
     the same options share their statistics if they follow each other; these are not in the seconds.
+
+    With `keep_going` a point that fails is warned about and has no row.
     """
     out.print(f"dense {case.dense:.2%} on {len(case.labels):,} test samples")
     if run.points:
@@ -137,7 +146,7 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
         if shared is None or shared[0] != key:
             shared = None  # frees the statistics before the next ones are taken
             shared = key, case.task(point.samples, labelled)
-            if statistics is not None:
+            if statistics is not None and point.sparsity is not None:
                 Calibration.of(shared[1], statistics).survey  # noqa: B018 - what the points share
         if labelled:
             options["checkpoint"] = checkpoint
@@ -155,7 +164,13 @@ def measure(run: RunFolder, case: Case, points: Sequence[Point]) -> list[dict[st
 
     rows = []
     for k, point in enumerate(points, start=1):
-        row = run.resumed(point.name, partial(work, point))
+        try:
+            row = run.resumed(point.name, partial(work, point))
+        except CimfError as error:
+            if not keep_going:
+                raise
+            warn_outside(f"{point.name} failed: {error}")
+            continue
         headline = f"{point.name}: {row['accuracy']:.2%} ({row['seconds']:.0f} s)"
         out.print(f"  {k}/{len(points)} {headline}")
         rows.append({**point.labels, **row, "report": f"{headline}\n{row['report']}"})

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from cimf.data import datasets
-from cimf.files import atomic_path
 from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.path_options import PathOptions
+from cimf.runs.companions import save_figure
 from cimf.runs.terminal import out
 from cimf.studies.compare import OURS, Case, accuracy_lines, compare
 from cimf.studies.kappa_sweep import run_sweep
@@ -119,5 +119,4 @@ def _draw(path: Path, pruned: Sequence[Mapping[str, Any]], models: Sequence[Spar
     )
     left.legend(frameon=False, fontsize=8, loc="center left")
     draw_sweep(right, table, "cimf.sparsify: implicit models at the paper's κ")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save_figure(figure, path)

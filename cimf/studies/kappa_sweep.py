@@ -24,7 +24,7 @@ from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import log, out, print_table, progress_bar
 from cimf.studies.sweep_figure import plot_sweep
-from cimf.studies.sweep_tables import FULL, TERMINAL, latex, markdown, render, tidy
+from cimf.studies.sweep_tables import FULL, TERMINAL, markdown, render, tidy
 
 # The kappas of the paper's Table 1.
 KAPPAS = (0.005, 0.01, 0.05, 0.1, 0.5, 0.99)
@@ -53,7 +53,7 @@ def run_sweep(
     name : str
         Title of the table and the figure.
     folder : path
-        Receives sweep.csv, sweep.md, sweep.tex, sweep.png, report.txt and manifest.json; refused
+        Receives sweep.csv, sweep.md, sweep.png, report.txt and manifest.json; refused
         before any work is done if it holds another run, as are arguments that cannot be used.
     settings : mapping
         What decides the result besides the arguments below (seed, training).
@@ -154,7 +154,6 @@ def _write(
         {
             "sweep.md": f"# {name}\n\n{markdown(heading, rows)}\n"
             + "".join(f"- {line}\n" for line in (*summary, *legend)),
-            "sweep.tex": latex(heading, rows),
             "report.txt": "\n\n".join(str(result.report) for result in results) + "\n",
         },
         {"sweep.png": partial(plot_sweep, table, title=name)},

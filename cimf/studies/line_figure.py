@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cimf.files import atomic_path
+from cimf.runs.companions import save_figure
 from cimf.studies.sweep_figure import line_style
 
 # Percentages that a logarithmic axis of the error labels.
@@ -19,14 +19,13 @@ Lines = Mapping[str, tuple[Sequence[Any], Sequence[float]]]
 
 
 def plot_lines(path: Path, title: str, lines: Lines, **options: Any) -> None:
-    """Write a PNG of named lines, atomically; parameters as `draw_lines`."""
+    """Write a figure of named lines, atomically; parameters as `draw_lines`."""
     from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
 
     figure = Figure(figsize=(8.0, 4.5), dpi=160, layout="constrained")
     draw_lines(figure.add_subplot(), title, lines, **options)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def draw_lines(

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from cimf.evaluate.robustness import robustness
-from cimf.files import atomic_path
 from cimf.methods.stacked.sparsify import sparsify
 from cimf.model import ImplicitModel
+from cimf.runs.companions import save_figure
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import log, out, print_table
 from cimf.studies.compare import Case
@@ -183,5 +183,4 @@ def _draw(name: str, table: pd.DataFrame, path: Path) -> None:
             up="accuracy, percent" if kind == "attacked" else "",
         )  # fmt: skip
     figure.legend(*sides[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save_figure(figure, path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cimf.files import atomic_path
+from cimf.runs.companions import save_figure
 from cimf.runs.numbers import shortest
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
@@ -65,13 +65,12 @@ def line_style(k: int, count: int) -> dict[str, Any]:
 
 
 def plot_sweep(table: pd.DataFrame, path: str | Path, title: str) -> None:
-    """Write a PNG of the models of a sweep, atomically; parameters as `draw_sweep`."""
+    """Write a figure of the models of a sweep, atomically; parameters as `draw_sweep`."""
     from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
 
     figure = Figure(figsize=(7.2, 4.5), dpi=160, layout="constrained")
     draw_sweep(figure.add_subplot(), table, title)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save_figure(figure, Path(path))
 
 
 def draw_sweep(axes: Any, table: pd.DataFrame, title: str) -> None:

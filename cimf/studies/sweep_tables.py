@@ -12,14 +12,19 @@ import pandas as pd
 from cimf.methods.stacked.model_report import Report
 from cimf.runs.numbers import shortest
 
-# Table 1 of the paper: kappa -> (accuracy %, sparsity %) on CIFAR-100 and on 20NewsGroup.
+# Table 1 of the paper: kappa -> column -> (accuracy %, sparsity %).
 PAPER_TABLE_1 = {
-    0.005: ((76.7, 98.1), (60.9, 97.8)),
-    0.01: ((79.1, 96.4), (74.2, 95.9)),
-    0.05: ((84.2, 95.2), (80.2, 95.3)),
-    0.1: ((87.1, 93.8), (87.2, 93.3)),
-    0.5: ((89.0, 93.3), (88.8, 90.7)),
-    0.99: ((91.0, 90.1), (90.6, 87.4)),
+    0.005: {"CIFAR-100": (76.7, 98.1), "20News": (60.9, 97.8)},
+    0.01: {"CIFAR-100": (79.1, 96.4), "20News": (74.2, 95.9)},
+    0.05: {"CIFAR-100": (84.2, 95.2), "20News": (80.2, 95.3)},
+    0.1: {"CIFAR-100": (87.1, 93.8), "20News": (87.2, 93.3)},
+    0.5: {"CIFAR-100": (89.0, 93.3), "20News": (88.8, 90.7)},
+    0.99: {"CIFAR-100": (91.0, 90.1), "20News": (90.6, 87.4)},
+}
+# What the paper says that its columns are.
+PAPER_COLUMNS = {
+    "CIFAR-100": "a ResNet-20 of 92.1 % dense accuracy, which one reaches on CIFAR-10 only",
+    "20News": "DistilBERT of 92.8 % dense accuracy",
 }
 
 
@@ -107,10 +112,10 @@ def render(
     used = [k for k in range(len(columns)) if any(row[k] for row in rows)]
     heading, rows = [heading[k] for k in used], [[row[k] for k in used] for row in rows]
     if paper:
-        heading += ["paper CIFAR-100", "paper 20News"]
+        heading += [f"paper {column}" for column in PAPER_COLUMNS]
         for record, row in zip(records, rows, strict=True):
-            values = PAPER_TABLE_1.get(record["kappa"], ())
-            row += [f"{accuracy} / {sparsity}" for accuracy, sparsity in values] or ["", ""]
+            values = PAPER_TABLE_1.get(record["kappa"], {})
+            row += [" / ".join(map(str, values.get(column, ()))) for column in PAPER_COLUMNS]
     return heading, rows
 
 
@@ -119,22 +124,3 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heading, ["---" if k == 0 else "---:" for k in range(len(heading))], *rows]
     cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "".join("| " + " | ".join(line) + " |\n" for line in cells)
-
-
-def latex(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a LaTeX tabular for the booktabs package."""
-    body = [" & ".join(_escape(cell) for cell in row) + r" \\" for row in (heading, *rows)]
-    lines = [
-        rf"\begin{{tabular}}{{l{'r' * (len(heading) - 1)}}}",
-        r"\toprule",
-        body[0],
-        r"\midrule",
-        *body[1:],
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _escape(text: str) -> str:
-    return text.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&").replace("#", r"\#")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cimf.files import atomic_path
+from cimf.runs.companions import save_figure
 from cimf.studies.sweep_figure import line_style
 from cimf.train.training_report import TrainingReport
 
@@ -49,8 +49,7 @@ def plot_training(
         axes.legend(frameon=False, fontsize=7, ncols=2)
     grid[-1].set_xlabel("epoch")
     grid[0].set_title(title, fontsize=10, loc="left")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _shown(column: str, panel: tuple[str, ...]) -> bool:

@@ -56,7 +56,8 @@ def test_the_experiment_writes_its_table_figures_and_manifest(small):
     with open("results/resnet20/manifest.json", encoding="utf-8") as stream:
         manifest = json.load(stream)
     assert set(manifest["files"]) == {
-        "table.csv", "table.md", "layers.txt", "accuracy.png", "layers.png",
+        "table.csv", "table.parquet", "table.md", "table.tex", "layers.txt",
+        "accuracy.png", "accuracy.pdf", "layers.png", "layers.pdf",
     }  # fmt: skip
     with open("results/resnet20/layers.txt", encoding="utf-8") as stream:
         assert "mismatch" in stream.read()
@@ -204,7 +205,8 @@ def test_a_failing_figure_loses_no_table(small, monkeypatch):
     result = CliRunner().invoke(app, [*ARGUMENTS, "--levels", "0.4"])
     assert isinstance(result.exception, ZeroDivisionError)
     with open("results/resnet20/manifest.json", encoding="utf-8") as stream:
-        assert json.load(stream)["files"] == ["layers.txt", "table.csv", "table.md"]
+        formats = ("csv", "md", "parquet", "tex")
+        assert json.load(stream)["files"] == ["layers.txt", *(f"table.{f}" for f in formats)]
 
 
 def test_percent_finds_the_row_of_all_labels():

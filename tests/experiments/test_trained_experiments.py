@@ -54,7 +54,7 @@ def test_gates_writes_every_run_and_says_which_met_their_target(small):
     assert (constrained["met"].astype(bool) == near).all()
     assert len(table) == 4 + len(gate_control.PENALTIES)
     record = json.loads((folder / "manifest.json").read_text())
-    assert set(record["files"]) == {"table.csv", "table.md", "layers.txt", "density.png"}
+    assert {"table.csv", "table.md", "layers.txt", "density.png"} < set(record["files"])
     assert "bisection" in (folder / "table.md").read_text()
 
 

@@ -338,11 +338,39 @@ def test_a_network_that_comes_back_wrong_is_refused(monkeypatch):
     assert calibration(0.0).report.layers[0].mismatch < 1e-6  # the rows were restored
 
 
-@pytest.mark.parametrize("options", [{"keep": ["6"]}, {"allocation": "uniform"}])
-def test_what_a_convex_budget_does_not_use_is_refused(options):
+def test_what_a_convex_budget_does_not_use_is_refused():
     net, u = small_net()
     with pytest.raises(InputError, match="not used"):
-        cimf.prune(net, u, support=Convex("relative", 0.5), **options, **SIZES)
+        cimf.prune(net, u, support=Convex("relative", 0.5), allocation="uniform", **SIZES)
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_layers_outside_a_convex_budget_are_least_squares(correct):
+    """The paper's (5): the outputs have no ball; on the teacher's states they are the network's."""
+    net = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    u = torch.randn(400, 5)
+    result = cimf.prune(
+        net, u, support=Convex("kappa", 0.1), keep=["2"], swaps=False, polish=False,
+        correct=correct, damping=1e-12, positions=None,
+    )  # fmt: skip
+    first, last = result.report.layers
+    assert (first.solved, last.solved, last.kept) == (7, 0, 21)
+    student, teacher = result.network[1](result.network[0](u)), net[1](net[0](u))
+    design = np.column_stack([(student if correct else teacher).detach().double(), np.ones(400)])
+    target = net(u).detach().double().numpy()
+    best, *_ = np.linalg.lstsq(design, target, rcond=None)
+    head = result.network[2]
+    fitted = np.column_stack([head.weight.detach(), head.bias.detach()]).T
+    excess = np.square(design @ fitted - target).sum() - np.square(design @ best - target).sum()
+    assert abs(excess) <= 1e-9 * np.square(target).sum()
+    if not correct:
+        np.testing.assert_allclose(head.weight.detach(), net[2].weight.detach(), atol=1e-4)
+
+
+def test_layers_outside_a_convex_budget_must_be_there():
+    net, u = small_net()
+    with pytest.raises(UnknownNameError, match="head"):
+        cimf.prune(net, u, support=Convex("kappa", 0.5), keep=["head"], **SIZES)
 
 
 def test_allocations_by_counts():

@@ -175,29 +175,29 @@ def test_a_failing_figure_loses_no_number(tmp_path):
     def broken(path):
         raise ZeroDivisionError("the figure")
 
-    finished(tmp_path, {}, {"old.png": "", "table.csv": "old"})
+    finished(tmp_path, {}, {"old.png": "", "table.txt": "old"})
     run = RunFolder.claim(tmp_path, {})
     with pytest.raises(ZeroDivisionError):
-        run.finish({"table.csv": "new"}, {"a.png": lambda path: path.touch(), "b.png": broken})
-    assert json.loads((tmp_path / MANIFEST).read_text())["files"] == ["a.png", "table.csv"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", MANIFEST, "table.csv"]
-    assert (tmp_path / "table.csv").read_text() == "new"
+        run.finish({"table.txt": "new"}, {"a.png": lambda path: path.touch(), "b.png": broken})
+    assert json.loads((tmp_path / MANIFEST).read_text())["files"] == ["a.pdf", "a.png", "table.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", MANIFEST, "table.txt"]
+    assert (tmp_path / "table.txt").read_text() == "new"
 
 
 def test_what_is_written_early_stays_and_the_same_run_may_go_on(tmp_path):
     """The old manifest goes with the first new file, and left files belong to the run."""
-    folder = finished(tmp_path / "run", {"seed": 0}, {"table.csv": "old", "b.txt": ""})
+    folder = finished(tmp_path / "run", {"seed": 0}, {"table.txt": "old", "b.txt": ""})
     with RunFolder.claim(folder, {"seed": 0}) as run:
         run.write("c.txt", lambda path: write_text(path, "c"))
-        run.write("table.csv", "half")
-        run.write("table.csv", "more")
+        run.write("table.txt", "half")
+        run.write("table.txt", "more")
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["b.txt", "c.txt", "table.csv", UNFINISHED]
-    assert (folder / "table.csv").read_text() == "more"
+    assert names == ["b.txt", "c.txt", "table.txt", UNFINISHED]
+    assert (folder / "table.txt").read_text() == "more"
     with pytest.raises(RunError, match="other seed"):
         RunFolder.claim(folder, {"seed": 1})
-    RunFolder.claim(folder, {"seed": 0}).finish({"table.csv": "new"})
-    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "table.csv"]
+    RunFolder.claim(folder, {"seed": 0}).finish({"table.txt": "new"})
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "table.txt"]
 
 
 FULL = """
@@ -271,3 +271,21 @@ def test_work_with_a_checkpoint_of_its_own_goes_on_from_it(tmp_path):
         assert run.resumed("long", lambda checkpoint: 1 / 0) == "half"
         run.finish({})
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"manifest.json"}
+
+
+def test_the_time_of_an_interrupted_run_counts(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("cimf.runs.folder.time.perf_counter", lambda: now[0])
+
+    def work(seconds):
+        now[0] += seconds
+        return 1
+
+    with RunFolder.claim(tmp_path, {}) as run:
+        run.once("a", lambda: work(5.0))
+    now[0] = 0.0  # another process
+    run = RunFolder.claim(tmp_path, {})
+    run.once("a", lambda: pytest.fail("measured again"))
+    run.once("b", lambda: work(2.0))
+    run.finish({})
+    assert json.loads((tmp_path / MANIFEST).read_text())["wall_seconds"] == 7.0

@@ -110,7 +110,7 @@ def test_the_folder_holds_the_rows(case, compared):
 
 
 def test_the_figures_show_the_rows(compared):
-    _, rows, (accuracy, layers) = compared
+    _, rows, (accuracy, _, layers, _) = compared  # every figure is drawn in two formats
     assert accuracy["dense"] == pytest.approx(90.0)
     assert (accuracy["title"], accuracy["bold"]) == ("two methods", ["layered"])
     assert "sparsity" in accuracy["across"]

@@ -142,7 +142,8 @@ def test_the_manifest_and_the_text_of_a_sweep(tmp_path):
         "solve and evaluate: causal, as captured",
     }  # fmt: skip
     assert all(seconds > 0 for seconds in found["seconds"].values())
-    assert found["files"] == ["report.txt", "sweep.csv", "sweep.md", "sweep.png", "sweep.tex"]
+    formats = ("csv", "md", "parquet", "pdf", "png", "tex")
+    assert found["files"] == ["report.txt", *(f"sweep.{kind}" for kind in formats)]
     text = (tmp_path / "sweep.md").read_text()
     assert text.startswith("# a sweep\n\n| design |")
     control = f"control (linear map from the input alone) {reference.control_accuracy:.2%}"
@@ -206,7 +207,8 @@ def test_a_failing_figure_loses_no_table(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "plot_sweep", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         swept(tmp_path)
-    assert record(tmp_path)["files"] == ["report.txt", "sweep.csv", "sweep.md", "sweep.tex"]
+    formats = ("csv", "md", "parquet", "tex")
+    assert record(tmp_path)["files"] == ["report.txt", *(f"sweep.{kind}" for kind in formats)]
 
 
 def test_every_level_is_a_line_where_there_is_no_terminal(tmp_path, capsys):

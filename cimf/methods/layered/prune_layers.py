@@ -27,7 +27,7 @@ from cimf.methods.layered.calibration import Calibration
 from cimf.methods.layered.elimination import Matrix
 from cimf.methods.layered.propagate import propagate
 from cimf.methods.layered.statistics_options import Statistics
-from cimf.methods.layered.supports import SUPPORTS, Choice, Convex, Rule
+from cimf.methods.layered.supports import SUPPORTS, Choice, Convex, Rule, least_squares
 from cimf.methods.layered.survey import as_rows, damped_groups, dense_rows
 from cimf.methods.pruning_report import LayerRecord
 from cimf.network.layers import Layer
@@ -53,8 +53,9 @@ class LayeredOptions(Statistics):
     correct : bool
         Error correction: the student's states as regressors. False: the teacher's.
     keep : sequence of str
-        Paths of layers that stay dense (they count in the sparsity). Refused, as is `allocation`,
-        with a `Convex` budget, which decides every row.
+        Paths of layers that stay dense (they count in the sparsity). With a `Convex` budget, which
+        decides every other row and refuses `allocation`, they are fitted by least squares, as the
+        paper's (5) fits the outputs.
     progress : callable, optional
         Called with the number of layers that are done.
     """
@@ -74,11 +75,8 @@ class LayeredOptions(Statistics):
             raise UnknownNameError("support", self.support, SUPPORTS)
         if isinstance(self.allocation, str) and self.allocation not in ALLOCATIONS:
             raise UnknownNameError("allocation", self.allocation, ALLOCATIONS)
-        if self.budget:
-            if self.keep:
-                raise InputError("keep is not used by a convex budget: it decides every row")
-            if not isinstance(self.allocation, str) or self.allocation != "output":
-                raise InputError("allocation is not used by a convex budget: it decides every row")
+        if self.budget and (not isinstance(self.allocation, str) or self.allocation != "output"):
+            raise InputError("allocation is not used by a convex budget: it decides every row")
         if not isinstance(self.allocation, str) and self.keep:
             raise InputError("keep is not used by an allocation by counts: it decides every row")
 
@@ -106,6 +104,7 @@ def prune_layers(task: Task, sparsity: float | None, options: LayeredOptions) ->
     calibration = Calibration.of(task, options.statistics)
     sizes = [(layer.n_rows, layer.n_columns) for layer in calibration.graph.layers]
     if sparsity is None:  # a convex budget: its rule does not look at the counts
+        calibration.named(options.keep)
         counts = [np.full(r, n) for r, n in sizes]
     elif isinstance(options.allocation, str):
         counts = calibration.counts(sparsity, options.allocation, options.keep)
@@ -172,10 +171,11 @@ def _solve_layer(
     size = layer.n_rows // layer.groups
     coef = np.empty_like(dense)
     choices: list[Choice] = []
+    rule = least_squares if options.budget and layer.path in options.keep else options.rule
     exchanges, gaps = np.zeros(layer.n_rows, np.int64), np.full(layer.n_rows, np.nan)
     for g, problem in enumerate(damped_groups(layer, statistics, options.damping)):
         part = slice(g * size, (g + 1) * size)
-        choice = options.rule(problem, dense[part], counts[part], free, n_jobs)
+        choice = rule(problem, dense[part], counts[part], free, n_jobs)
         if not isinstance(choice, Choice):
             raise InputError(
                 f"the support rule returned a {type(choice).__name__}; a Choice is needed "

@@ -71,6 +71,14 @@ def magnitude(
     return Choice(rows.largest(np.abs(dense[:, : dense.shape[1] - n_free]), counts, n_free))
 
 
+def least_squares(
+    gram: Gram, dense: Matrix, counts: Counts, n_free: int, n_jobs: int | None = None
+) -> Choice:
+    """Keep every column, with the coefficients of least squares: a row outside any budget."""
+    mask = np.ones(dense.shape, dtype=bool)
+    return Choice(mask, rows.polished(gram, mask, n_jobs)[0])
+
+
 def _ones(gram: Gram, size: Matrix, n_free: int) -> Matrix:
     return np.ones_like(size)
 
@@ -215,13 +223,16 @@ class Convex:
                 lam = self.value * gram.n_samples
                 solution = solve_rows(gram, lam=lam, weights=weights, n_jobs=n_jobs)
             else:
-                radius = self.value
-                if self.budget == "relative":
-                    radius = self.value * (weights * np.abs(dense)).sum(axis=1)
-                kappa = per_row("kappa", radius, len(dense))
+                kappa = self.radii(weights, dense)
                 solution = solve_rows(gram, kappa, weights=weights, n_jobs=n_jobs)
             solution.raise_if_failed()
             values = _or_before(solution.coef, values, width)
         mask = solution.coef != 0
         mask[:, width:] = True
         return Choice(mask, solution.coef, solution)
+
+    def radii(self, weights: Matrix, dense: Matrix) -> NDArray[np.float64]:
+        """Return the radius of every row's ball, (r,): for the budgets "kappa" and "relative"."""
+        relative = self.budget == "relative"
+        own = (weights * np.abs(dense)).sum(axis=1) if relative else np.ones(len(dense))
+        return per_row("kappa", self.value * own, len(dense))
