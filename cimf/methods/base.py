@@ -142,7 +142,8 @@ class Method:
         Beyond unlabelled inputs: "labels" (labelled training data), "gradients".
     controlled : tuple of str
         By what the sparsity is set: "sparsity" (a target that is met); "budget" (the property
-        `budget` of the options says whether one of them sets it).
+        `budget` of the options says whether one of them sets it); "pattern" (an N:M pattern does,
+        where the property `pattern` of the options is one).
     """
 
     source: str
@@ -169,6 +170,11 @@ class Method:
             [0, 1), none where the method needs one.
         """
         record: Any = as_record(self.options, given, f"option of {name!r}", _BESIDE)
+        if "pattern" in self.controlled and record.pattern is not None:
+            if sparsity is not None:
+                check_sparsity(sparsity)
+                record.pattern.check_target(sparsity)
+            return record
         budget = "budget" in self.controlled and record.budget
         if budget and sparsity is not None:
             raise InputError(

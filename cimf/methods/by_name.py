@@ -21,7 +21,7 @@ METHODS: Registry[Method] = Registry(
             "allocation by the effect on the output (docs/layered.md)",
             prune_layers,
             LayeredOptions,
-            controlled=("sparsity", "budget"),
+            controlled=("sparsity", "budget", "pattern"),
         ),
         **BASELINES,
         "gates": Method(
