@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 # What `cimf.prune` takes beside the options of a method.
 _BESIDE = ("sparsity", "method", "test", "train")
+# Calibration inputs that a result keeps.
+_SAMPLE = 16
 # A sparsity that differs by more than this from the target is reported.
 _MISSED = 0.001
 
@@ -211,10 +213,13 @@ class Pruned:
     network : nn.Module
         Of the same class; exact zeros in the weights of convolutions and linear layers.
     report : PruningReport
+    inputs : Tensor (b, ...)
+        A few calibration inputs, on the CPU.
     """
 
     network: nn.Module
     report: PruningReport
+    inputs: Tensor
 
     def __repr__(self) -> str:
         weights, total = self.report.matched
@@ -228,6 +233,15 @@ class Pruned:
         from cimf.network.export import save_state
 
         save_state(self.network, path)
+
+    def shrink(self) -> nn.Module:
+        """Return the network without the channels that nobody reads, as a plain smaller one.
+
+        See `cimf.methods.structured.shrink.shrink`: what is followed, refused and warned about.
+        """
+        from cimf.methods.structured.shrink import shrink
+
+        return shrink(self.network, self.inputs)
 
 
 def run_method(
@@ -277,7 +291,7 @@ def run_method(
         warn_outside(sentence)
     notes = (*outcome.notes, *report.notes, *warned)
     report = replace(report, layers=outcome.layers, notes=notes, training=outcome.training)
-    return Pruned(outcome.network, report)
+    return Pruned(outcome.network, report, task.inputs[0][:_SAMPLE])
 
 
 def as_record(kind: type[T], given: Mapping[str, Any], what: str, beside: Iterable[str] = ()) -> T:
