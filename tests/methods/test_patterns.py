@@ -200,7 +200,7 @@ def test_bad_patterns_are_refused(options, message):
         cimf.prune(mlp(), [X], **options)
 
 
-@pytest.mark.parametrize("method", ["fista", "alps", "obs-error", "magnitude-global"])
+@pytest.mark.parametrize("method", ["fista", "alps", "gates", "sss"])
 def test_methods_without_patterns_say_so(method):
     with pytest.raises(UnknownNameError, match="structure"):
         cimf.prune(mlp(), [X], method=method, structure="2:4")

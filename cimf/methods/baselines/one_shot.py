@@ -22,6 +22,7 @@ from cimf.methods.layered.allocation import ALLOCATIONS, Counts
 from cimf.methods.layered.calibration import Calibration
 from cimf.methods.layered.elimination import Groups, Matrix
 from cimf.methods.layered.pattern import Pattern
+from cimf.methods.layered.prune_channels import prune_channels_by_magnitude
 from cimf.methods.layered.prune_layers import LayeredOptions, solve_layers, solve_pattern
 from cimf.methods.layered.statistics_options import Statistics
 from cimf.methods.layered.supports import Choice, Rule, by_score, magnitude, obs, takes_groups
@@ -64,6 +65,23 @@ class PatternOptions(OneShotOptions):
         _ = self.pattern  # refused before any work
 
 
+@dataclass(frozen=True, kw_only=True)
+class MagnitudeOptions(PatternOptions):
+    """Options of a magnitude baseline.
+
+    Attributes
+    ----------
+    structure : str, optional
+        "channels": whole channels, those whose own weights have the smallest mean square, tied ones
+        together. "2:4", or another "N:M".
+    """
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """The N:M pattern, if there is one."""
+        return None if self.structure == "channels" else super().pattern
+
+
 def one_shot(source: str, support: Rule, counts: str, polish: bool) -> Method:
     """Return a pruning method that is a rule for supports.
 
@@ -80,15 +98,17 @@ def one_shot(source: str, support: Rule, counts: str, polish: bool) -> Method:
     polish : bool
         Least squares on the support. False: the rule's or the network's own coefficients.
 
-    A rule that takes groups makes N:M patterns too, where all rows keep the same share.
+    A rule that takes groups makes N:M patterns too, which decide every row; magnitude also removes
+    whole channels.
     """
     known = ("global", "layer", *ALLOCATIONS)
     if counts not in known:
         raise UnknownNameError("counts", counts, known)
     run = partial(_run, support=support, counts=counts, polish=polish)
-    if takes_groups(support) and counts in ("layer", "uniform"):
-        return Method(source, run, PatternOptions, controlled=("sparsity", "pattern"))
-    return Method(source, run, OneShotOptions)
+    if not takes_groups(support):
+        return Method(source, run, OneShotOptions)
+    options = MagnitudeOptions if support is magnitude else PatternOptions
+    return Method(source, run, options, controlled=("sparsity", "pattern"))
 
 
 def _run(
@@ -101,11 +121,13 @@ def _run(
     polish: bool,
 ) -> Outcome:
     calibration = Calibration.of(task, options.statistics)
-    given: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(options)}
+    given: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(OneShotOptions)}
     chosen = LayeredOptions(**given, support=support, swaps=False, polish=polish)
-    if chosen.pattern is not None:
-        return solve_pattern(calibration, chosen.pattern, chosen)
+    if isinstance(options, PatternOptions) and options.pattern is not None:
+        return solve_pattern(calibration, options.pattern, chosen)
     assert sparsity is not None  # `Method.checked` refuses it
+    if isinstance(options, PatternOptions) and options.structure is not None:
+        return prune_channels_by_magnitude(task, sparsity, chosen, counts == "layer")
     if counts in ("global", "layer"):
         found = magnitude_counts(calibration, sparsity, options.keep, counts == "global")
     else:

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cimf.errors import InputError, UnknownNameError
@@ -175,7 +176,7 @@ def solve_pattern(calibration: Calibration, pattern: Pattern, options: LayeredOp
 
 def solve_layers(
     calibration: Calibration,
-    counts: Counts,
+    counts: Sequence[NDArray[Any]],
     options: LayeredOptions,
     groups: Mapping[str, Groups] | None = None,
 ) -> Outcome:
@@ -183,8 +184,9 @@ def solve_layers(
 
     Parameters
     ----------
-    counts : list of (r,) int64
-        One array per layer of the graph.
+    counts : list of (r,) int64 or (r, N') bool
+        One array per layer of the graph: how many weights every row keeps, or which columns (a row
+        that keeps none is zero).
     groups : mapping of str to Groups, optional
         By layer: columns that share a budget, where there are any.
     """
@@ -230,7 +232,7 @@ def _few_samples(records: Sequence[LayerRecord]) -> list[str]:
 def _solve_layer(
     layer: Layer,
     statistics: PatchGram,
-    counts: Any,
+    counts: NDArray[Any],
     groups: Groups | None,
     options: LayeredOptions,
 ) -> tuple[Matrix, LayerRecord]:
@@ -246,7 +248,12 @@ def _solve_layer(
     exchanges, gaps = np.zeros(layer.n_rows, np.int64), np.full(layer.n_rows, np.nan)
     for g, problem in enumerate(damped_groups(layer, statistics, options.damping)):
         part = slice(g * size, (g + 1) * size)
-        choice = rule(problem, dense[part], counts[part], free, n_jobs)
+        given = counts.dtype == bool
+        choice = (
+            Choice(counts[part])
+            if given
+            else rule(problem, dense[part], counts[part], free, n_jobs)
+        )
         if not isinstance(choice, Choice):
             raise InputError(
                 f"the support rule returned a {type(choice).__name__}; a Choice is needed "
@@ -254,7 +261,7 @@ def _solve_layer(
             )
         choices.append(choice)
         mask = choice.mask
-        if options.swaps:
+        if options.swaps and not given:
             mask, exchanges[part] = elimination.swapped(
                 problem, mask, free, n_jobs=n_jobs, groups=groups
             )

@@ -156,7 +156,7 @@ def _warn(flow: ChannelFlow, modules: dict[str, Any], rows: Alive) -> None:
     for path, alive in rows.items():
         empty = (modules[path].weight.flatten(1) == 0).all(1).cpu().numpy() & alive
         if empty.any():
-            why = flow.held.get(path, "others that they are tied to are not zero")
+            why = flow.held.get(path, "a bias, or a sum that they are part of, is not zero")
             zero.append(f"{int(empty.sum())} of layer {path} ({why})")
     if zero:
         warn_outside(f"channels without a non-zero weight that stay: {'; '.join(zero)}")
