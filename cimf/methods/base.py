@@ -354,6 +354,6 @@ def _missed_target(report: PruningReport) -> list[str]:
             "whole channels were removed, or columns that were kept got the coefficient 0 (an "
             "input that is always zero, or weights that were zero before)"
             if weights < (1.0 - report.target) * total
-            else "more weights are kept"
+            else "more weights are kept (whole channels, or layers that cannot take a pattern)"
         )
     ]
