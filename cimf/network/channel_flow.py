@@ -23,6 +23,8 @@ from cimf.network.graph import Graph, Lane
 
 Index = NDArray[np.int64]
 
+# Why the channels of a last layer are held.
+OUTPUT = "they are the network's output"
 # Random samples on which operations are tried: an activation that is flat on one side hides a
 # change of a single value once in four, of all samples once in 4^16.
 _SAMPLES = 16
@@ -127,7 +129,7 @@ class _Follower:
             self._norm(node, lane)
         elif node.op == "output":
             for source in named:
-                self.hold(self.names[source][1], "they are the network's output")
+                self.hold(self.names[source][1], OUTPUT)
         elif named and not self._through(node, module, named, lane):
             for source in named:
                 self.hold(self.names[source][1], f"{self.graph.where(node)} mixes or reshapes them")
@@ -146,7 +148,8 @@ class _Follower:
             self.names[node] = axis, self.rows[path]
             return
         elif given is not None:
-            self.hold(given[1], f"{self.graph.where(node)} reads them in groups")
+            how = "in groups" if groups > 1 else "along another axis"
+            self.hold(given[1], f"{self.graph.where(node)} reads them {how}")
         self.rows[path] = self.new(len(module.weight))
         if groups > 1:
             self.hold(self.rows[path], f"{self.graph.where(node)} has groups")
@@ -170,6 +173,8 @@ class _Follower:
             holds = isinstance(lane[node], tuple | list) and not isinstance(lane[node], torch.Size)
             return not holds  # a size does not
         if any(value.numel() > 1 for value in sized):
+            return False
+        if not all(lane[source].is_floating_point() for source in named):  # masks, positions
             return False
         trial = _Trial(self.graph, node, lane, self.generator)
         reads = {source: trial.reads(source, *self.names[source]) for source in named}

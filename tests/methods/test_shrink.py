@@ -16,7 +16,6 @@ from cimf.errors import CaptureError, InputError
 from cimf.methods.base import Task
 from cimf.methods.by_name import prune_task
 from cimf.methods.layered.channel_choice import Effects, Reader, remove_cheapest
-from cimf.methods.multiply_adds import multiply_adds
 from cimf.methods.structured.shrink import shrink
 from cimf.network.channel_flow import TiedChannels
 from cimf.statistics import Gram
@@ -68,10 +67,47 @@ class Residual(nn.Module):
         return self.head(torch.relu(self.three(x) + self.side(x)).mean((2, 3)))
 
 
+class Mobile(nn.Module):
+    """Concatenation, batch norm behind it, depthwise, squeeze and excite, flattening."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.norm, self.depth = nn.BatchNorm2d(12), nn.Conv2d(12, 12, 3, groups=12)
+        self.squeeze, self.excite = nn.Linear(12, 6), nn.Linear(6, 12)
+        self.head = nn.Linear(12 * 9, 4)
+
+    def forward(self, x):
+        a = torch.relu(self.a(x))
+        x = self.depth(torch.relu(self.norm(torch.cat([a, self.b(a)], 1))))
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3))))))
+        x = nn.functional.max_pool2d(x * gate[:, :, None, None], 2)
+        return self.head(x.view(x.size(0), -1))
+
+
+class Tokens(nn.Module):
+    """Positions, attention in heads, a feed-forward block, layer norm: its neurons may go."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.query = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 40), nn.Linear(40, 8)
+        self.head, self.places = nn.Linear(8, 4), nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x):
+        x = self.embed(x) + self.places
+        q = self.query(x).view(x.shape[0], 5, 2, 4).transpose(1, 2)
+        x = x + ((q @ q.mT).softmax(-1) @ q).transpose(1, 2).flatten(2)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return self.head(x.mean(1))
+
+
 NETWORKS = {
     "mlp": (mlp, (12,)),
     "cnn": (small_cnn, (3, 8, 8)),
     "residual": (lambda: randomised(Residual()), (3, 8, 8)),
+    "mobile": (lambda: randomised(Mobile()), (3, 8, 8)),
+    "tokens": (lambda: randomised(Tokens()), (5, 6)),
 }
 
 
@@ -184,7 +220,7 @@ def test_the_smaller_network_is_the_zeroed_one(name, method):
     weights = [m.weight for m in small.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert sum(w.numel() for w in weights) == sum(int((w != 0).sum()) for w in weights) == kept
     assert abs(kept / total - 0.5) < 0.06
-    assert multiply_adds(small, held_out) < 0.8 * multiply_adds(net, held_out)
+    assert cimf.multiply_adds(small, held_out) < 0.8 * cimf.multiply_adds(net, held_out)
     state = small.state_dict()
     assert state.keys() == net.state_dict().keys()
     assert all(not module.training for module in small.modules())
@@ -241,6 +277,16 @@ def test_option_a_shortcuts_and_float32():
         torch.testing.assert_close(small(x), result.network(x), rtol=1e-3, atol=1e-4)
 
 
+@torch.no_grad()
+def test_multiply_adds_counted_by_hand():
+    net = small_cnn()  # 8x8 -> 6x6 -> 4x4 -> 2x2
+    wanted = 8 * 27 * 36 + 12 * 72 * 16 + 4 * 48
+    assert cimf.multiply_adds(net, data((3, 8, 8), 2)) == wanted
+    tokens = randomised(Tokens())
+    wanted = 5 * (6 * 8 + 8 * 8 + 8 * 40 + 40 * 8) + 8 * 4
+    assert cimf.multiply_adds(tokens, data((5, 6), 3)) == wanted
+
+
 def test_other_methods_shrink_too():
     """A method that sets channels to zero in its own way: the structure search of SSS."""
     net, x = small_cnn().float(), data((3, 8, 8)).float()
@@ -250,7 +296,7 @@ def test_other_methods_shrink_too():
     small = result.shrink()
     weights = [m.weight for m in small.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert sum(w.numel() for w in weights) == result.report.matched[0]
-    assert multiply_adds(small, x) < multiply_adds(net, x)
+    assert cimf.multiply_adds(small, x) < cimf.multiply_adds(net, x)
 
 
 def test_channels_that_only_dead_channels_read_go_as_well():

@@ -138,6 +138,38 @@ def test_what_keeps_channels_apart(between, free):
         assert sorted(columns.tolist()) == list(range(6))
 
 
+class Gated(nn.Module):
+    """A mask by comparison: not followed, so held."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.one(x)
+        return self.two(x * (x > 0.1))
+
+
+class Transposed(nn.Module):
+    """A linear layer over the positions of a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv1d(2, 5, 1), nn.Linear(7, 3)
+
+    def forward(self, x):
+        return self.two(self.one(x)).flatten(1)
+
+
+def test_masks_and_other_axes_are_held_by_name():
+    found = flow(Gated(), torch.randn(3, 4))
+    assert found.groups == ()
+    assert "mul" in found.held["one"]
+    found = flow(Transposed(), torch.randn(3, 2, 7))
+    assert found.groups == ()
+    assert "'two' (Linear) reads them along another axis" in found.held["one"]
+
+
 def test_a_grouped_convolution_holds_both_sides():
     net = nn.Sequential(
         nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(16, 2)

@@ -20,7 +20,7 @@ from cimf.methods.layered.channel_choice import (
     remove_cheapest,
 )
 from cimf.methods.layered.prune_layers import LayeredOptions, prune_layers, solve_layers
-from cimf.network.channel_flow import ChannelFlow, TiedChannels, channel_flow
+from cimf.network.channel_flow import OUTPUT, ChannelFlow, TiedChannels, channel_flow
 from cimf.network.copies import working_copy
 from cimf.network.layers import Layer
 from cimf.network.trace import trace
@@ -148,7 +148,8 @@ def _note(removal: Removal, count: int, total: int, flow: ChannelFlow) -> str:
     rows = sum(int((~alive).sum()) for alive in removal.rows.values())
     held: dict[str, list[str]] = {}
     for path, why in flow.held.items():
-        held.setdefault(why, []).append(path)
+        if why != OUTPUT:  # goes without saying
+            held.setdefault(why, []).append(path)
     stay = "".join(f"; in {', '.join(paths)} some stay: {why}" for why, paths in held.items())
     return (
         f"{count} of {total} groups of tied channels are removed, {rows} output channels in all, "
