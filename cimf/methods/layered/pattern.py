@@ -50,7 +50,6 @@ class Pattern:
             raise InputError(
                 f'unknown structure {text!r}: a pattern "N:M" with 1 <= N <= M, "2:4" say, or, '
                 'for methods that remove channels, "channels"',
-                options=["structure"],
             )
         return cls(int(found[1]), int(found[2]))
 
@@ -66,7 +65,7 @@ class Pattern:
             raise InputError(
                 f"the pattern {self} sets the sparsity, {own:g}; the target is {sparsity!r}: leave "
                 "it out, or choose another pattern",
-                options=["sparsity", "structure"],
+                options=["sparsity"],
             )
 
     def groups(self, layer: Layer) -> Groups | None:
@@ -99,7 +98,6 @@ class Pattern:
             raise InputError(
                 f"no layer takes the pattern {self}: {self.of} must divide a layer's inputs "
                 f"(input channels of a convolution), which are {sizes or 'all kept dense'}",
-                options=["structure"],
             )
         return found
 
