@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cimf.judge import Solution as Solution
     from cimf.judge import certify as certify
     from cimf.methods.by_name import METHODS as METHODS
+    from cimf.methods.multiply_adds import multiply_adds as multiply_adds
     from cimf.methods.stacked.captured import Reference as Reference
     from cimf.methods.stacked.loss_options import LossOptions as LossOptions
     from cimf.methods.stacked.path_options import PathOptions as PathOptions
@@ -60,6 +61,7 @@ _HOMES = {
     "certify": "cimf.judge",
     "finetune": "cimf.train.finetuning",
     "keep_zeros": "cimf.train.sparse_pattern",
+    "multiply_adds": "cimf.methods.multiply_adds",
     "prune": "cimf.evaluate.main_job",
     "release_zeros": "cimf.train.sparse_pattern",
     "robustness": "cimf.evaluate.robustness",

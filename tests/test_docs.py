@@ -10,7 +10,13 @@ import pytest
 from cimf.methods.by_name import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
-EXECUTED = ["add_a_loss.md", "add_a_method.md", "choose_a_formulation.md", "robustness.md"]
+EXECUTED = [
+    "add_a_loss.md",
+    "add_a_method.md",
+    "choose_a_formulation.md",
+    "robustness.md",
+    "structures.md",
+]
 
 
 @pytest.mark.parametrize("page", EXECUTED)

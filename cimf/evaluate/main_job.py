@@ -32,7 +32,8 @@ def prune(
         Calibration inputs (b, ...), or (input, label) pairs, whose labels reach only methods that
         need them.
     sparsity : float
-        Share of the weights of convolutions and linear layers that is zero, in [0, 1).
+        Share of the weights of convolutions and linear layers that is zero, in [0, 1). An N:M
+        pattern sets it.
     method : str
         A key of `cimf.METHODS`; "layered" is the most accurate without labels.
     test : iterable, optional
@@ -41,12 +42,14 @@ def prune(
         Labelled training data, for methods that need them. Default: `batches`, where those are
         pairs.
     **options
-        Fields of ``cimf.METHODS[method].options``, checked before any work.
+        Fields of ``cimf.METHODS[method].options``, checked before any work. structure="channels"
+        removes whole channels, "2:4" (any "N:M") keeps at most two of every four inputs.
 
     Returns
     -------
     Pruned
-        ``.network``, of the same class with exact zeros; ``.report``.
+        ``.network``, of the same class with exact zeros; ``.report``; ``.shrink()``, a plain and
+        smaller network without the channels that nobody reads.
 
     Raises
     ------

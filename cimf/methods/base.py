@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 # What `cimf.prune` takes beside the options of a method.
 _BESIDE = ("sparsity", "method", "test", "train")
+# Calibration inputs that a result keeps.
+_SAMPLE = 16
 # A sparsity that differs by more than this from the target is reported.
 _MISSED = 0.001
 
@@ -142,7 +144,8 @@ class Method:
         Beyond unlabelled inputs: "labels" (labelled training data), "gradients".
     controlled : tuple of str
         By what the sparsity is set: "sparsity" (a target that is met); "budget" (the property
-        `budget` of the options says whether one of them sets it).
+        `budget` of the options says whether one of them sets it); "pattern" (an N:M pattern does,
+        where the property `pattern` of the options is one).
     """
 
     source: str
@@ -169,6 +172,11 @@ class Method:
             [0, 1), none where the method needs one.
         """
         record: Any = as_record(self.options, given, f"option of {name!r}", _BESIDE)
+        if "pattern" in self.controlled and record.pattern is not None:
+            if sparsity is not None:
+                check_sparsity(sparsity)
+                record.pattern.check_target(sparsity)
+            return record
         budget = "budget" in self.controlled and record.budget
         if budget and sparsity is not None:
             raise InputError(
@@ -205,10 +213,13 @@ class Pruned:
     network : nn.Module
         Of the same class; exact zeros in the weights of convolutions and linear layers.
     report : PruningReport
+    inputs : Tensor (b, ...)
+        A few calibration inputs, on the CPU.
     """
 
     network: nn.Module
     report: PruningReport
+    inputs: Tensor
 
     def __repr__(self) -> str:
         weights, total = self.report.matched
@@ -222,6 +233,15 @@ class Pruned:
         from cimf.network.export import save_state
 
         save_state(self.network, path)
+
+    def shrink(self) -> nn.Module:
+        """Return the network without the channels that nobody reads, as a plain smaller one.
+
+        See `cimf.methods.structured.shrink.shrink`: what is followed, refused and warned about.
+        """
+        from cimf.methods.structured.shrink import shrink
+
+        return shrink(self.network, self.inputs)
 
 
 def run_method(
@@ -271,7 +291,7 @@ def run_method(
         warn_outside(sentence)
     notes = (*outcome.notes, *report.notes, *warned)
     report = replace(report, layers=outcome.layers, notes=notes, training=outcome.training)
-    return Pruned(outcome.network, report)
+    return Pruned(outcome.network, report, task.inputs[0][:_SAMPLE])
 
 
 def as_record(kind: type[T], given: Mapping[str, Any], what: str, beside: Iterable[str] = ()) -> T:
@@ -334,6 +354,6 @@ def _missed_target(report: PruningReport) -> list[str]:
             "whole channels were removed, or columns that were kept got the coefficient 0 (an "
             "input that is always zero, or weights that were zero before)"
             if weights < (1.0 - report.target) * total
-            else "more weights are kept"
+            else "more weights are kept (whole channels, or layers that cannot take a pattern)"
         )
     ]

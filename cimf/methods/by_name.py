@@ -7,7 +7,8 @@ from typing import Any
 from cimf.methods.base import Method, Pruned, Task, run_method
 from cimf.methods.baselines.one_shot import BASELINES
 from cimf.methods.gates.prune_gates import GatesOptions, prune_gates
-from cimf.methods.layered.prune_layers import LayeredOptions, prune_layers
+from cimf.methods.layered.prune_channels import prune_layered
+from cimf.methods.layered.prune_layers import LayeredOptions
 from cimf.methods.structured.mla import MlaOptions, prune_mla
 from cimf.methods.structured.spr import SprOptions, prune_spr
 from cimf.methods.structured.sss import SssOptions, prune_sss
@@ -19,9 +20,9 @@ METHODS: Registry[Method] = Registry(
         "layered": Method(
             "cimf: exact Optimal Brain Surgeon per row with exchanges, error correction and an "
             "allocation by the effect on the output (docs/layered.md)",
-            prune_layers,
+            prune_layered,
             LayeredOptions,
-            controlled=("sparsity", "budget"),
+            controlled=("sparsity", "budget", "pattern"),
         ),
         **BASELINES,
         "gates": Method(

@@ -18,13 +18,14 @@ from cimf.methods.base import Method, Outcome, Task
 from cimf.methods.baselines.alps import alps
 from cimf.methods.baselines.fista import fista
 from cimf.methods.baselines.sparsegpt import sparsegpt
-from cimf.methods.layered import elimination
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts
 from cimf.methods.layered.calibration import Calibration
-from cimf.methods.layered.elimination import Matrix
-from cimf.methods.layered.prune_layers import LayeredOptions, solve_layers
+from cimf.methods.layered.elimination import Groups, Matrix
+from cimf.methods.layered.pattern import Pattern
+from cimf.methods.layered.prune_channels import prune_channels_by_magnitude
+from cimf.methods.layered.prune_layers import LayeredOptions, solve_layers, solve_pattern
 from cimf.methods.layered.statistics_options import Statistics
-from cimf.methods.layered.supports import Choice, Rule, magnitude, obs
+from cimf.methods.layered.supports import Choice, Rule, by_score, magnitude, obs, takes_groups
 from cimf.methods.pruning_report import layer_weights
 from cimf.statistics import Gram
 
@@ -42,6 +43,45 @@ class OneShotOptions(Statistics):
     keep: Sequence[str] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatternOptions(OneShotOptions):
+    """Options of a one-shot baseline that also makes N:M patterns.
+
+    Attributes
+    ----------
+    structure : str, optional
+        "2:4", or another "N:M", as in `LayeredOptions`.
+    """
+
+    structure: str | None = None
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """The N:M pattern, if there is one."""
+        return None if self.structure is None else Pattern.parse(self.structure)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.pattern  # refused before any work
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagnitudeOptions(PatternOptions):
+    """Options of a magnitude baseline.
+
+    Attributes
+    ----------
+    structure : str, optional
+        "channels": whole channels, those whose own weights have the smallest mean square, tied ones
+        together. "2:4", or another "N:M".
+    """
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """The N:M pattern, if there is one."""
+        return None if self.structure == "channels" else super().pattern
+
+
 def one_shot(source: str, support: Rule, counts: str, polish: bool) -> Method:
     """Return a pruning method that is a rule for supports.
 
@@ -57,12 +97,18 @@ def one_shot(source: str, support: Rule, counts: str, polish: bool) -> Method:
         `Survey.allocate`.
     polish : bool
         Least squares on the support. False: the rule's or the network's own coefficients.
+
+    A rule that takes groups makes N:M patterns too, which decide every row; magnitude also removes
+    whole channels.
     """
     known = ("global", "layer", *ALLOCATIONS)
     if counts not in known:
         raise UnknownNameError("counts", counts, known)
     run = partial(_run, support=support, counts=counts, polish=polish)
-    return Method(source, run, OneShotOptions)
+    if not takes_groups(support):
+        return Method(source, run, OneShotOptions)
+    options = MagnitudeOptions if support is magnitude else PatternOptions
+    return Method(source, run, options, controlled=("sparsity", "pattern"))
 
 
 def _run(
@@ -74,14 +120,18 @@ def _run(
     counts: str,
     polish: bool,
 ) -> Outcome:
-    assert sparsity is not None  # `Method.checked` refuses it
     calibration = Calibration.of(task, options.statistics)
+    given: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(OneShotOptions)}
+    chosen = LayeredOptions(**given, support=support, swaps=False, polish=polish)
+    if isinstance(options, PatternOptions) and options.pattern is not None:
+        return solve_pattern(calibration, options.pattern, chosen)
+    assert sparsity is not None  # `Method.checked` refuses it
+    if isinstance(options, PatternOptions) and options.structure is not None:
+        return prune_channels_by_magnitude(task, sparsity, chosen, counts == "layer")
     if counts in ("global", "layer"):
         found = magnitude_counts(calibration, sparsity, options.keep, counts == "global")
     else:
         found = calibration.counts(sparsity, counts, options.keep)
-    shared: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(Statistics)}
-    chosen = LayeredOptions(**shared, support=support, swaps=False, polish=polish)
     return solve_layers(calibration, found, chosen)
 
 
@@ -124,12 +174,17 @@ def magnitude_counts(
 
 
 def wanda(
-    gram: Gram, dense: Matrix, counts: np.ndarray, n_free: int, n_jobs: int | None = None
+    gram: Gram,
+    dense: Matrix,
+    counts: np.ndarray,
+    n_free: int,
+    n_jobs: int | None = None,
+    groups: Groups | None = None,
 ) -> Choice:
     """Keep the largest |w_j| ||x_j|| of every row."""
     width = dense.shape[1] - n_free
     norm = np.sqrt(np.diagonal(gram.gram)[:width])
-    return Choice(elimination.largest(np.abs(dense[:, :width]) * norm, counts, n_free))
+    return by_score(np.abs(dense[:, :width]) * norm, counts, n_free, groups)
 
 
 BASELINES: dict[str, Method] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.gates.hard_concrete import HardConcrete
 from cimf.methods.multiplied import multiply
+from cimf.methods.multiply_adds import positions
 from cimf.network.copies import plain_copy
-from cimf.network.exported import MATCHED
 from cimf.train.norms import eval_mode
 
 STRUCTURES = (None, "channels")
@@ -99,7 +99,7 @@ class Gated(nn.Module):
         if not 0.0 < drop <= 0.8:
             raise InputError(f"drop must be in (0, 0.8], got {drop!r}")
         self.network = network
-        calls, keep = _positions(network, sample), set(keep)
+        calls, keep = positions(network, sample), set(keep)
         if unknown := keep - set(calls):
             raise UnknownNameError("layer", min(unknown), calls)
         with eval_mode(network):  # registering a parametrization evaluates it: nothing is drawn
@@ -261,27 +261,3 @@ def _attach(module: Any, names: Iterable[str], gates: HardConcrete, shape: tuple
     for name in names:
         getattr(module, name).div_(gates.medians().view(shape))
         multiply(module, name, gates, shape)
-
-
-@torch.no_grad()
-def _positions(network: nn.Module, sample: Tensor) -> dict[str, int]:
-    """Return how often each weight of the called layers is used on one sample, by path."""
-    found: dict[str, int] = {}
-
-    def hook(path: str) -> Callable[..., None]:
-        def count(module: Any, _inputs: Any, output: Tensor) -> None:
-            channels = module.weight.shape[0]
-            found[path] = found.get(path, 0) + output.numel() // (len(sample) * channels)
-
-        return count
-
-    hooks = [
-        module.register_forward_hook(hook(path))
-        for path, module in network.named_modules()
-        if isinstance(module, MATCHED)
-    ]
-    with eval_mode(network):
-        network(sample.clone())
-    for handle in hooks:
-        handle.remove()
-    return found

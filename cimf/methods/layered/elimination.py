@@ -7,7 +7,7 @@ and takes the last `n_free` columns (the bias) as always kept. Counts leave the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -20,6 +20,29 @@ from cimf.statistics import Gram
 
 Matrix = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+
+class Groups(NamedTuple):
+    """Columns that share a budget.
+
+    Attributes
+    ----------
+    members : (groups, M) int64
+        The bounded columns, each in one group.
+    most : int
+        So many of each group are kept.
+    """
+
+    members: NDArray[np.int64]
+    most: int
+
+    def of(self, n_columns: int) -> NDArray[np.int64]:
+        """Return the group of each of `n_columns` columns; one of their own for those in none."""
+        count = len(self.members)
+        group = np.full(n_columns, count)
+        group[self.members] = np.arange(count)[:, None]
+        return group
+
 
 # A column whose squared part outside the span of the support is below this share of its squared
 # norm is taken as linearly dependent. Damped statistics stay above the damping, 1e-4 by default.
@@ -61,23 +84,33 @@ def damped(gram: Gram, dense: Matrix, damping: float, n_free: int) -> Gram:
 
 
 def elimination(
-    gram: Gram, n_free: int, n_jobs: int | None = None
+    gram: Gram, n_free: int, n_jobs: int | None = None, groups: Groups | None = None
 ) -> tuple[NDArray[np.int64], Matrix]:
     """Drop the columns of every row one by one, exact Optimal Brain Surgeon.
 
+    Parameters
+    ----------
+    groups : Groups, optional
+        A group that has no more columns than it keeps is left alone. Default: all are dropped.
+
     Returns
     -------
-    order : (r, N) int64
+    order : (r, dropped) int64
         Columns of each row, the one dropped first in front.
-    increase : (r, N)
+    increase : (r, dropped)
         By how much ||M a - z||^2 rose at each drop, the other columns refitted.
     """
     table = inverse(gram.gram)
     start = gram.corr @ table
-    keep = n_free
+    n = len(table)
+    if groups is None:
+        groups = Groups(np.arange(n - n_free)[None], 0)
+    count, size = groups.members.shape
+    room = np.append(np.full(count, size - groups.most), 0)  # the free columns have none
+    group, keep = groups.of(n), n - int(room.sum())
 
     def row(i: int) -> tuple[NDArray[np.int64], Matrix]:
-        return eliminate(table.copy(), start[i].copy(), n_free, keep)
+        return eliminate(table.copy(), start[i].copy(), group, room.copy(), keep)
 
     found = _per_row(row, gram.n_targets, n_jobs)
     return np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
@@ -92,17 +125,42 @@ def last_columns(order: NDArray[np.int64], counts: NDArray[np.int64], n_free: in
     return mask
 
 
+def without(order: NDArray[np.int64], n_columns: int) -> Mask:
+    """Return the columns that are not in an order of dropping, shape (r, n_columns)."""
+    mask = np.ones((len(order), n_columns), dtype=bool)
+    np.put_along_axis(mask, order, False, axis=1)
+    return mask
+
+
+def largest_of_groups(score: NDArray[Any], groups: Groups, n_free: int) -> Mask:
+    """Return the columns with the largest score in each group of each row; arrays as `largest`."""
+    ranked = np.argsort(score[:, groups.members], axis=2, kind="stable")
+    smallest = ranked[:, :, : groups.members.shape[1] - groups.most]
+    dropped = np.take_along_axis(groups.members[None], smallest, axis=2)
+    return without(dropped.reshape(len(score), -1), score.shape[1] + n_free)
+
+
 def largest(score: NDArray[Any], counts: NDArray[np.int64], n_free: int) -> Mask:
     """Return the columns with the largest score in each row: score (r, N), mask (r, N + n_free)."""
     return last_columns(np.argsort(score, axis=1, kind="stable"), counts, n_free)
 
 
 def swapped(
-    gram: Gram, mask: Mask, n_free: int, limit: int = 1000, n_jobs: int | None = None
+    gram: Gram,
+    mask: Mask,
+    n_free: int,
+    limit: int = 1000,
+    n_jobs: int | None = None,
+    groups: Groups | None = None,
 ) -> tuple[Mask, NDArray[np.int64]]:
     """Improve supports by exact exchanges of one column for another, until none helps.
 
     Each step takes, of all pairs, the one that lowers ||M a - z||^2 most with everything refitted.
+
+    Parameters
+    ----------
+    groups : Groups, optional
+        Both columns of a pair are of one group. Default: any two.
 
     Returns
     -------
@@ -111,6 +169,7 @@ def swapped(
     """
     G = gram.gram
     least = _DEPENDENT * np.diagonal(G)
+    group = np.zeros(len(G), np.int64) if groups is None else groups.of(len(G))
 
     def row(i: int) -> tuple[Mask, int]:
         inside = mask[i].copy()
@@ -129,7 +188,7 @@ def swapped(
         coef, rho = np.zeros(len(G)), np.zeros(len(G))
         coef[inside] = A @ gram.corr[i, inside]
         rho[out] = gram.corr[i, out] - G[np.ix_(out, inside)] @ coef[inside]
-        steps = exchange(table, coef, rho, inside, n_free, least, limit)
+        steps = exchange(table, coef, rho, inside, group, n_free, least, limit)
         return inside, steps
 
     found = _per_row(row, gram.n_targets, n_jobs)

@@ -16,7 +16,7 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FAST)
-def eliminate(inverse, coef, n_free, n_keep):  # pragma: no cover - compiled
+def eliminate(inverse, coef, group, room, n_keep):  # pragma: no cover - compiled
     """Drop columns one by one, each time the one whose loss increase is smallest.
 
     Parameters
@@ -25,10 +25,12 @@ def eliminate(inverse, coef, n_free, n_keep):  # pragma: no cover - compiled
         G^-1; only the lower triangle is read. Overwritten.
     coef : (N,)
         The least-squares coefficients. Overwritten.
-    n_free : int
-        The last so many columns are never dropped.
+    group : (N,) int64
+        Of each column.
+    room : (groups,) int64
+        How many columns of each group may be dropped. Overwritten.
     n_keep : int
-        Columns that are left at the end, the free ones counted.
+        Columns that are left at the end.
 
     Returns
     -------
@@ -45,11 +47,14 @@ def eliminate(inverse, coef, n_free, n_keep):  # pragma: no cover - compiled
     column = np.empty(n)
     for step in range(steps):  # columns in places step, step + 1, ... are still there
         j, cost = -1, np.inf
-        for k in range(step, n - n_free):
+        for k in range(step, n):
+            if room[group[label[k]]] == 0:
+                continue
             value = coef[k] * coef[k] / inverse[k, k]
             if value < cost:
                 j, cost = k, value
         order[step], increase[step] = label[j], cost
+        room[group[label[j]]] -= 1
         for k in range(step, j + 1):
             column[k] = inverse[j, k]
         for k in range(j + 1, n):
@@ -72,7 +77,7 @@ def eliminate(inverse, coef, n_free, n_keep):  # pragma: no cover - compiled
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FAST)
-def exchange(table, coef, rho, inside, n_free, least, most):  # pragma: no cover - compiled
+def exchange(table, coef, rho, inside, group, n_free, least, most):  # pragma: no cover - compiled
     """Exchange one column of the support for one outside it, the best pair first, while that helps.
 
     Parameters
@@ -84,6 +89,8 @@ def exchange(table, coef, rho, inside, n_free, least, most):  # pragma: no cover
         w on S and 0 elsewhere; c - G w outside S. Overwritten.
     inside : (N,) bool
         The support S. Overwritten.
+    group : (N,) int64
+        A column is exchanged for one of its own group.
     n_free : int
         The last so many columns are never exchanged.
     least : (N,)
@@ -107,7 +114,7 @@ def exchange(table, coef, rho, inside, n_free, least, most):  # pragma: no cover
             cost = coef[j] * coef[j] / table[j, j]
             shift = coef[j] / table[j, j]
             for t in range(m):
-                if inside[t]:
+                if inside[t] or group[t] != group[j]:
                     continue
                 b = table[j, t]
                 schur = table[t, t] + b * b / table[j, j]

@@ -12,11 +12,13 @@ one-shot baselines differ in how they choose S_i and k_i, and in whether they re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cimf.errors import InputError, UnknownNameError
@@ -24,10 +26,18 @@ from cimf.methods.base import Outcome, Task, check_switches
 from cimf.methods.layered import elimination
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts, given_counts
 from cimf.methods.layered.calibration import Calibration
-from cimf.methods.layered.elimination import Matrix
+from cimf.methods.layered.elimination import Groups, Matrix
+from cimf.methods.layered.pattern import Pattern, pattern_counts
 from cimf.methods.layered.propagate import propagate
 from cimf.methods.layered.statistics_options import Statistics
-from cimf.methods.layered.supports import SUPPORTS, Choice, Convex, Rule, least_squares
+from cimf.methods.layered.supports import (
+    SUPPORTS,
+    Choice,
+    Convex,
+    Rule,
+    least_squares,
+    takes_groups,
+)
 from cimf.methods.layered.survey import as_rows, damped_groups, dense_rows
 from cimf.methods.pruning_report import LayerRecord
 from cimf.network.layers import Layer
@@ -40,6 +50,10 @@ class LayeredOptions(Statistics):
 
     Attributes
     ----------
+    structure : str, optional
+        "channels": whole channels or neurons go, see `prune_channels`; the rest is refitted.
+        "2:4", or another "N:M": of every M consecutive inputs a row reads at most N, see `Pattern`;
+        layers whose inputs M does not divide stay dense, named in a warning.
     support : str or Rule
         A key of `SUPPORTS`, or a rule such as ``Convex("relative", 0.5)``, whose budget decides
         every row in place of a target sparsity.
@@ -60,6 +74,7 @@ class LayeredOptions(Statistics):
         Called with the number of layers that are done.
     """
 
+    structure: str | None = None
     support: str | Rule = "obs"
     allocation: str | Counts = "output"
     swaps: bool = True
@@ -79,6 +94,36 @@ class LayeredOptions(Statistics):
             raise InputError("allocation is not used by a convex budget: it decides every row")
         if not isinstance(self.allocation, str) and self.keep:
             raise InputError("keep is not used by an allocation by counts: it decides every row")
+        self._check_structure()
+
+    def _check_structure(self) -> None:
+        """Refuse options that a structure would not use."""
+        chosen = self.allocation if isinstance(self.allocation, str) else "counts"
+        if self.structure == "channels":
+            if self.support != "obs" or not (self.swaps and self.polish):
+                raise InputError(
+                    'support, swaps and polish are not used by structure="channels": whole '
+                    "channels are eliminated and the rest is refitted"
+                )
+            if chosen not in ("output", "error"):
+                raise InputError(
+                    f'structure="channels" takes allocation "output" or "error", got {chosen!r}'
+                )
+        elif self.pattern is not None:
+            if chosen != "output":
+                raise InputError(f"the pattern {self.pattern} decides every row: no allocation")
+            if not takes_groups(self.rule):
+                raise InputError(
+                    f"the support rule {self.support!r} does not choose within groups, as the "
+                    f'pattern {self.pattern} needs it: take "obs" or "magnitude"'
+                )
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """The N:M pattern of the structure, if it is one."""
+        if self.structure in (None, "channels"):
+            return None
+        return Pattern.parse(self.structure)
 
     @property
     def budget(self) -> bool:
@@ -102,7 +147,10 @@ def prune_layers(task: Task, sparsity: float | None, options: LayeredOptions) ->
         The network cannot be matched; the message names the module.
     """
     calibration = Calibration.of(task, options.statistics)
-    sizes = [(layer.n_rows, layer.n_columns) for layer in calibration.graph.layers]
+    layers = calibration.graph.layers
+    sizes = [(layer.n_rows, layer.n_columns) for layer in layers]
+    if options.pattern is not None:
+        return solve_pattern(calibration, options.pattern, options)
     if sparsity is None:  # a convex budget: its rule does not look at the counts
         calibration.named(options.keep)
         counts = [np.full(r, n) for r, n in sizes]
@@ -116,13 +164,37 @@ def prune_layers(task: Task, sparsity: float | None, options: LayeredOptions) ->
     return outcome
 
 
-def solve_layers(calibration: Calibration, counts: Counts, options: LayeredOptions) -> Outcome:
+def solve_pattern(calibration: Calibration, pattern: Pattern, options: LayeredOptions) -> Outcome:
+    """Return the network whose rows keep a pattern.
+
+    Raises
+    ------
+    InputError, UnknownNameError
+        No layer takes the pattern, an unknown path in `keep`.
+    """
+    layers = calibration.graph.layers
+    calibration.named(options.keep)
+    groups = pattern.by_layer(layers, options.keep)
+    outcome = solve_layers(calibration, pattern_counts(layers, groups), options, groups)
+    left = pattern.left_dense(layers, options.keep)
+    return replace(outcome, warnings=(*outcome.warnings, *left))
+
+
+def solve_layers(
+    calibration: Calibration,
+    counts: Sequence[NDArray[Any]],
+    options: LayeredOptions,
+    groups: Mapping[str, Groups] | None = None,
+) -> Outcome:
     """Return the network whose rows keep so many weights.
 
     Parameters
     ----------
-    counts : list of (r,) int64
-        One array per layer of the graph.
+    counts : list of (r,) int64 or (r, N') bool
+        One array per layer of the graph: how many weights every row keeps, or which columns (a row
+        that keeps none is zero).
+    groups : mapping of str to Groups, optional
+        By layer: columns that share a budget, where there are any.
     """
     graph = calibration.graph
     budget = {layer.path: count for layer, count in zip(graph.layers, counts, strict=True)}
@@ -130,7 +202,8 @@ def solve_layers(calibration: Calibration, counts: Counts, options: LayeredOptio
     records: list[LayerRecord] = []
 
     def solve(layer: Layer, statistics: PatchGram) -> tuple[Tensor, Tensor | None]:
-        coef, record = _solve_layer(layer, statistics, budget[layer.path], options)
+        found = None if groups is None else groups.get(layer.path)
+        coef, record = _solve_layer(layer, statistics, budget[layer.path], found, options)
         records.append(record)
         if options.progress is not None:
             options.progress(len(records))
@@ -163,7 +236,11 @@ def _few_samples(records: Sequence[LayerRecord]) -> list[str]:
 
 
 def _solve_layer(
-    layer: Layer, statistics: PatchGram, counts: Any, options: LayeredOptions
+    layer: Layer,
+    statistics: PatchGram,
+    counts: NDArray[Any],
+    groups: Groups | None,
+    options: LayeredOptions,
 ) -> tuple[Matrix, LayerRecord]:
     """Solve the rows of one layer, group by group; return them with the bias, and the record."""
     free, n_jobs = int(layer.has_bias), options.n_jobs
@@ -171,11 +248,19 @@ def _solve_layer(
     size = layer.n_rows // layer.groups
     coef = np.empty_like(dense)
     choices: list[Choice] = []
-    rule = least_squares if options.budget and layer.path in options.keep else options.rule
+    held = options.budget and layer.path in options.keep
+    rule: Any = least_squares if held else options.rule
+    if groups is not None:
+        rule = partial(rule, groups=groups)
     exchanges, gaps = np.zeros(layer.n_rows, np.int64), np.full(layer.n_rows, np.nan)
     for g, problem in enumerate(damped_groups(layer, statistics, options.damping)):
         part = slice(g * size, (g + 1) * size)
-        choice = rule(problem, dense[part], counts[part], free, n_jobs)
+        given = counts.dtype == bool
+        choice = (
+            Choice(counts[part])
+            if given
+            else rule(problem, dense[part], counts[part], free, n_jobs)
+        )
         if not isinstance(choice, Choice):
             raise InputError(
                 f"the support rule returned a {type(choice).__name__}; a Choice is needed "
@@ -183,8 +268,10 @@ def _solve_layer(
             )
         choices.append(choice)
         mask = choice.mask
-        if options.swaps:
-            mask, exchanges[part] = elimination.swapped(problem, mask, free, n_jobs=n_jobs)
+        if options.swaps and not given:
+            mask, exchanges[part] = elimination.swapped(
+                problem, mask, free, n_jobs=n_jobs, groups=groups
+            )
         if options.polish:
             coef[part], gaps[part] = elimination.polished(problem, mask, n_jobs)
         else:

@@ -3,11 +3,13 @@
 A rule takes the statistics of a layer's rows, the network's own rows, how many columns each row
 shall keep, the number of free columns and that of threads, and returns a `Choice`. A new rule is
 one function and one line in `SUPPORTS`. `Convex` rules take the number from a budget of the convex
-problem instead.
+problem instead. A rule with a parameter `groups` also serves N:M patterns: it then keeps so many
+columns of every group.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution
 from cimf.methods.layered import elimination as rows
-from cimf.methods.layered.elimination import Mask, Matrix
+from cimf.methods.layered.elimination import Groups, Mask, Matrix
 from cimf.solve import solve_rows
 from cimf.statistics import Gram
 from formulations.columns import per_row
@@ -56,19 +58,43 @@ Counts = NDArray[np.int64]
 Rule = Callable[[Gram, Matrix, Counts, int, int | None], Choice]
 
 
+def takes_groups(rule: Rule) -> bool:
+    """Whether a rule serves N:M patterns."""
+    return "groups" in inspect.signature(rule).parameters
+
+
 def obs(
-    gram: Gram, dense: Matrix, counts: Counts, n_free: int, n_jobs: int | None = None
+    gram: Gram,
+    dense: Matrix,
+    counts: Counts,
+    n_free: int,
+    n_jobs: int | None = None,
+    groups: Groups | None = None,
 ) -> Choice:
     """Exact Optimal Brain Surgeon per row: drop the cheapest column, refit, repeat."""
-    order, _ = rows.elimination(gram, n_free, n_jobs)
+    order, _ = rows.elimination(gram, n_free, n_jobs, groups)
+    if groups is not None:
+        return Choice(rows.without(order, gram.n_features))
     return Choice(rows.last_columns(order, counts, n_free))
 
 
+def by_score(score: Matrix, counts: Counts, n_free: int, groups: Groups | None) -> Choice:
+    """Keep the largest scores (r, N) of every row, or of every group of every row."""
+    if groups is not None:
+        return Choice(rows.largest_of_groups(score, groups, n_free))
+    return Choice(rows.largest(score, counts, n_free))
+
+
 def magnitude(
-    gram: Gram, dense: Matrix, counts: Counts, n_free: int, n_jobs: int | None = None
+    gram: Gram,
+    dense: Matrix,
+    counts: Counts,
+    n_free: int,
+    n_jobs: int | None = None,
+    groups: Groups | None = None,
 ) -> Choice:
     """Keep the largest weights of the network."""
-    return Choice(rows.largest(np.abs(dense[:, : dense.shape[1] - n_free]), counts, n_free))
+    return by_score(np.abs(dense[:, : dense.shape[1] - n_free]), counts, n_free, groups)
 
 
 def least_squares(

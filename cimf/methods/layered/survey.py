@@ -46,10 +46,8 @@ class LayerCurves:
     ----------
     problems : tuple of Gram
         One per group, damped.
-    order : (r, N) int64
-        Order of dropping in each row.
-    increase : (r, N)
-        Increase of the row's mean squared error at each drop.
+    n_free : int
+        Free columns.
     sensitivity : (r,)
         Of the output to the row, see `output_sensitivity`.
     carried : float
@@ -57,10 +55,26 @@ class LayerCurves:
     """
 
     problems: tuple[Gram, ...]
-    order: NDArray[np.int64]
-    increase: NDArray[np.float64]
+    n_free: int
     sensitivity: NDArray[np.float64]
     carried: float
+    n_jobs: int | None = None
+
+    @cached_property
+    def _dropped(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        parts = [rows.elimination(problem, self.n_free, self.n_jobs) for problem in self.problems]
+        order, increase = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
+        return order, increase / self.problems[0].n_samples
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Order of dropping in each row, shape (r, N)."""
+        return self._dropped[0]
+
+    @property
+    def increase(self) -> NDArray[np.float64]:
+        """Increase of the row's mean squared error at each drop, shape (r, N)."""
+        return self._dropped[1]
 
     @property
     def price(self) -> NDArray[np.float64]:
@@ -86,20 +100,22 @@ class Survey:
         counting: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> Survey:
         """Measure the curves on the teacher's states; the arguments are those of `propagate`."""
-        found: dict[str, tuple[tuple[Gram, ...], NDArray[np.int64], NDArray[np.float64]]] = {}
+        found: dict[str, tuple[Gram, ...]] = {}
 
         def collect(layer: Layer, statistics: PatchGram) -> None:
-            free = int(layer.has_bias)
-            problems = damped_groups(layer, statistics, how.damping)
-            parts = [rows.elimination(problem, free, how.n_jobs) for problem in problems]
-            order, increase = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
-            found[layer.path] = problems, order, increase / statistics.n_samples
+            found[layer.path] = damped_groups(layer, statistics, how.damping)
 
         propagate(graph, batches, collect, how, counting=counting)
         probe = torch.cat(list(batches))[:_PROBES]
         sensitivity = output_sensitivity(graph, [probe], how.metric)
         curves = [
-            LayerCurves(*found[layer.path], s.mean(axis=0), _carried(s.sum(axis=1)))
+            LayerCurves(
+                found[layer.path],
+                int(layer.has_bias),
+                s.mean(axis=0),
+                _carried(s.sum(axis=1)),
+                how.n_jobs,
+            )
             for layer, s in zip(graph.layers, sensitivity, strict=True)
         ]
         return cls(graph, curves, probe, how.n_jobs)
@@ -124,7 +140,7 @@ class Survey:
         if rule == "uniform":
             found = uniform([(layers[k].n_rows, layers[k].n_columns) for k in open_], rest)
         elif rule == "error":
-            found = by_price([curves[k].increase / self._variance(k) for k in open_], rest)
+            found = by_price([curves[k].increase / self.variance(k) for k in open_], rest)
         elif rule == "output":
             scales = self.scales(1.0 - left / self.graph.n_weights)
             found = by_price([curves[k].price * scales[k] for k in open_], rest)
@@ -135,7 +151,7 @@ class Survey:
             counts[k] = value
         return counts
 
-    def _variance(self, k: int) -> float:
+    def variance(self, k: int) -> float:
         """Mean variance of a layer's targets."""
         total = samples = 0.0
         for problem in self.curves[k].problems:
@@ -152,9 +168,13 @@ class Survey:
             counts = by_price([curve.price], round((1.0 - sparsity) * layer.n_weights))[0]
             width = layer.n_columns
             predicted = sum(curve.price[i, : width - n].sum() for i, n in enumerate(counts))
-            measured = self._response(k, counts)
-            out.append((measured + self._rounding) / (predicted + self._rounding))
+            kept = rows.last_columns(curve.order, counts, curve.n_free)
+            out.append(self.scale(k, kept, predicted))
         return out
+
+    def scale(self, k: int, kept: NDArray[np.bool_], predicted: float) -> float:
+        """Return measured over predicted change of the output, layer k alone keeping columns."""
+        return (self._response(k, kept) + self._rounding) / (predicted + self._rounding)
 
     @cached_property
     def blind(self) -> tuple[str, ...]:
@@ -169,7 +189,8 @@ class Survey:
         found = []
         for k, (layer, curve) in enumerate(zip(self.graph.layers, self.curves, strict=True)):
             silent = curve.sensitivity == 0.0
-            emptied = np.where(silent, 0, layer.n_columns)
+            emptied = np.ones((layer.n_rows, layer.n_columns + curve.n_free), dtype=bool)
+            emptied[silent, : layer.n_columns] = False
             if 0.0 < curve.carried < _FEW or (
                 silent.any() and self._response(k, emptied) > self._rounding
             ):
@@ -201,14 +222,13 @@ class Survey:
         return max(unit**2 * energy, np.finfo(float).tiny)
 
     @torch.no_grad()
-    def _response(self, k: int, counts: NDArray[np.int64]) -> float:
-        """Return the mean squared change of the output when layer k alone keeps `counts`.
+    def _response(self, k: int, mask: NDArray[np.bool_]) -> float:
+        """Return the mean squared change of the output when layer k alone keeps columns (r, N').
 
         Rows that keep everything stay as they are.
         """
         layer, curve, output = self.graph.layers[k], self.curves[k], self._output
-        free, size = int(layer.has_bias), layer.n_rows // layer.groups
-        mask = rows.last_columns(curve.order, counts, free)
+        free, size = curve.n_free, layer.n_rows // layer.groups
         parts = [
             rows.polished(problem, mask[g * size : (g + 1) * size], self.n_jobs)[0]
             for g, problem in enumerate(curve.problems)
