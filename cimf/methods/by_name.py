@@ -8,6 +8,7 @@ from cimf.methods.base import Method, Pruned, Task, run_method
 from cimf.methods.baselines.one_shot import BASELINES
 from cimf.methods.gates.prune_gates import GatesOptions, prune_gates
 from cimf.methods.layered.prune_layers import LayeredOptions, prune_layers
+from cimf.methods.layered.prune_sensitivity import SensitivityBudget, prune_sensitivity
 from cimf.methods.structured.mla import MlaOptions, prune_mla
 from cimf.methods.structured.spr import SprOptions, prune_spr
 from cimf.methods.structured.sss import SssOptions, prune_sss
@@ -21,6 +22,14 @@ METHODS: Registry[Method] = Registry(
             "allocation by the effect on the output (docs/layered.md)",
             prune_layers,
             LayeredOptions,
+            controlled=("sparsity", "budget"),
+        ),
+        "sensitivity": Method(
+            "cimf: rows of least sensitivity, layer by layer; the bound of El Ghaoui et al. 2021, "
+            "Implicit deep learning (docs/robustness.md)",
+            prune_sensitivity,
+            SensitivityBudget,
+            needs=("gradients",),
             controlled=("sparsity", "budget"),
         ),
         **BASELINES,
