@@ -39,6 +39,7 @@ app.command("resnet20-cifar100")(resnet20.cifar100)
 app.command("resnet20-calibration")(calibration_images.main)
 app.command("resnet20-ablation")(ablation.main)
 app.command("sim-robustness")(sim_robustness.main)
+app.command("sim-robustness-cifar10")(sim_robustness.cifar10)
 app.command("sim-teacher")(sim_teacher.main)
 app.command("table2")(table2.main)
 
