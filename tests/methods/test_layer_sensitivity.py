@@ -272,3 +272,20 @@ def test_rows_are_those_of_the_weighted_problem():
         gradient[held], (-price * np.sign(weight.numpy()))[held], atol=tolerance
     )
     assert (np.abs(gradient[~held]) <= price[~held] + tolerance).all()
+
+
+def test_a_budget_that_only_an_empty_network_meets_is_warned_about():
+    with pytest.warns(UserWarning, match="0 of the network's, the budget 1e-06: .* emptied"):
+        found = cimf.prune(plain(), X, method="sensitivity", kappa=1e-6, n_jobs=1)
+    assert not any(r.kept for r in found.report.layers)
+
+
+@pytest.mark.parametrize("samples", [400, 600])
+def test_all_samples_take_part_in_the_rows(samples):
+    """Few of them tell the size of lam where there are more than 500."""
+    inputs = torch.randn(samples, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+    found = cimf.prune(plain(), inputs, method="sensitivity", kappa=0.3, n_jobs=1)
+    assert found.report.layers[-1].samples == samples
+    moves = inputs.amax(0) - inputs.amin(0)
+    share = magnitude(found.network, moves).total() / magnitude(plain(), moves).total()
+    assert 0.28 <= share <= 0.3 * (1 + 1e-6)

@@ -61,6 +61,8 @@ _TOL = 1e-6
 # A budget is met within this share of itself from below; a sparsity within this share of all
 # weights.
 _CLOSE, _CLOSE_SPARSITY = 0.05, 1e-3
+# Left over of a budget by a result that is warned about.
+_FAR = 0.5
 # By how much lam changes until the budget is enclosed, and where few samples have told its size.
 _STRIDE, _STRIDE_AFTER = 3.0, 1.3
 # Halvings of a step before a layer's rows stay as they are; F is told apart to a share.
@@ -285,9 +287,11 @@ def prune_sensitivity(task: Task, sparsity: float | None, options: SensitivityBu
         assert sparsity is not None  # refused by `Method.checked`
         budget = float(calibration.left(sparsity, ()))
         close = _CLOSE_SPARSITY * calibration.graph.n_weights / max(budget, 1.0)
-    stages = [(_PROBES, _STRIDE), (None, _STRIDE_AFTER)]
+    stages: list[tuple[int | None, float]] = [(None, _STRIDE)]
+    if task.n_samples > 2 * _PROBES:
+        stages = [(_PROBES, _STRIDE), (None, _STRIDE_AFTER)]
     lam = problem.scale
-    for samples, stride in stages if task.n_samples > 2 * _PROBES else stages[:1]:
+    for samples, stride in stages:
         fit = partial(problem.descend, options=options, samples=samples)
         found = within(fit, budget, lam, close, stride)
         lam = found.lam
@@ -305,4 +309,11 @@ def prune_sensitivity(task: Task, sparsity: float | None, options: SensitivityBu
             f"steps were shortened, their rows lie between the network's and those that are proved "
             f"optimal: {', '.join(found.shortened)}"
         )
-    return replace(outcome, notes=(*outcome.notes, *notes))
+    warned = list(outcome.warnings)
+    if options.budget and found.total < (1.0 - _FAR) * budget:
+        warned.append(
+            f"the sensitivity is {total / problem.network:.2g} of the network's, the budget "
+            f"{options.kappa:g}: at a slightly smaller penalty it is above. Layers are emptied at "
+            "once; give a larger budget, or a sparsity"
+        )
+    return replace(outcome, notes=(*outcome.notes, *notes), warnings=tuple(warned))
