@@ -104,7 +104,7 @@ class LayeredCurves:
     budgets : sequence of float
         kappas of the method "sensitivity".
     others : sequence of str
-        Methods at the zeros of the smallest budget.
+        Methods at the zeros of the first budget.
     """
 
     calibration: int
@@ -122,17 +122,16 @@ class LayeredCurves:
             return prune_task(task, None, "sensitivity", kappa=kappa, **options).network
 
         def other(rows: Sequence[Row], method: str) -> nn.Module:
-            dense, least = rows[0]["nonzeros"], min(row["nonzeros"] for row in rows)
+            dense, least = rows[0]["nonzeros"], rows[-1]["nonzeros"]
             return prune_task(task, 1.0 - least / dense, method, **options).network
 
-        return {
-            "network": lambda rows: case.network,
-            **{
-                f"sensitivity, kappa {kappa:g}": partial(sensitive, kappa=kappa)
-                for kappa in self.budgets
-            },
-            **{f"{name}, as many zeros": partial(other, method=name) for name in self.others},
+        budgets = {
+            f"sensitivity, kappa {kappa:g}": partial(sensitive, kappa=kappa)
+            for kappa in self.budgets
         }
+        others = {f"{name}, as many zeros": partial(other, method=name) for name in self.others}
+        first = dict(list(budgets.items())[:1])
+        return {"network": lambda rows: case.network, **first, **others, **budgets}
 
     def judge(self, model: nn.Module, case: Case, **box: Any) -> pd.DataFrame:
         """Return the same, certified by the closed form |dY| <= S |dU|, S of the magnitudes."""
