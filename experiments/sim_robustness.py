@@ -42,3 +42,21 @@ def main(
             else Curves(1_000, 500, (0.0, 0.02, 0.05, 0.1), (0.5, 0.1), (0.5, 0.2), 0.05)
         )
         robust_curves(title, out / key, load, curves, overwrite)
+
+
+def cifar10(
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path(
+        "results/sim-robustness/cifar10"
+    ),
+    overwrite: Overwrite = False,
+) -> None:
+    """ResNet-20 on CIFAR-10: layers of least sensitivity against pruning at the same zeros."""
+    with one_line_errors():
+        from cimf.studies.robust_curves import LayeredCurves, robust_curves
+
+        title, load = NETWORKS["cifar10"]
+        # In units of the normalised inputs: 0.5, 1 and 2 of 255 grey levels, at the mean deviation
+        # of the three channels, from which each is within 1.5 %.
+        eps = tuple(round(levels / 255 / 0.226, 5) for levels in (0.5, 1.0, 2.0))
+        curves = LayeredCurves(2_000, 128, eps, (0.03, 0.001), ("magnitude-layer", "layered"))
+        robust_curves(title, out, load, curves, overwrite)

@@ -9,6 +9,7 @@ from cimf.methods.baselines.one_shot import BASELINES
 from cimf.methods.gates.prune_gates import GatesOptions, prune_gates
 from cimf.methods.layered.prune_channels import prune_layered
 from cimf.methods.layered.prune_layers import LayeredOptions
+from cimf.methods.layered.prune_sensitivity import SensitivityBudget, prune_sensitivity
 from cimf.methods.structured.mla import MlaOptions, prune_mla
 from cimf.methods.structured.spr import SprOptions, prune_spr
 from cimf.methods.structured.sss import SssOptions, prune_sss
@@ -23,6 +24,14 @@ METHODS: Registry[Method] = Registry(
             prune_layered,
             LayeredOptions,
             controlled=("sparsity", "budget", "pattern"),
+        ),
+        "sensitivity": Method(
+            "cimf: rows of least sensitivity, layer by layer; the bound of El Ghaoui et al. 2021, "
+            "Implicit deep learning (docs/robustness.md)",
+            prune_sensitivity,
+            SensitivityBudget,
+            needs=("gradients",),
+            controlled=("sparsity", "budget"),
         ),
         **BASELINES,
         "gates": Method(

@@ -182,10 +182,7 @@ def find_cuts(
     used: dict[str, int] = {}
     depends = {graph.source}
     for node in graph.nodes:
-        shape_only = op_name(node) in _SHAPE_QUERIES or (
-            node.target is getattr and node.args[1] in _SHAPE_QUERIES
-        )
-        if shape_only or not depends.intersection(node.all_input_nodes):
+        if asks_for_shape(node) or not depends.intersection(node.all_input_nodes):
             continue
         depends.add(node)
         if node.op == "call_module":
@@ -201,6 +198,13 @@ def find_cuts(
             used[base] = used.get(base, 0) + 1
             cuts[node] = (base if used[base] == 1 else f"{base}#{used[base]}", found)
     return cuts
+
+
+def asks_for_shape(node: fx.Node) -> bool:
+    """Whether a node's value depends on the shape or type of a tensor only."""
+    return op_name(node) in _SHAPE_QUERIES or (
+        node.target is getattr and node.args[1] in _SHAPE_QUERIES
+    )
 
 
 def _from_module(

@@ -15,20 +15,28 @@ import torch
 from torch import nn
 
 from cimf.evaluate.robustness import robustness
+from cimf.methods.by_name import prune_task
 from cimf.methods.stacked.sparsify import sparsify
 from cimf.model import ImplicitModel
+from cimf.network.copies import plain_copy
+from cimf.network.layers import LayerGraph
+from cimf.network.magnitude import MagnitudeNetwork
 from cimf.runs.companions import save_figure
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import log, out, print_table
-from cimf.studies.compare import Case
+from cimf.studies.compare import FAST, Case
 from cimf.studies.line_figure import draw_lines
 from cimf.studies.sweep_tables import markdown
 from cimf.train.adversarial import train_adversarially
 
+Row = dict[str, Any]
+# What makes a model, given the rows of the methods before it.
+Maker = Callable[[Sequence[Row]], nn.Module | ImplicitModel]
+
 
 @dataclass(frozen=True)
 class Curves:
-    """What is compared.
+    """Models of an MLP: plain balls, sensitivity budgets, adversarial training.
 
     Attributes
     ----------
@@ -48,20 +56,120 @@ class Curves:
     budgets: Sequence[float]
     trained: float
 
+    def methods(self, case: Case) -> dict[str, Maker]:
+        """Return what makes every model, by name."""
+        calibration = list(case.calibration[: self.calibration].split(1000))
+
+        def convex(rows: Sequence[Row], kappa: float, **options: Any) -> ImplicitModel:
+            return sparsify(case.network, calibration, kappa, **options).model
+
+        def adversarial(rows: Sequence[Row]) -> nn.Module:
+            assert case.train_labels is not None
+            return train_adversarially(
+                case.network, [(case.calibration, case.train_labels)], self.trained
+            )
+
+        return {
+            "network": lambda rows: case.network,
+            **{
+                f"plain ball, kappa {kappa:g}": partial(convex, kappa=kappa, design="causal")
+                for kappa in self.balls
+            },
+            **{
+                f"sensitivity, kappa {kappa:g}": partial(
+                    convex, kappa=kappa, design="predecessors", loss="sensitivity"
+                )
+                for kappa in self.budgets
+            },
+            f"adversarial training, eps {self.trained:g}": adversarial,
+        }
+
+    def judge(self, model: nn.Module | ImplicitModel, case: Case, **box: Any) -> pd.DataFrame:
+        """Return clean, attacked and certified accuracy, and the mean sensitivity."""
+        inputs, labels = case.inputs[: self.tests], case.labels[: self.tests]
+        found = robustness(model, inputs, labels, list(self.eps), **box)
+        if isinstance(model, nn.Module):
+            model = ImplicitModel.from_network(model, tuple(inputs.shape[1:]), sparse=True)
+        return found.assign(sensitivity=float(model.sensitivity().sum()) / model.n_outputs)
+
+
+@dataclass(frozen=True)
+class LayeredCurves:
+    """Networks that `cimf.prune` makes of one with convolutions: no model with stored matrices.
+
+    Attributes
+    ----------
+    calibration, tests, eps
+        As `Curves`.
+    budgets : sequence of float
+        kappas of the method "sensitivity".
+    others : sequence of str
+        Methods at the zeros of the first budget.
+    """
+
+    calibration: int
+    tests: int
+    eps: Sequence[float]
+    budgets: Sequence[float]
+    others: Sequence[str]
+
+    def methods(self, case: Case) -> dict[str, Maker]:
+        """Return what makes every model, by name."""
+        task = case.task(self.calibration, labelled=False)
+        options = {**FAST, "positions": 64}
+
+        def sensitive(rows: Sequence[Row], kappa: float) -> nn.Module:
+            return prune_task(task, None, "sensitivity", kappa=kappa, **options).network
+
+        def other(rows: Sequence[Row], method: str) -> nn.Module:
+            dense, least = rows[0]["nonzeros"], rows[-1]["nonzeros"]
+            return prune_task(task, 1.0 - least / dense, method, **options).network
+
+        budgets = {
+            f"sensitivity, kappa {kappa:g}": partial(sensitive, kappa=kappa)
+            for kappa in self.budgets
+        }
+        others = {f"{name}, as many zeros": partial(other, method=name) for name in self.others}
+        first = dict(list(budgets.items())[:1])
+        return {"network": lambda rows: case.network, **first, **others, **budgets}
+
+    def judge(self, model: nn.Module, case: Case, **box: Any) -> pd.DataFrame:
+        """Return the same, certified by the closed form |dY| <= S |dU|, S of the magnitudes."""
+        inputs, labels = case.inputs[: self.tests], case.labels[: self.tests]
+        found = robustness(model, inputs, labels, list(self.eps), certify=False, **box)
+        graph = LayerGraph(model, inputs[:8])
+        moved = torch.from_numpy(MagnitudeNetwork(graph, torch.ones_like(inputs[0])).outputs())
+        with torch.no_grad():
+            values = plain_copy(model, torch.float64).eval()(inputs.double())
+        own = torch.arange(len(labels)), labels
+        margin = values[own][:, None] - values
+        margin[own] = np.inf
+        radius = (margin / (moved[labels][:, None] + moved)).amin(1).numpy()
+        certified = [float((radius > eps).mean()) for eps in self.eps]
+        return found.assign(certified=certified, sensitivity=float(moved.mean()))
+
+
+Compared = Curves | LayeredCurves
+
 
 def robust_curves(
-    name: str, folder: Path, load: Callable[[], Case], curves: Curves, overwrite: bool = False
+    name: str,
+    folder: Path,
+    load: Callable[[], Case],
+    curves: Compared,
+    overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Judge the network, plain balls, sensitivity budgets and adversarial training.
+    """Judge a network and the models that are made of it.
 
     Writes curves.csv (a row per method and radius), curves.md, curves.png and the manifest. Every
     method is kept as it ends: the same call continues.
     """
     with RunFolder.claim(folder, {"network": name, **vars(curves)}, overwrite) as run:
         case = load()
-        rows: list[dict[str, Any]] = []
-        for label, method in _methods(case, curves).items():
-            rows += run.once(label, partial(_judged, label, method, case, curves))
+        rows: list[Row] = []
+        for label, method in curves.methods(case).items():
+            make = partial(method, tuple(rows))
+            rows += run.once(label, partial(_judged, label, make, case, curves))
             run.write("curves.csv", pd.DataFrame(rows).to_csv(index=False))
             log(f"{label}: clean {rows[-1]['clean']:.1%}")
         table = pd.DataFrame(rows)
@@ -87,59 +195,21 @@ _LEGEND = (
 )
 
 
-def _methods(case: Case, curves: Curves) -> dict[str, Callable[[], nn.Module | ImplicitModel]]:
-    """Return what makes every model, by name."""
-    calibration = list(case.calibration[: curves.calibration].split(1000))
-
-    def convex(kappa: float, **options: Any) -> ImplicitModel:
-        return sparsify(case.network, calibration, kappa, **options).model
-
-    def adversarial() -> nn.Module:
-        assert case.train_labels is not None
-        return train_adversarially(
-            case.network, [(case.calibration, case.train_labels)], curves.trained
-        )
-
-    return {
-        "network": lambda: case.network,
-        **{
-            f"plain ball, kappa {kappa:g}": partial(convex, kappa, design="causal")
-            for kappa in curves.balls
-        },
-        **{
-            f"sensitivity, kappa {kappa:g}": partial(
-                convex, kappa, design="predecessors", loss="sensitivity"
-            )
-            for kappa in curves.budgets
-        },
-        f"adversarial training, eps {curves.trained:g}": adversarial,
-    }
-
-
-def _judged(
-    label: str, method: Callable[[], Any], case: Case, curves: Curves
-) -> list[dict[str, Any]]:
+def _judged(label: str, method: Callable[[], Any], case: Case, curves: Compared) -> list[Row]:
     """Return the curve of one method, a row per radius."""
     start = time.perf_counter()
     model = method()
     seconds = time.perf_counter() - start
-    inputs = case.inputs[: curves.tests]
-    found = robustness(
-        model, inputs, case.labels[: curves.tests], list(curves.eps),
-        box=(float(case.inputs.min()), float(case.inputs.max())),
-    )  # fmt: skip
+    found = curves.judge(model, case, box=(float(case.inputs.min()), float(case.inputs.max())))
     if isinstance(model, nn.Module):
-        shape = tuple(inputs.shape[1:])
-        sparse = ImplicitModel.from_network(model, shape, sparse=True)
         weights = sum(int(torch.count_nonzero(p)) for p in model.parameters() if p.ndim > 1)
     else:
-        sparse = model
         parts = np.hstack([model.A, model.B]), np.hstack([model.C, model.D])
         weights = sum(int(np.count_nonzero(part[:, :-1])) for part in parts)
     aside = {
         "method": label,
         "labels": "adversarial" in label,
-        "sensitivity": float(sparse.sensitivity().sum()) / sparse.n_outputs,
+        "sensitivity": float(found["sensitivity"].iloc[0]),
         "nonzeros": weights,
         "seconds": seconds,
     }
@@ -147,7 +217,7 @@ def _judged(
     return [{**aside, **dict(zip(_SHARES, row, strict=True))} for row in zip(*columns, strict=True)]
 
 
-def _cells(table: pd.DataFrame, curves: Curves) -> tuple[list[str], list[list[str]]]:
+def _cells(table: pd.DataFrame, curves: Compared) -> tuple[list[str], list[list[str]]]:
     """Return heading and cells: a line per method, attacked and certified per radius."""
     radii = [eps for eps in curves.eps if eps > 0]
     heading = ["method", "clean", *(f"attacked {eps:g}" for eps in radii)]
@@ -158,7 +228,8 @@ def _cells(table: pd.DataFrame, curves: Curves) -> tuple[list[str], list[list[st
         first = part.iloc[0]
         line = [f"{label} (labels)" if first["labels"] else str(label), _percent(first["clean"])]
         line += [_percent(by[kind][eps]) for kind in _SHARES[2:] for eps in radii]
-        line += [f"{first['sensitivity']:,.0f}", f"{first['nonzeros']:,}"]
+        size = float(first["sensitivity"])
+        line += [f"{size:,.0f}" if size < 1e9 else f"{size:.1e}", f"{first['nonzeros']:,}"]
         cells.append([*line, f"{first['seconds']:.0f}"])
     return heading, cells
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cimf.errors import InputError
+from cimf.model import ImplicitModel
 from cimf.studies import robust_curves as study
 from cimf.studies.compare import Case
 from cimf.train.adversarial import train_adversarially
@@ -82,3 +83,46 @@ def test_adversarial_training_resists_more():
 def test_a_radius_must_be_positive(eps):
     with pytest.raises(InputError, match="positive"):
         train_adversarially(nn.Linear(2, 2), [], eps)
+
+
+def conv_case():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ).eval()
+    inputs = torch.randn(240, 1, 4, 4)
+    labels = net(inputs).argmax(1)
+    return Case(net, inputs[:180], inputs[180:], labels[180:], {"data": "toy"}, labels[:180])
+
+
+def test_pruned_networks_are_compared_at_the_same_zeros(tmp_path):
+    curves = study.LayeredCurves(180, 60, (1e-4, 0.02, 0.3), (0.6, 0.3), ("layered",))
+    table = study.robust_curves("toy", tmp_path, conv_case, curves)
+    by = table.groupby("method", sort=False).first()
+    assert list(by.index) == [
+        "network", "sensitivity, kappa 0.6", "layered, as many zeros", "sensitivity, kappa 0.3",
+    ]  # fmt: skip
+    network, first, layered, second = by["nonzeros"]
+    assert network > first == layered > second
+    shares = by["sensitivity"] / by["sensitivity"].iloc[0]
+    assert (shares.iloc[[1, 3]] < [0.7, 0.4]).all()
+    assert (table["certified"] <= table["attacked"]).all()
+    assert (table["attacked"] <= table["clean"]).all()
+    certified = table.set_index(["method", "eps"])["certified"]
+    assert certified["network", 1e-4] == 1.0
+    assert certified["network", 0.3] == 0.0
+
+
+def test_the_closed_form_certifies_what_the_implicit_model_does():
+    case = conv_case()
+    curves = study.LayeredCurves(180, 60, (0.01, 0.05, 0.1), (), ())
+    found = curves.judge(case.network, case)
+    matrix = ImplicitModel.from_network(case.network, (1, 4, 4)).sensitivity()[:, :-1]
+    assert found["sensitivity"][0] == pytest.approx(matrix.sum() / 3, rel=1e-6)
+    values, own = case.network(case.inputs).detach().numpy(), case.labels.numpy()
+    for eps, share in zip(curves.eps, found["certified"], strict=True):
+        moved = eps * matrix.sum(axis=1)
+        worst = values + moved
+        least = values[range(60), own] - moved[own]
+        worst[range(60), own] = -1e9
+        assert share == pytest.approx((least > worst.max(axis=1)).mean())

@@ -668,3 +668,19 @@ def test_weights_beyond_the_range_are_refused(extreme):
     gram = Gram.from_arrays(np.eye(3), np.ones((3, 1)))
     with pytest.raises(InputError, match="rescale them"):
         solve_rows(gram, 1.0, weights=[1.0, extreme, 0.0])
+
+
+def test_above_the_largest_multiplier_nothing_is_left():
+    """The first column was left with 1e-16, which a lam of 1e8 times the largest one costs."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        design = np.column_stack([rng.normal(1.0, 0.3, (200, 12)), np.ones(200)])
+        targets = 0.01 * rng.normal(size=(200, 5))
+        gram, weights = Gram.from_arrays(design, targets), np.array([1.0] * 12 + [0.0])
+        largest = np.abs(design[:, :12].T @ (targets - targets.mean(axis=0))).max(axis=0)
+        found = solve_rows(gram, lam=1e8 * largest, weights=weights, n_jobs=1)
+        assert not found.coef[:, :12].any()
+        np.testing.assert_allclose(found.coef[:, 12], targets.mean(axis=0), rtol=1e-9)
+        assert found.gap.max() <= 1e-12
+        below = solve_rows(gram, lam=0.9 * largest, weights=weights, n_jobs=1)
+        assert below.coef[:, :12].any(axis=1).all()

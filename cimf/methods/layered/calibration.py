@@ -59,7 +59,7 @@ class Calibration:
     @cached_property
     def survey(self) -> Survey:
         """Loss curves on the teacher's states, taken at the first use."""
-        few = _first(self.inputs, _SURVEYED)
+        few = first_batches(self.inputs, _SURVEYED)
         return Survey.take(self.graph, few, self.statistics, self.counting)
 
     @torch.no_grad()
@@ -139,7 +139,7 @@ class Calibration:
         return [layer for path, layer in known.items() if path in paths]
 
 
-def _first(batches: Sequence[Tensor], samples: int) -> list[Tensor]:
+def first_batches(batches: Sequence[Tensor], samples: int) -> list[Tensor]:
     """Return the first batches that hold at least so many samples, or all."""
     before = np.cumsum([0, *(len(batch) for batch in batches[:-1])])
     return [batch for batch, seen in zip(batches, before, strict=True) if seen < samples]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cimf.errors import InputError, UnknownNameError
+from cimf.judge import Certificate
 from cimf.methods.base import Outcome, Task, check_switches
 from cimf.methods.layered import elimination
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts, given_counts
@@ -40,7 +41,7 @@ from cimf.methods.layered.supports import (
 )
 from cimf.methods.layered.survey import as_rows, damped_groups, dense_rows
 from cimf.methods.pruning_report import LayerRecord
-from cimf.network.layers import Layer
+from cimf.network.layers import Layer, Rows
 from cimf.network.patches import PatchGram
 
 
@@ -218,7 +219,17 @@ def solve_layers(
         correct=options.correct,
         counting=calibration.counting,
     )
-    network = graph.export(rows)
+    return outcome_of(calibration, rows, records, mismatch)
+
+
+def outcome_of(
+    calibration: Calibration,
+    rows: Rows,
+    records: Sequence[LayerRecord],
+    mismatch: Mapping[str, float],
+) -> Outcome:
+    """Return the network with its rows, checked, and what is known of its layers."""
+    network = calibration.graph.export(rows)
     calibration.check_export(network, rows)
     layers = tuple(replace(record, mismatch=mismatch[record.path]) for record in records)
     return Outcome(network, layers, calibration.notes, tuple(_few_samples(layers)))
@@ -277,24 +288,37 @@ def _solve_layer(
         else:
             own = dense[part] if choice.coef is None else choice.coef
             coef[part] = np.where(mask, own, 0.0)
-    weight = coef[:, : layer.n_columns]
     certificates = [choice.solution.certificate for choice in choices if choice.solution]
+    return coef, layer_record(layer, statistics.n_samples, coef, certificates, exchanges, gaps)
+
+
+def layer_record(
+    layer: Layer,
+    samples: int,
+    coef: Matrix,
+    certificates: Sequence[Certificate],
+    exchanges: Any = 0,
+    polish_gaps: Any = np.nan,
+) -> LayerRecord:
+    """Return the record of a layer's rows (r, N'), without its mismatch."""
+    size = layer.n_rows // layer.groups
+    weight = coef[:, : layer.n_columns]
     kernel = layer.n_columns // (layer.module.weight.shape[1] or 1)
     # A row holds channel after channel, each with its kernel: a channel is read where any row of
     # its group has a weight at any of the kernel's places.
     read = (weight != 0).reshape(layer.groups, size, -1, kernel).any(axis=(1, 3))
-    return coef, LayerRecord(
+    return LayerRecord(
         path=layer.path,
         kind=type(layer.module).__name__,
         rows=layer.n_rows,
         columns=layer.n_columns,
-        samples=statistics.n_samples,
+        samples=samples,
         kept=int(np.count_nonzero(weight)),
         emptied=tuple(int(i) for i in np.flatnonzero(~weight.any(axis=1))),
         unread=int((~read).sum()),
-        exchanges=int(exchanges.sum()),
+        exchanges=int(np.sum(exchanges)),
         certified=sum(int(certificate.passed.sum()) for certificate in certificates),
         solved=sum(certificate.passed.size for certificate in certificates),
         worst_gap=float(np.fmax.reduce([c.worst_gap for c in certificates], initial=np.nan)),
-        polish_gap=float(np.fmax.reduce(gaps, initial=np.nan)),
+        polish_gap=float(np.fmax.reduce(np.ravel(polish_gaps), initial=np.nan)),
     )

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.errors import InputError
+from cimf.methods.penalty_search import within
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.designs import DESIGNS, column_weights
 from cimf.methods.stacked.gains import Motion
@@ -46,7 +47,7 @@ _HALVINGS = 10
 # F is a sum of differences of moments: two values of it are told apart to about this share.
 _ROUNDING = 1e-9
 # A budget is met within this share of itself from below, or the search ends.
-_CLOSE, _TRIES, _STRIDE = 0.05, 40, 3.0
+_CLOSE, _STRIDE = 0.05, 3.0
 
 
 class Fitted(NamedTuple):
@@ -224,42 +225,17 @@ class SensitivityProblem:
     def within(self, budget: float) -> Fitted:
         """Return a model with T <= budget, by a search over lam: T falls as lam grows.
 
-        From a large lam downwards, because sparse rows are cheap to solve; log T is interpolated.
+        See `cimf.methods.penalty_search`.
         """
         own = self.motion.gains(self.start).total
         if own <= budget:
             value = (self.objective(self.start, 0.0),)
             return Fitted(self.start, 0.0, own, value, self.slopes(self.start), self.start)
-        found = self.descend(self._energy() / own)
-        below = above = None
-        for _ in range(_TRIES):
-            if found.total <= budget:
-                below = found if below is None or found.total >= below.total else below
-                if found.total >= (1.0 - _CLOSE) * budget:
-                    break
-            else:
-                above = found
-            if below is not None and above is not None:
-                if below.lam <= above.lam * (1.0 + _CLOSE / 10.0):
-                    break
-                lam = _between(above, below, budget)
-            else:
-                lam = found.lam * (_STRIDE if below is None else 1.0 / _STRIDE)
-            found = self.descend(lam)
-        assert below is not None  # T falls to the floors of `motion` as lam grows
-        return below
+        return within(self.descend, budget, self._energy() / own, _CLOSE, _STRIDE)
 
     def _energy(self) -> float:
         """Return F of the zero model: what there is to match."""
         return float(0.5 * self.effect @ self.gram.target_sq)
-
-
-def _between(above: Fitted, below: Fitted, budget: float) -> float:
-    """Return a lam between two at which T is about the middle of what is allowed."""
-    target = np.log(budget * (1.0 - _CLOSE / 2.0))
-    ends = np.log([above.total, max(below.total, np.finfo(float).tiny)])
-    share = float(np.clip((ends[0] - target) / (ends[0] - ends[1]), 0.1, 0.9))
-    return float(above.lam ** (1.0 - share) * below.lam**share)
 
 
 def _dense(left: object, right: object) -> Array:
