@@ -9,6 +9,7 @@ eigenvalue is 0, is another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,6 +240,50 @@ def state_scales(
         norm = (magnitude[rows] @ s + from_inputs[rows]) / kappa
         s[rows] = np.where(allowed[rows] & (norm > 0), norm, 1.0)
     return _finite_scale(s)
+
+
+def layer_scales(
+    A: Any,
+    B: Any,
+    layers: Sequence[slice],
+    kappa: float = 0.99,
+    bounded_inputs: ArrayLike | None = None,
+    scalable: ArrayLike | None = None,
+) -> Array:
+    """Return `state_scales` with one scale for all states of a layer: that of its largest row.
+
+    Parameters
+    ----------
+    layers : sequence of slice
+        Rows of every layer, each behind those that it reads.
+
+    Raises
+    ------
+    InputError
+        As `state_scales`; a layer that reads itself or a later one so much that no scale of its
+        own brings its rows into the ball.
+    """
+    magnitude, inputs = _magnitude(A), _magnitude(B)
+    n, p = inputs.shape
+    from_inputs = inputs @ _mask("bounded_inputs", bounded_inputs, p).astype(np.float64)
+    allowed = _mask("scalable", scalable, n)
+    s = np.ones(n)
+    for rows in layers:
+        if allowed[rows].all():
+            # Row sums (own s + others) / s <= kappa.
+            own = np.asarray(magnitude[rows, rows].sum(axis=1))
+            others = magnitude[rows] @ s + from_inputs[rows] - own * s[rows]
+            room = kappa - own
+            needed = np.divide(others, room, out=np.zeros_like(others), where=room > 0)
+            s[rows] = needed.max(initial=0.0) or 1.0
+    s = _finite_scale(s)
+    sums = (magnitude @ s + from_inputs) / s
+    if (sums[allowed] > kappa * (1.0 + 1e-9)).any():
+        raise InputError(
+            f"no scale per layer makes the model feasible at kappa = {kappa:g}: a layer has too "
+            "much feedback; use rescale=True or False"
+        )
+    return s
 
 
 def _scales_with_feedback(

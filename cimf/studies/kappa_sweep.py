@@ -15,7 +15,7 @@ import pandas as pd
 from cimf.data.datasets import Dataset
 from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.assemble import Sparsified
-from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.captured import Reference, Rescale, units_in_words
 from cimf.methods.stacked.model_report import Report
 from cimf.methods.stacked.path_options import PathOptions
 from cimf.methods.stacked.row_options import RowOptions
@@ -37,7 +37,7 @@ def run_sweep(
     network: Callable[[], Reference],
     *,
     kappas: Sequence[float | None] = KAPPAS,
-    configurations: Sequence[tuple[str, bool]] = (("full", True),),
+    configurations: Sequence[tuple[str, Rescale]] = (("full", True),),
     overwrite: bool = False,
     models: bool = False,
     paper: bool = False,
@@ -99,7 +99,7 @@ def run_sweep(
         seconds["train and capture"] = time.perf_counter() - start
         results: list[Sparsified] = []
         for design, rescale in configurations:
-            title = f"{design}, {'rescaled' if rescale else 'as captured'}"
+            title = f"{design}, {units_in_words(rescale)}"
             start = time.perf_counter()
             with progress_bar(title, reference.calibration.layout.n_states) as progress:
                 for found in iter_path(
@@ -119,7 +119,7 @@ def run_sweep(
 
 
 def _model_name(report: Report) -> str:
-    scaled = "rescaled" if report.rescale else "plain"
+    scaled = {True: "rescaled", False: "plain", "layers": "layers"}[report.rescale]
     level = "penalty" if math.isnan(report.kappa) else shortest(report.kappa)
     return f"model-{report.design}-{scaled}-{level}.safetensors"
 
@@ -142,7 +142,7 @@ def _write(
     table = tidy(result.report for result in results)
     out.print(name, style="bold")
     for (design, rescale), part in table.groupby(["design", "rescale"], sort=False):
-        title = f"design {design}, states {'rescaled' if rescale else 'as captured'}"
+        title = f"design {design}, states {units_in_words(rescale)}"
         print_table(*render(part, TERMINAL), title=title)
     summary = [*_summary(reference, table), *_notes(results)]
     for line in summary:

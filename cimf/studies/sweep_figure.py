@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cimf.methods.stacked.captured import units_in_words
 from cimf.runs.companions import save_figure
 from cimf.runs.numbers import shortest
 
@@ -94,7 +95,7 @@ def draw_sweep(axes: Any, table: pd.DataFrame, title: str) -> None:
         axes.plot(
             kept,
             value,
-            label=f"{design}, {'rescaled' if rescale else 'states as captured'}",
+            label=f"{design}, states {units_in_words(rescale)}",
             **line_style(k, len(groups)),
         )
         if k == 0:

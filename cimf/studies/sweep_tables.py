@@ -61,9 +61,10 @@ def _loss(row: Any, key: str, text: Callable[[Any], str]) -> str:
     return "" if _missing(row.get(key)) else text(row[key])
 
 
+_RESCALED = {True: "yes", False: "no", "layers": "by layer"}
 _COLUMNS = {
     "design": _Column("design", lambda row: row["design"]),
-    "rescaled": _Column("rescaled", lambda row: "yes" if row["rescale"] else "no"),
+    "rescaled": _Column("rescaled", lambda row: _RESCALED[row["rescale"]]),
     "kappa": _Column("kappa", lambda row: _level(row["kappa"])),
     "loss": _Column("loss", lambda row: _loss(row, "loss", str)),
     "lam": _Column("multiplier", lambda row: _loss(row, "lam", "{:.3g}".format)),

@@ -50,7 +50,7 @@ def solved(reference, kappa=0.5, design="causal", rescale=True, **options):
 def by_hand(reference, i, kappa, lam, rescale):
     """Row i of the l1 loss on the samples themselves, the bias a variable that nothing counts."""
     (states,) = reference.calibration.chunks()
-    states = states.scaled(reference.scale if rescale else np.ones(states.n_states))
+    states = states.scaled(reference.scale(rescale))
     used = DESIGNS["causal"].allowed(states)[i] & ~states.free_columns
     a, bias = cp.Variable(int(used.sum())), cp.Variable()
     M = np.concatenate([states.X, states.U]).T[:, used]
@@ -88,7 +88,7 @@ def test_without_a_ball_l1_is_the_fast_penalty(reference, design):
     np.testing.assert_allclose(report.solution.coef, exact.coef, atol=1e-4)
     np.testing.assert_array_equal(report.solution.coef != 0, exact.coef != 0)
     assert report.kappa == np.inf
-    assert str(report).startswith(f"no ball, design {design}, rescaled states")
+    assert str(report).startswith(f"no ball, design {design}, states rescaled")
 
 
 def test_without_a_loss_sets_bound_the_plain_ball(net, inputs, reference):
@@ -139,7 +139,7 @@ def test_coupled_rows_are_solved_whole(reference, loss):
     """Against the plain formulation with the bias's share of the data taken out by hand."""
     report = solved(reference, 0.5, "full", loss=loss, lam=2.0).report
     (states,) = reference.calibration.chunks()
-    states = states.scaled(reference.scale)
+    states = states.scaled(reference.scale(True))
     X, U, Z = (part - part.mean(axis=1, keepdims=True) for part in (states.X, states.U, states.Z))
     ball = SETS["l1-ball"](0.5)
     term = 2.0 * LOSSES[loss]()
@@ -154,7 +154,7 @@ def test_coupled_rows_are_solved_whole(reference, loss):
 def test_kappa_zero_leaves_the_bias(reference):
     report = solved(reference, 0.0, loss="l1").report
     (states,) = reference.calibration.chunks()
-    states = states.scaled(reference.scale)
+    states = states.scaled(reference.scale(True))
     np.testing.assert_array_equal(report.solution.coef[:, :-1], 0.0)
     np.testing.assert_allclose(report.solution.coef[:, -1], states.Z.mean(axis=1), rtol=1e-9)
     assert report.loss.value == 0
@@ -181,7 +181,7 @@ def test_the_report_says_what_the_loss_was(reference):
     assert "11 of 11 rows certified at 1e-07" in text
     assert "(clarabel:11)" in text or "(mosek:11)" in text
     assert f"loss          Group = {result.report.loss.value:.6g}, multiplier 0.5; " in text
-    scaled = result.model.scaled(reference.scale)
+    scaled = result.model.scaled(reference.scale(True))
     W = np.hstack([scaled.A, scaled.B])
     W[:, -1] = 0.0
     value = LOSSES["group"]().value(Rows(W, np.arange(11), 11))

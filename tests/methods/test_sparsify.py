@@ -16,6 +16,7 @@ from cimf.methods.stacked.model_report import block_misfits, relative_errors
 from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.path_options import PathOptions
 from cimf.methods.stacked.tie_break import own_rows, prefer_own_outputs, prefer_own_rows
+from cimf.model.wellposed import layer_scales, state_scales
 from cimf.solve.conic.backends import probe
 from cimf.train.supervised import Schedule, batches, mlp, trained_mlp
 
@@ -62,7 +63,7 @@ def rows_in_solved_units(model, scale):
 def test_every_row_is_certified_and_in_its_ball(reference, design, rescale):
     path = cimf.sparsify_path(reference, [0.0, 0.1, 0.9], design, rescale)
     layout = reference.calibration.layout
-    scale = reference.scale if rescale else np.ones(layout.n_states)
+    scale = reference.scale(rescale)
     allowed = DESIGNS[design].allowed(layout)
     gram, weights = row_problems(reference, design, rescale)
     for result, kappa in zip(path, (0.0, 0.1, 0.9), strict=True):
@@ -105,7 +106,7 @@ def test_where_solutions_tie_the_networks_own_row_is_kept_if_it_is_sparser(refer
     solution = full.report.solution
     own = solution.method == "network"
     assert own.any()
-    scaled = reference.own.scaled(reference.scale)
+    scaled = reference.own.scaled(reference.scale(True))
     np.testing.assert_array_equal(
         solution.coef[own], np.hstack([scaled.A.toarray(), scaled.B.toarray()])[own]
     )
@@ -119,6 +120,33 @@ def test_where_solutions_tie_the_networks_own_row_is_kept_if_it_is_sparser(refer
     # Where the ball forbids the network its rows are no candidates.
     assert "network" not in half.report.methods
     assert not half.report.notes
+
+
+def test_units_by_layer_admit_the_network_and_no_less(reference, data, net):
+    scale = reference.scale("layers")
+    rows = own_rows(reference, scale)[:, :-1]  # the bias is outside of the ball
+    for block in reference.own.blocks:
+        assert len(np.unique(scale[block.rows])) == 1
+        assert np.abs(rows[block.rows]).sum(axis=1).max() == pytest.approx(0.99, abs=1e-12)
+    found = cimf.sparsify_path(reference, [0.99], "causal", "layers")[0]
+    assert found.report.evaluation.output_error < 1e-7
+    assert "states rescaled by layer" in str(found.report)
+    solved = cimf.sparsify_path(reference, [0.3], "causal", "layers")[0]
+    gram, weights = row_problems(reference, "causal", "layers")
+    assert certify(gram, solved.report.solution.coef, 0.3, weights=weights).passed.all()
+    model = rows_in_solved_units(solved.model, scale)
+    np.testing.assert_allclose(model, solved.report.solution.coef, rtol=1e-12)
+    with pytest.raises(InputError, match="rescale must be True, False or 'layers'"):
+        cimf.sparsify(net, batches(data.train_inputs, data.train_labels), rescale="rows")
+
+
+def test_units_by_layer_of_a_layer_with_too_much_feedback_are_refused():
+    A = np.array([[0.0, 0.0], [2.0, 0.0]])  # eigenvalue 0, but a row of 2
+    one, by_layer = (state_scales, layer_scales)
+    assert (one(A, np.ones((2, 1))) > 0).all()
+    with pytest.raises(InputError, match="no scale per layer"):
+        by_layer(A, np.ones((2, 1)), [slice(0, 2)])
+    np.testing.assert_allclose(by_layer(0.25 * A, np.ones((2, 1)), [slice(0, 2)], 1.0), 2.0)
 
 
 def test_a_sparser_row_that_is_not_optimal_is_not_preferred(reference):
@@ -432,7 +460,7 @@ def test_states_that_cannot_be_rescaled_are_not_called_rescaled():
     assert "states as captured" in str(report)
     assert "no state was rescaled" in str(report)
     report = cimf.sparsify(mlp((4, 5, 3), seed=0), [X]).report
-    assert "rescaled states" in str(report)
+    assert "states rescaled" in str(report)
     assert not report.notes
 
 

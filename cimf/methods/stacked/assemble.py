@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.judge import Solution, count_nonzeros
-from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.captured import Reference, Rescale
 from cimf.methods.stacked.found import Found
 from cimf.methods.stacked.model_report import Report, doubts, evaluate
 from cimf.methods.stacked.output_rows import Outputs, output_columns
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     """
 
     design: str
-    rescale: bool
+    rescale: Rescale
     kappa: float
     allowed: NDArray[np.bool_]
     solution: Solution
@@ -97,7 +97,7 @@ def assembled(
     return Sparsified(model, report)
 
 
-def network_notes(reference: Reference, rescale: bool) -> list[str]:
+def network_notes(reference: Reference, rescale: Rescale) -> list[str]:
     """Return what a reader must know about the network, whatever the kappa."""
     notes = []
     scalable = reference.calibration.layout.scalable

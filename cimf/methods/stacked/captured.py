@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
@@ -21,6 +21,7 @@ from cimf.errors import InputError
 from cimf.methods.stacked.samples import Samples
 from cimf.model import ImplicitModel, state_scales
 from cimf.model.module import ImplicitModule
+from cimf.model.wellposed import layer_scales
 from cimf.network.batches import as_list
 from cimf.network.states import States
 
@@ -31,6 +32,15 @@ FEASIBLE_AT = 0.99
 # the network's; with machine epsilon as cut-off that noise got a coefficient of 2.5e13 and the
 # output error was 0.30 instead of 0.15 (digits, kappa 0.1).
 _NOISE = 1e-10
+
+# Units of the states: one for every state, one for every layer, or as captured.
+Rescale = bool | Literal["layers"]
+
+
+def units_in_words(rescale: object) -> str:
+    """Return "rescaled", "rescaled by layer" or "as captured"."""
+    return "as captured" if not rescale else "rescaled" + " by layer" * (rescale == "layers")
+
 
 # Regressors (k, m) and targets (q, m).
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -165,18 +175,30 @@ class Reference:
                 "'full' or 'no-self-loop'"
             )
 
-    @cached_property
-    def scale(self) -> NDArray[np.float64]:
-        """Units s (n,), x = s x~, in which the network is feasible at kappa = `FEASIBLE_AT`.
+    def scale(self, rescale: Rescale) -> NDArray[np.float64]:
+        """Return units s (n,), x = s x~, in which the network is feasible at kappa = `FEASIBLE_AT`.
+
+        Parameters
+        ----------
+        rescale : bool or "layers"
+            One for every state, or for every layer. False, or where no state can be scaled: 1.
 
         Raises
         ------
         CaptureError
             As `own`.
+        InputError
+            As `state_scales` and `layer_scales`.
         """
+        scalable = self.calibration.layout.scalable
+        if not rescale or not scalable.any():
+            return np.ones(len(scalable))
         own = self.own
         bounded = np.arange(own.n_inputs) < own.n_inputs - int(own.bias)
-        return state_scales(own.A, own.B, FEASIBLE_AT, bounded, self.calibration.layout.scalable)
+        if rescale == "layers":
+            layers = [block.rows for block in reversed(own.blocks)]  # from the inputs on
+            return layer_scales(own.A, own.B, layers, FEASIBLE_AT, bounded, scalable)
+        return state_scales(own.A, own.B, FEASIBLE_AT, bounded, scalable)
 
     def accuracy(self, outputs: Callable[[States], NDArray[np.float64]]) -> float | None:
         """Return the fraction of test samples classified correctly by outputs(states) (q, m).

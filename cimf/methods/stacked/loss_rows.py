@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cimf.judge import Solution
 from cimf.judge.certificate import certify_bounds
 from cimf.methods.stacked.assemble import Sparsified
-from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.captured import Reference, Rescale
 from cimf.methods.stacked.found import FoundLoss
 from cimf.methods.stacked.loss_options import LossOptions
 from cimf.methods.stacked.moments import Moments
@@ -42,7 +42,7 @@ def loss_models(
     reference: Reference,
     levels: list[float],
     design: str,
-    rescale: bool,
+    rescale: Rescale,
     options: LossOptions,
     moments: Moments | None,
     progress: Callable[[int], None] | None,

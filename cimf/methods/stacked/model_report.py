@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.judge import NonZeros, Solution
-from cimf.methods.stacked.captured import Reference, n_correct
+from cimf.methods.stacked.captured import Reference, Rescale, n_correct, units_in_words
 from cimf.methods.stacked.found import Found, FoundSensitivity
 from cimf.methods.stacked.tie_break import OWN
 from cimf.model import ImplicitModel, Wellposedness
@@ -74,7 +74,7 @@ class Report:
     """
 
     design: str
-    rescale: bool
+    rescale: Rescale
     kappa: float
     solution: Solution
     inactive: int
@@ -160,8 +160,7 @@ class Report:
     def __str__(self) -> str:
         run, row = self.evaluation, self.row()
         lines = [
-            f"{_ball(self.kappa)}, design {self.design}, "
-            f"{'rescaled states' if self.rescale else 'states as captured'}",
+            f"{_ball(self.kappa)}, design {self.design}, states {units_in_words(self.rescale)}",
             f"certificate   {self.certified} of {row['rows']} rows certified at "
             f"{self.solution.certificate.tol:g}, worst gap {row['worst_gap']:.1e}, "
             f"worst violation {row['worst_violation']:.1e} ({row['methods']})",

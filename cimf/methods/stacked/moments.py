@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cimf.errors import InputError
-from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.captured import Reference, Rescale
 from cimf.methods.stacked.samples import BLOCK
 from cimf.statistics import Gram
 
@@ -42,14 +42,14 @@ class Moments:
     network: str
 
     @classmethod
-    def of(cls, reference: Reference, rescale: bool = True) -> Moments:
+    def of(cls, reference: Reference, rescale: Rescale = True) -> Moments:
         """Return the moments of the calibration samples, in one pass.
 
         Parameters
         ----------
         reference : Reference
-        rescale : bool
-            In the units of `reference.scale`, where a state can be scaled at all; else as captured.
+        rescale : bool or "layers"
+            In the units of `reference.scale(rescale)`.
 
         Raises
         ------
@@ -57,8 +57,7 @@ class Moments:
             As `Reference.scale`.
         """
         layout = reference.calibration.layout
-        rescale = rescale and bool(layout.scalable.any())
-        scale = reference.scale if rescale else np.ones(layout.n_states)
+        scale = reference.scale(rescale)
         gram = Gram(layout.n_columns, layout.n_states)
         for states in reference.calibration.chunks():
             states = states.scaled(scale)
@@ -94,7 +93,7 @@ class Moments:
             raise InputError("these moments are in other units: rescale must be the same")
 
 
-def moments(net: Any, batches: Iterable[Any], rescale: bool = True) -> Moments:
+def moments(net: Any, batches: Iterable[Any], rescale: Rescale = True) -> Moments:
     """Return the statistics that the row problems of a network need of calibration samples.
 
     For samples that are spread over machines: each takes the moments of its own, and

@@ -120,6 +120,17 @@ def check_once(kappas: Sequence[float]) -> None:
         raise InputError(f"every kappa may be given once, got {list(kappas)}")
 
 
+def check_rescale(rescale: object) -> None:
+    """Refuse units that there are not.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(rescale, bool) and rescale != "layers":
+        raise InputError(f"rescale must be True, False or 'layers', got {rescale!r}")
+
+
 def check_design(design: str) -> None:
     """Refuse an unknown design, and the one that makes a network sparse instead.
 

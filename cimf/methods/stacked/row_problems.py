@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from cimf.errors import warn_outside
 from cimf.judge import Solution
 from cimf.methods.stacked.assemble import Rows, Sparsified, assembled, network_notes
-from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.captured import Reference, Rescale
 from cimf.methods.stacked.designs import DESIGNS, column_weights
 from cimf.methods.stacked.found import FoundLoss
 from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.output_rows import Outputs, with_outputs
-from cimf.methods.stacked.row_options import RowOptions
+from cimf.methods.stacked.row_options import RowOptions, check_rescale
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class RowProblems:
         Columns that each row may use.
     weights : (N,) or (n, N)
         As `column_weights`.
-    rescaled : bool
-        Whether the states have units in which the network itself is feasible.
+    rescaled : bool or "layers"
+        Whether, and how, the states have units in which the network itself is feasible.
     notes : list of str
         What holds for every kappa.
     """
@@ -39,12 +39,12 @@ class RowProblems:
     moments: Moments
     allowed: NDArray[np.bool_]
     weights: NDArray[np.float64]
-    rescaled: bool
+    rescaled: Rescale
     notes: list[str]
 
     @classmethod
     def of(
-        cls, reference: Reference, design: str, rescale: bool, moments: Moments | None
+        cls, reference: Reference, design: str, rescale: Rescale, moments: Moments | None
     ) -> RowProblems:
         """Return the problems on the moments of the calibration samples, or on those given.
 
@@ -54,13 +54,13 @@ class RowProblems:
             A design without feedback for a teacher that has it; moments of another network or in
             other units.
         """
+        check_rescale(rescale)
         reference.check_feedback(design, DESIGNS[design].feedback)
         layout, notes = reference.calibration.layout, network_notes(reference, rescale)
-        rescale = rescale and bool(layout.scalable.any())
+        rescale = rescale if layout.scalable.any() else False
         if moments is None:
             moments = Moments.of(reference, rescale)
-        scale = reference.scale if rescale else np.ones(layout.n_states)
-        moments.check(reference.digest, scale)
+        moments.check(reference.digest, reference.scale(rescale))
         n_samples = moments.gram.n_samples
         if n_samples < layout.n_columns:
             notes.append(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cimf.errors import InputError
 from cimf.judge import Solution, certify
 from cimf.methods.stacked.assemble import Rows, Sparsified, assembled, network_notes
-from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.captured import Reference, Rescale
 from cimf.methods.stacked.designs import DESIGNS
 from cimf.methods.stacked.found import FoundSensitivity
 from cimf.methods.stacked.gains import Motion
@@ -31,7 +31,7 @@ def sensitivity_models(
     reference: Reference,
     levels: list[float],
     design: str,
-    rescale: bool,
+    rescale: Rescale,
     options: SensitivityOptions,
     moments: Moments | None,
     progress: Callable[[int], None] | None,

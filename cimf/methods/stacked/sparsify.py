@@ -18,12 +18,12 @@ from cimf.errors import CertificateError, InputError
 from cimf.judge import Solution
 from cimf.methods.base import as_record
 from cimf.methods.stacked.assemble import Sparsified
-from cimf.methods.stacked.captured import Reference
+from cimf.methods.stacked.captured import Reference, Rescale
 from cimf.methods.stacked.loss_options import LossOptions
 from cimf.methods.stacked.loss_rows import loss_models
 from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.path_options import PathOptions
-from cimf.methods.stacked.row_options import BallOptions, RowOptions, check_design
+from cimf.methods.stacked.row_options import BallOptions, RowOptions, check_design, check_rescale
 from cimf.methods.stacked.row_problems import RowProblems
 from cimf.methods.stacked.sensitivity_model import sensitivity_models
 from cimf.methods.stacked.sensitivity_options import SensitivityOptions
@@ -41,7 +41,7 @@ def sparsify(
     batches: Iterable[Any],
     kappa: float | None = 0.5,
     design: str = "full",
-    rescale: bool = True,
+    rescale: Rescale = True,
     *,
     loss: Any = None,
     sets: Any = (),
@@ -67,9 +67,10 @@ def sparsify(
     design : str
         A key of `cimf.methods.stacked.designs.DESIGNS`: "full", "no-self-loop", "causal" or
         "predecessors".
-    rescale : bool
+    rescale : bool or "layers"
         Measure every state in units in which the network itself is feasible at 0.99 (Theorem 8),
-        so that the ball does not forbid the network. The model comes back in the network's units.
+        so that the ball does not forbid the network; "layers": one unit for all states of a layer.
+        The model comes back in the network's units.
     loss : str, Loss or function, optional
         None: the rows match the states inside the ball. "sensitivity": they match states and
         outputs, each by its effect on the outputs, with the total sensitivity 1' S u bounded, S the
@@ -98,6 +99,7 @@ def sparsify(
         As the options, `Reference.capture` and `sparsify_path`.
     """
     check_design(design)
+    check_rescale(rescale)
     how = row_options(loss, sets, options)
     if isinstance(how, BallOptions) and not (
         isinstance(kappa, Real) or (kappa is None and how.no_ball)
@@ -143,7 +145,7 @@ def sparsify_path(
     reference: Reference,
     kappas: Sequence[float | None],
     design: str = "full",
-    rescale: bool = True,
+    rescale: Rescale = True,
     options: RowOptions | None = None,
     *,
     moments: Moments | None = None,
@@ -186,7 +188,7 @@ def iter_path(
     reference: Reference,
     kappas: Sequence[float | None],
     design: str,
-    rescale: bool,
+    rescale: Rescale,
     options: RowOptions | None = None,
     *,
     moments: Moments | None = None,
@@ -218,14 +220,14 @@ def _ball_models(
     reference: Reference,
     levels: list[float],
     design: str,
-    rescale: bool,
+    rescale: Rescale,
     options: PathOptions,
     moments: Moments | None,
     progress: Callable[[int], None] | None,
 ) -> Iterator[Sparsified]:
     """Yield the models of the plain ball, from one pass over the rows for all kappas."""
     problem = RowProblems.of(reference, design, rescale, moments)
-    own = own_rows(reference) if problem.rescaled else None
+    own = own_rows(reference, problem.moments.scale) if problem.rescaled else None
     gram, weights, tol = problem.moments.gram, problem.weights, options.tol
     solutions: Sequence[Solution]
     if options.method == "cvxpy":

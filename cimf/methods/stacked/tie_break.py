@@ -23,9 +23,9 @@ Array = NDArray[np.float64]
 OWN = "network"
 
 
-def own_rows(reference: Reference) -> Array:
-    """Return the network's own rows of (A, B) in the units of `reference.scale`, shape (n, N)."""
-    scaled = reference.own.scaled(reference.scale)
+def own_rows(reference: Reference, scale: Array) -> Array:
+    """Return the network's own rows of (A, B) in units of the states (n,), shape (n, N)."""
+    scaled = reference.own.scaled(scale)
     return np.hstack([scaled.A.toarray(), scaled.B.toarray()])
 
 
