@@ -436,7 +436,7 @@ def test_the_variance_of_a_layer_is_that_of_its_outputs():
         with torch.no_grad():
             out = conv.double()(u.double()).transpose(0, 1).flatten(1)
         wanted = (out.var(1, correction=0) if bias else out.square().mean(1)).mean()
-        assert survey._variance(0) == pytest.approx(float(wanted), rel=1e-5)
+        assert survey.variance(0) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_ball_weights_of_a_column_without_samples_are_finite():

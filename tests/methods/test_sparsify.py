@@ -152,7 +152,7 @@ def test_units_by_layer_of_a_layer_with_too_much_feedback_are_refused():
 def test_a_sparser_row_that_is_not_optimal_is_not_preferred(reference):
     gram, weights = row_problems(reference, "full")
     solution = cimf.solve_rows(gram, 0.99, weights=weights)
-    wrong = own_rows(reference)
+    wrong = own_rows(reference, reference.scale(True))
     wrong[:, 0] += 1e-3
     assert prefer_own_rows(solution, wrong, gram, 0.99, weights) is solution
     assert prefer_own_rows(solution, 0 * wrong, gram, 0.99, weights) is solution

@@ -241,7 +241,7 @@ def test_the_models_stand_where_their_numbers_say(table):
     draw_sweep(axes, table, "a title")
     first, second, dense, control = axes.get_lines()
     assert (first.get_label(), second.get_label()) == (
-        "full, rescaled", "full, states as captured",
+        "full, states rescaled", "full, states as captured",
     )  # fmt: skip
     np.testing.assert_allclose(first.get_xydata(), [[0.05, 0.19], [1.5, 0.1]])
     np.testing.assert_allclose(second.get_xydata(), [[0.01, 0.9]])
