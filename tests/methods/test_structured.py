@@ -355,3 +355,14 @@ def test_flat_holds_what_belongs_to_a_channel():
     assert flat.shape == (8, 72 + 3)
     assert torch.equal(flat[:, -2], net.norm_two.weight)
     assert Channels("three", "", 6, 32).flat(net).shape == (6, 33)
+
+
+@pytest.mark.parametrize("act", [nn.Softshrink(5.0), nn.Threshold(30.0, 0.0)])
+def test_channels_behind_a_threshold_are_not_zero_for_every_input(act):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), act, nn.Linear(5, 3)).eval()
+    with torch.no_grad():
+        net[0].weight[1] = 0.0
+        net[0].bias[1] = 0.0
+    clear_unread(net, torch.randn(4, 6))
+    assert (net[2].weight != 0).any(0).tolist() == [True, False, True, True, True]

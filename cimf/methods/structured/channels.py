@@ -8,6 +8,7 @@ are zero then too, which changes nothing.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,9 @@ from cimf.network.exported import MATCHED
 from cimf.network.layers import LayerGraph
 from cimf.train.norms import tracked_norms
 
-# Random inputs and random weights that a channel must be zero for, to be called zero for all.
-_SAMPLES, _DRAWS = 16, 4
+# Random inputs and random weights that a channel must be zero for, to be called zero for all; at
+# both scales, so that an activation with a threshold (Softshrink(5), relu(x - 30)) opens as well.
+_SAMPLES, _DRAWS, _SCALES = 16, 4, (1.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -208,12 +210,12 @@ def clear_unread(network: nn.Module, inputs: Tensor) -> None:
     """
     dead: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    for draw in range(_DRAWS):
+    for scale, draw in itertools.product(_SCALES, range(_DRAWS)):
         probe = copy.deepcopy(network).to("cpu", torch.float64).eval()
-        _randomise(probe, generator, positive=draw % 2 == 0)
+        _randomise(probe, generator, scale, positive=draw % 2 == 0)
         u = inputs[:1].expand(_SAMPLES, *inputs.shape[1:]) if len(inputs) < _SAMPLES else inputs
         if inputs.is_floating_point():
-            u = torch.rand(u.shape, generator=generator, dtype=torch.float64) + 0.5
+            u = scale * (torch.rand(u.shape, generator=generator, dtype=torch.float64) + 0.5)
         for path, zero in _zero_inputs(probe, u):
             dead[path] = zero & dead.get(path, zero)
     for path, zero in dead.items():
@@ -221,14 +223,16 @@ def clear_unread(network: nn.Module, inputs: Tensor) -> None:
         weight[:, zero.to(weight.device)] = 0.0
 
 
-def _randomise(network: nn.Module, generator: torch.Generator, positive: bool) -> None:
-    """Draw everything that is not zero anew; activations keep their size."""
+def _randomise(
+    network: nn.Module, generator: torch.Generator, scale: float, positive: bool
+) -> None:
+    """Draw everything that is not zero anew; every layer multiplies the size by `scale`."""
     for value in network.parameters():
         drawn = torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5
         if not positive:
             drawn = drawn * (torch.randint(0, 2, value.shape, generator=generator) * 2 - 1)
         fan_in = value[0].numel() if value.ndim > 1 else 1
-        value.copy_(torch.where(value == 0, 0.0, drawn / fan_in))
+        value.copy_(torch.where(value == 0, 0.0, scale * drawn / fan_in))
     for norm in tracked_norms(network).values():
         norm.running_mean.copy_(torch.where(norm.running_mean == 0, 0.0, -0.1))
         norm.running_var.fill_(1.0)
