@@ -8,22 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from cimf.runs.terminal import one_line_errors
-from experiments.options import Overwrite
-from experiments.trained_networks import NETWORKS
-
-Full = Annotated[
-    bool,
-    typer.Option("--full/--quick", help="Fashion-MNIST and CIFAR-10, hours; or digits, minutes."),
-]
-
-Networks = Annotated[
-    list[str] | None,
-    typer.Option("--network", help="Of --full, may be given several times. Default: all."),
-]
+from experiments.options import Full, Networks, Overwrite
+from experiments.trained_networks import NETWORKS, chosen_networks
 
 _DENSITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
 # `Control` by network.
-_FULL: dict[str, dict[str, Any]] = {
+_PLANS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "densities": (0.1, 0.5), "seeds": (0,), "searched": (0.5,), "options": {"epochs": 40}
+    },
     "fashion-mlp": {
         "densities": _DENSITIES, "seeds": (0, 1, 2), "searched": (0.1, 0.5),
         "options": {"epochs": 20, "batch_size": 256},
@@ -37,11 +30,7 @@ _FULL: dict[str, dict[str, Any]] = {
         "options": {"epochs": 10}, "samples": 10_000,
     },
 }  # fmt: skip
-_QUICK: dict[str, dict[str, Any]] = {
-    "digits": {
-        "densities": (0.1, 0.5), "seeds": (0,), "searched": (0.5,), "options": {"epochs": 40}
-    }
-}  # fmt: skip
+_QUICK, _FULL = ("digits",), ("fashion-mlp", "fashion-lenet", "cifar10")
 
 
 def control(
@@ -49,7 +38,7 @@ def control(
         "results/gates"
     ),
     full: Full = False,
-    networks: Networks = None,
+    network: Networks = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Gates: density achieved against the target, and the penalised version beside it."""
@@ -57,10 +46,8 @@ def control(
         from cimf.studies.gate_control import Control, gate_control
         from cimf.train.augment import FlipsAndShifts
 
-        plans = {key: _FULL[key] for key in networks or _FULL} if full else _QUICK
-        plans = {key: _FULL[key] for key in networks or _FULL} if full else _QUICK
-        for key, fields in plans.items():
-            title, load = NETWORKS[key]
+        for key, title, load in chosen_networks(network, _FULL if full else _QUICK, _PLANS):
+            fields = _PLANS[key]
             augment = {"augment": FlipsAndShifts()} if key == "cifar10" else {}
             plan = Control(**{**fields, "options": {**fields["options"], **augment}})
             gate_control(f"gates, {title}", out / key, load, plan, overwrite)

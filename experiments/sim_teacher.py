@@ -8,12 +8,8 @@ from typing import Annotated
 import typer
 
 from cimf.runs.terminal import one_line_errors
-from experiments.options import Overwrite
+from experiments.options import Full, Overwrite
 from experiments.trained_networks import NETWORKS
-
-Full = Annotated[
-    bool, typer.Option("--full/--quick", help="Fashion-MNIST, half an hour; or digits, 2 minutes.")
-]
 
 
 def main(

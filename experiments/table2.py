@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from cimf.runs.terminal import one_line_errors
-from experiments.gate_runs import Full, Networks
-from experiments.options import Overwrite
-from experiments.trained_networks import NETWORKS
+from experiments.options import Full, Networks, Overwrite
+from experiments.trained_networks import chosen_networks
 
 # Training images of the methods that train: an epoch over 10,000 takes a ResNet-20 25 s.
 SAMPLES = 10_000
@@ -21,7 +20,7 @@ def main(
         "results/table2"
     ),
     full: Full = False,
-    networks: Networks = None,
+    network: Networks = None,
     overwrite: Overwrite = False,
 ) -> None:
     """SSS, SPR, MLA and gates beside one-shot methods and fine-tuning, at the paper's sparsity."""
@@ -29,26 +28,21 @@ def main(
         from cimf.studies.trained_comparison import Comparison, Tuning, trained_comparison
         from cimf.train.augment import FlipsAndShifts
 
-        if not full:
-            tunings = [
-                Tuning("labels", 0.9, labels=True, teacher=False),
-                Tuning("distillation", 0.9, labels=False, teacher=True),
-            ]
-            title, load = NETWORKS["digits"]
-            plan = Comparison((0.5, 0.9), {"epochs": 30}, 10, tunings)
-            trained_comparison(f"Table 2, {title}", out / "digits", load, plan, overwrite)
-            return
         flips: dict[str, Any] = {"augment": FlipsAndShifts()}
         # Peak learning rate and decay as usual for residual networks on CIFAR; temperature and
         # share of the labels as usual for distillation (Hinton, Vinyals and Dean 2015).
         long = {**flips, "epochs": 12, "optimizer": "sgd", "learning_rate": 0.05,
                 "weight_decay": 1e-4, "label_weight": 0.5, "temperature": 4.0}  # fmt: skip
-        tunings = [
+        images = Comparison((0.5, 0.9), {**flips, "epochs": 10}, 2, [
             Tuning("labels and teacher", 0.9, labels=True, teacher=True, options=long),
             Tuning("labels", 0.9, True, False, SAMPLES, {**flips, "epochs": 10}),
             Tuning("distillation", 0.9, False, True, SAMPLES, {**flips, "epochs": 10}),
-        ]
-        plan = Comparison((0.5, 0.9), {**flips, "epochs": 10}, 2, tunings, SAMPLES, 2000)
-        for key in networks or ("cifar10", "cifar100"):
-            title, load = NETWORKS[key]
-            trained_comparison(f"Table 2, {title}", out / key, load, plan, overwrite)
+        ], SAMPLES, 2000)  # fmt: skip
+        digits = Comparison((0.5, 0.9), {"epochs": 30}, 10, [
+            Tuning("labels", 0.9, labels=True, teacher=False),
+            Tuning("distillation", 0.9, labels=False, teacher=True),
+        ])  # fmt: skip
+        plans = {"digits": digits, "cifar10": images, "cifar100": images}
+        default = ("cifar10", "cifar100") if full else ("digits",)
+        for key, title, load in chosen_networks(network, default, plans):
+            trained_comparison(f"Table 2, {title}", out / key, load, plans[key], overwrite)

@@ -32,9 +32,7 @@ def load_method(target: str) -> tuple[Any, str | None]:
     """
     from cimf.methods.base import Method
 
-    module, method = load_named(target, "Method", lambda value: isinstance(value, Method))
-    path = inspect.getsourcefile(module)
-    return method, sha256(path) if path else None
+    return _with_digest(target, "Method", lambda value: isinstance(value, Method))
 
 
 def load_loss(target: str) -> tuple[Any, str | None]:
@@ -50,9 +48,13 @@ def load_loss(target: str) -> tuple[Any, str | None]:
     def fits(value: Any) -> bool:
         return isinstance(value, Loss) or (callable(value) and not inspect.isclass(value))
 
-    module, loss = load_named(target, "loss", fits)
+    return _with_digest(target, "loss", fits)
+
+
+def _with_digest(target: str, kind: str, fits: Callable[[Any], bool]) -> tuple[Any, str | None]:
+    module, value = load_named(target, kind, fits)
     path = inspect.getsourcefile(module)
-    return loss, sha256(path) if path else None
+    return value, sha256(path) if path else None
 
 
 def load_named(target: str, kind: str, fits: Callable[[Any], bool]) -> tuple[ModuleType, Any]:

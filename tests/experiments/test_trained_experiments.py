@@ -33,7 +33,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(trained_networks.NETWORKS, "digits", ("small", case))
     plan = {"densities": (0.5,), "seeds": (0, 1), "searched": (0.5,), "options": {"epochs": 3}}
-    monkeypatch.setattr(gate_runs, "_QUICK", {"digits": plan})
+    monkeypatch.setitem(gate_runs._PLANS, "digits", plan)
     return tmp_path
 
 

@@ -4,22 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from cimf.solve.bisection.algorithms import bisect_rows
 from cimf.studies import bisection_curves as study
-from cimf.studies.compare import Case
 from cimf.studies.teacher_rows import network_of, teacher_rows
 
 PLAN = study.CurvePlan(120, (0.3, 0.9), ("rows", "none"))
-
-
-@pytest.fixture(scope="module")
-def case():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 4))
-    u = torch.randn(130, 6)
-    return Case(net.eval(), torch.randn(120, 6), u, net(u).argmax(1), {"name": "made up"})
 
 
 @pytest.fixture(scope="module")

@@ -5,26 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from torch import nn
 
 from cimf.errors import CertificateError
 from cimf.methods.by_name import prune_task
 from cimf.studies import compare
-from cimf.studies.compare import Case
 from cimf.studies.data_share import SharePlan, data_share, flat_from
 from cimf.studies.kappa_steps import STEPS
 
 STEP = "rescaled, corrected"
 PLAN = SharePlan((0.25, 0.5, 1.0), (0.5,), (0, 1), (STEP,), data=100, tests=90)
-
-
-@pytest.fixture(scope="module")
-def case():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 4))
-    u = torch.randn(130, 6)
-    return Case(net.eval(), torch.randn(120, 6), u, net(u).argmax(1), {"name": "made up"})
 
 
 @pytest.fixture(scope="module")

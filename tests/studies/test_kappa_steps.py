@@ -6,28 +6,17 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from torch import nn
 
 import cimf
 from cimf.errors import CertificateError, InputError
 from cimf.judge import DENOMINATORS
 from cimf.methods.layered.supports import Convex
 from cimf.studies import compare
-from cimf.studies.compare import Case
 from cimf.studies.kappa_steps import STATISTICS, KappaPlan, kappa_steps
 
 PLAN = KappaPlan(
     80, ("CIFAR-100",), 110, (0.1, 0.99), ("as captured", "rescaled, corrected, polished")
 )
-
-
-@pytest.fixture(scope="module")
-def case():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 4))
-    u = torch.randn(130, 6)
-    return Case(net.eval(), torch.randn(120, 6), u, net(u).argmax(1), {"name": "made up"})
 
 
 @pytest.fixture(scope="module")

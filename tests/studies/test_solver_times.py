@@ -3,24 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from torch import nn
 
 import cimf
 from cimf.errors import CertificateError
 from cimf.judge import Solution
 from cimf.studies import solver_times as study
-from cimf.studies.compare import Case
 
 PLAN = study.TimesPlan(150, 2, rows=2, shares=(0.5,), kappas=(0.5,))
 
 
-@pytest.fixture(scope="module")
-def case():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 4))
-    u = torch.randn(10, 6)
-    return Case(net.eval(), torch.randn(150, 6), u, net(u).argmax(1), {"name": "made up"})
+SIZES = (150, 10)
 
 
 @pytest.fixture(scope="module")
