@@ -17,6 +17,7 @@ from experiments import (
     figure4,
     gate_runs,
     newsgroups,
+    recovery,
     resnet20,
     sim_robustness,
     sim_teacher,
@@ -45,6 +46,7 @@ app.command("figure4")(figure4.main)
 app.command("gates")(gate_runs.control)
 app.command("gates-dynamics")(gate_runs.dynamics)
 app.command("newsgroups")(newsgroups.main)
+app.command("recovery")(recovery.main)
 app.command("resnet20")(resnet20.cifar10)
 app.command("resnet20-cifar100")(resnet20.cifar100)
 app.command("resnet20-calibration")(calibration_images.main)

@@ -25,7 +25,8 @@ def main(
 ) -> None:
     """SSS, SPR, MLA and gates beside one-shot methods and fine-tuning, at the paper's sparsity."""
     with one_line_errors():
-        from cimf.studies.trained_comparison import Comparison, Tuning, trained_comparison
+        from cimf.studies.recovery import Tuning
+        from cimf.studies.trained_comparison import Comparison, trained_comparison
         from cimf.train.augment import FlipsAndShifts
 
         flips: dict[str, Any] = {"augment": FlipsAndShifts()}

@@ -29,8 +29,6 @@ T = TypeVar("T")
 
 # What `cimf.prune` takes beside the options of a method.
 _BESIDE = ("sparsity", "method", "test", "train")
-# Calibration inputs that a result keeps.
-_SAMPLE = 16
 # A sparsity that differs by more than this from the target is reported.
 _MISSED = 0.001
 
@@ -213,13 +211,13 @@ class Pruned:
     network : nn.Module
         Of the same class; exact zeros in the weights of convolutions and linear layers.
     report : PruningReport
-    inputs : Tensor (b, ...)
-        A few calibration inputs, on the CPU.
+    inputs : sequence of Tensor (b, ...)
+        The calibration inputs, on the CPU.
     """
 
     network: nn.Module
     report: PruningReport
-    inputs: Tensor
+    inputs: Sequence[Tensor]
 
     def __repr__(self) -> str:
         weights, total = self.report.matched
@@ -291,7 +289,7 @@ def run_method(
         warn_outside(sentence)
     notes = (*outcome.notes, *report.notes, *warned)
     report = replace(report, layers=outcome.layers, notes=notes, training=outcome.training)
-    return Pruned(outcome.network, report, task.inputs[0][:_SAMPLE])
+    return Pruned(outcome.network, report, task.inputs)
 
 
 def as_record(kind: type[T], given: Mapping[str, Any], what: str, beside: Iterable[str] = ()) -> T:

@@ -1,51 +1,63 @@
-"""How often every weight is used on one sample."""
+"""What one sample costs a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from cimf.network.exported import MATCHED
+from cimf.errors import InputError
+from cimf.network.batches import as_batches, run
+from cimf.network.layers import working_dtype
 from cimf.train.norms import eval_mode
 
 
+@torch.no_grad()
 def multiply_adds(network: nn.Module, inputs: Tensor) -> int:
-    """Return the multiply-adds of all convolutions and linear layers on one sample, zeros included.
+    """Return the multiply-adds of all matrix products and convolutions on one sample.
 
-    Products of activations (attention) are not counted.
+    Counted as they are run in eval mode, whatever module or function asks for them: zeros included,
+    and the products of attention and of recurrent cells. Elementwise work is not counted.
 
     Parameters
     ----------
+    network : nn.Module
+        Any; left as it is.
     inputs : (b, ...)
-        On the network's device, in its dtype.
+        The first sample is run, on the network's device.
+
+    Raises
+    ------
+    InputError
+        What is no network; no samples, or such as do not fit the network.
     """
-    used = positions(network, inputs)
-    modules: dict[str, Any] = dict(network.named_modules())
-    return sum(count * modules[path].weight.numel() for path, count in used.items())
+    if not isinstance(network, nn.Module):
+        raise InputError(f"expected a torch.nn.Module, got {type(network).__name__}")
+    parameter = next(network.parameters(), torch.empty(0))
+    sample = as_batches(inputs, working_dtype(network), "given")[0][:1].to(parameter.device)
+    counter = FlopCounterMode(display=False)
+    with eval_mode(network), _unfused(), counter:
+        run(network, sample, "given")
+    return int(counter.get_total_flops()) // 2
 
 
-@torch.no_grad()
-def positions(network: nn.Module, sample: Tensor) -> dict[str, int]:
-    """Return how often each weight of the called layers is used on one sample, by path."""
-    found: dict[str, int] = {}
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Run the block without the fused kernels of attention and recurrent cells.
 
-    def hook(path: str) -> Callable[..., None]:
-        def count(module: Any, _inputs: Any, output: Tensor) -> None:
-            channels = module.weight.shape[0]
-            found[path] = found.get(path, 0) + output.numel() // (len(sample) * channels)
-
-        return count
-
-    hooks = [
-        module.register_forward_hook(hook(path))
-        for path, module in network.named_modules()
-        if isinstance(module, MATCHED)
-    ]
-    with eval_mode(network):
-        network(sample.clone())
-    for handle in hooks:
-        handle.remove()
-    return found
+    The counter does not know them.
+    """
+    mha, mkldnn = torch.backends.mha, torch.backends.mkldnn
+    before = mha.get_fastpath_enabled(), mkldnn.enabled
+    mha.set_fastpath_enabled(False)
+    mkldnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mha.set_fastpath_enabled(before[0])
+        mkldnn.enabled = before[1]

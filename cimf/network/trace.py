@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from cimf.errors import CaptureError
 from cimf.network.exported import MATCHED, NORMS, exported
 from cimf.network.graph import Graph, KeepPrecision
+from cimf.network.hooks import hooked
 from cimf.network.rewrite import erase_identities, out_of_place
 
 
@@ -132,7 +133,7 @@ def _naming_the_place(root: nn.Module) -> Iterator[None]:
         hooks.append(module.register_forward_pre_hook(lambda *_, path=path: paths.append(path)))
         hooks.append(module.register_forward_hook(leave))
     try:
-        with warnings.catch_warnings():
+        with hooked(hooks), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except CaptureError:
@@ -147,6 +148,3 @@ def _naming_the_place(root: nn.Module) -> Iterator[None]:
             "must not depend on the data (if, for, len, int() on values of tensors) or on the "
             "number of samples; use torch.where, or sparsify the parts"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()

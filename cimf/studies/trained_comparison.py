@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cimf.errors import InputError
-from cimf.methods.by_name import METHODS, prune_task
+from cimf.methods.by_name import METHODS
 from cimf.methods.layered.supports import ball
-from cimf.runs.terminal import out, print_table
-from cimf.studies.compare import FAST, OURS, Case, Point, claim, finish, measure, share
+from cimf.runs.terminal import print_table
+from cimf.studies.compare import FAST, OURS, Case, Point, claim, finish, measure
+from cimf.studies.recovery import Tuning, plain, tuned_row
 from cimf.studies.sweep_tables import markdown
-from cimf.studies.trained_rows import costs
-from cimf.train.finetuning import finetune
 
 STRUCTURED = ("sss", "spr", "mla")
 ONE_SHOT = ("obs", OURS)
@@ -25,37 +22,6 @@ ONE_SHOT = ("obs", OURS)
 LITERAL: dict[str, Any] = {
     **FAST, "support": partial(ball, weighting="ones"), "correct": False, "polish": False
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The layered method's network, trained on with its zeros held.
-
-    Attributes
-    ----------
-    name : str
-        What the table calls it.
-    level : float
-        Sparsity.
-    labels, teacher : bool
-        What it sees.
-    samples : int, optional
-        The first so many training samples. Default: all.
-    options : mapping
-        Of `cimf.finetune`.
-    """
-
-    name: str
-    level: float
-    labels: bool
-    teacher: bool
-    samples: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def method(self) -> str:
-        """What stands in the table's first column."""
-        return f"{OURS} + {self.name}"
 
 
 @dataclass(frozen=True)
@@ -95,20 +61,13 @@ def trained_comparison(
     """Write accuracy, sparsity of weights and channels, multiply-adds, epochs and use of labels."""
     settings = {
         "network": name, "levels": plan.levels, "samples": plan.samples,
-        "calibration": plan.calibration, "training": _plain(plan.training),
+        "calibration": plan.calibration, "training": plain(plan.training),
         "tune_epochs": plan.tune_epochs,
-        "tunings": [{**vars(t), "options": _plain(t.options)} for t in plan.tunings],
+        "tunings": [tuning.settings for tuning in plan.tunings],
     }  # fmt: skip
     with claim(folder, settings, overwrite) as run:
         case = load()
-        tuned = [
-            {
-                "method": tuning.method,
-                "target": tuning.level,
-                **run.resumed(str(tuning), partial(_tuned, case, tuning, plan.calibration)),
-            }
-            for tuning in plan.tunings
-        ]
+        tuned = [tuned_row(run, case, tuning, plan.calibration) for tuning in plan.tunings]
         points = measure(run, case, _points(plan))
         trained = [*(row for row in points if row.get("epochs")), *tuned]
         one_shot = [row for row in points if not row.get("epochs")]
@@ -139,10 +98,6 @@ def trained_comparison(
     return rows
 
 
-def _plain(options: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in options.items()}
-
-
 def _points(plan: Comparison) -> list[Point]:
     first, n = plan.levels[0], plan.samples
     structured = {**plan.training, "tune_epochs": plan.tune_epochs}
@@ -158,36 +113,6 @@ def _points(plan: Comparison) -> list[Point]:
         *(Point({"method": m, "target": s}, m, s, FAST, plan.calibration)
           for m in ONE_SHOT for s in plan.levels),
     ]  # fmt: skip
-
-
-def _tuned(case: Case, tuning: Tuning, calibration: int | None, checkpoint: Path) -> dict[str, Any]:
-    """Return the row of the layered method's network, trained on with its zeros held."""
-    if case.train_labels is None:
-        raise InputError("fine-tuning on labels needs them: the case has none")
-    start = time.perf_counter()
-    task = case.task(calibration, labelled=False)
-    sparse = prune_task(task, tuning.level, OURS, **FAST)
-    inputs = case.calibration[: tuning.samples]
-    batches: Any = [(inputs, case.train_labels[: tuning.samples])] if tuning.labels else inputs
-    teacher = case.network if tuning.teacher else None
-    tuned = finetune(
-        sparse.network, batches, teacher, **{**tuning.options, "checkpoint": checkpoint}
-    )
-    seconds = time.perf_counter() - start
-    net = tuned.network.eval()
-    classes = case.classes(net)
-    out.print(f"  {tuning.method}: {share(classes == case.labels):.2%} ({seconds:.0f} s)")
-    return {
-        "accuracy": share(classes == case.labels),
-        "agreement": share(classes == case.dense_classes),
-        "sparsity_network_weights": sparse.report.sparsity["network_weights"],
-        **costs(task.graph, net),
-        "epochs": len(tuned.report.epochs),
-        "samples": len(inputs),
-        "labels": tuning.labels,
-        "seconds": seconds,
-        "report": str(tuned.report),
-    }
 
 
 def _line(row: Mapping[str, Any], samples: int) -> list[str]:

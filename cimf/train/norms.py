@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cimf.network.hooks import hooked
+
 _NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -92,12 +94,10 @@ def _input_moments(
 
         return hook
 
-    with eval_mode(network):
-        hooks = [norm.register_forward_pre_hook(watch(path)) for path, norm in norms.items()]
+    hooks = [norm.register_forward_pre_hook(watch(path)) for path, norm in norms.items()]
+    with eval_mode(network), hooked(hooks):
         for inputs in batches:
             network(inputs.clone())
-        for hook in hooks:
-            hook.remove()
     found = {}
     for path, (count, total, squares) in sums.items():
         mean = total / count

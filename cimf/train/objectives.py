@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cimf.network.hooks import hooked
+
 Objective = Callable[[Tensor, Tensor | None], Tensor]
 """(inputs (b, ...), labels or None) -> loss, on the device of the network."""
 
@@ -60,11 +62,8 @@ class Recorder:
             return lambda _module, _inputs, output: self.values.__setitem__(path, output.clone())
 
         hooks = [module.register_forward_hook(keep(path)) for path, module in self._sites]
-        try:
+        with hooked(hooks):
             yield self.values
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 class StateMatching:

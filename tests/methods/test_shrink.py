@@ -16,6 +16,7 @@ from cimf.errors import CaptureError, InputError
 from cimf.methods.base import Task
 from cimf.methods.by_name import prune_task
 from cimf.methods.layered.channel_choice import Effects, Reader, remove_cheapest
+from cimf.methods.structured import shrink as shrinking
 from cimf.methods.structured.shrink import shrink
 from cimf.network.channel_flow import TiedChannels
 from cimf.statistics import Gram
@@ -283,8 +284,63 @@ def test_multiply_adds_counted_by_hand():
     wanted = 8 * 27 * 36 + 12 * 72 * 16 + 4 * 48
     assert cimf.multiply_adds(net, data((3, 8, 8), 2)) == wanted
     tokens = randomised(Tokens())
-    wanted = 5 * (6 * 8 + 8 * 8 + 8 * 40 + 40 * 8) + 8 * 4
+    attention = 2 * 2 * 5 * 5 * 4  # two products, two heads
+    wanted = 5 * (6 * 8 + 8 * 8 + 8 * 40 + 40 * 8) + attention + 8 * 4
     assert cimf.multiply_adds(tokens, data((5, 6), 3)) == wanted
+
+
+class Cell(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.cell = kind(16, 8, batch_first=True)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(self.cell(x)[0], torch.ones(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "wanted"),
+    [
+        (nn.ConvTranspose1d(5, 7, 3), (5, 16), 16 * 5 * 7 * 3),
+        (nn.Conv3d(2, 3, 3), (2, 4, 4, 4), 8 * 27 * 2 * 3),
+        (nn.Conv2d(8, 8, 3, groups=8), (8, 4, 4), 4 * 9 * 8),
+        # Per token: query, key, value, output, two layers; two heads of 8: scores and mean.
+        (nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), (5, 16),
+         5 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 2 * 5 * 5 * 8),
+        (Cell(nn.LSTM), (5, 16), 5 * (4 * 8 * (16 + 8) + 3 * 8)),
+        (Cell(nn.GRU), (5, 16), 5 * (3 * 8 * (16 + 8) + 3 * 8)),
+    ],
+)  # fmt: skip
+def test_multiply_adds_of_what_no_method_prunes(net, shape, wanted):
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    assert cimf.multiply_adds(net.train(), torch.randn(3, *shape)) == wanted
+    assert all(module.training for module in net.modules())
+    assert before == (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled)
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs", "message"),
+    [
+        (3, torch.ones(2, 4), "torch.nn.Module"),
+        (nn.Linear(4, 2), None, "iterable"),
+        (nn.Linear(4, 2), torch.ones(0, 4), "empty"),
+        (nn.Linear(4, 2), torch.ones(2, 5), "cannot be run"),
+    ],
+)
+def test_multiply_adds_of_what_does_not_fit(net, inputs, message):
+    with pytest.raises(InputError, match=message):
+        cimf.multiply_adds(net, inputs)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_all_samples_are_compared():
+    """Networks that differ beyond 1e6 alone: the last sample tells."""
+    one, two = nn.Identity(), nn.Threshold(-1e6, 0.0)
+    batches = [torch.ones(250, 3), torch.ones(50, 3)]
+    shrinking._check(one, two, batches)
+    batches[1][-1] = -1e7
+    with pytest.raises(CaptureError, match="another function"):
+        shrinking._check(one, two, batches)
 
 
 def test_other_methods_shrink_too():
@@ -304,7 +360,7 @@ def test_channels_that_only_dead_channels_read_go_as_well():
     with torch.no_grad():
         net[4].weight[:, :7] = 0.0
         net[2].weight[7:, :5] = 0.0  # neurons 0 to 4 are read by 0 to 6 of the next layer alone
-    small = shrink(net, data((12,)))
+    small = shrink(net, [data((12,))])
     assert [tuple(small[k].weight.shape) for k in (0, 2, 4)] == [(15, 12), (13, 15), (4, 13)]
 
 
@@ -313,7 +369,7 @@ def test_a_layer_that_nothing_reads_keeps_one_channel_and_what_it_reads():
     with torch.no_grad():
         net[4].weight.zero_()
     with pytest.warns(UserWarning, match=r"4 of layer 4 \(they are the network's output\)"):
-        small = shrink(net, data((12,)))
+        small = shrink(net, [data((12,))])
     assert [tuple(small[k].weight.shape) for k in (0, 2, 4)] == [(20, 12), (1, 20), (4, 1)]
 
 
@@ -350,7 +406,7 @@ def test_a_forward_pass_that_counts_on_the_size_is_refused():
     with torch.no_grad():
         net.head.weight[:, :4] = 0.0
     with pytest.raises(CaptureError, match="counts on the number of channels"):
-        shrink(net, data((1, 4, 4)))
+        shrink(net, [data((1, 4, 4))])
 
 
 def test_zero_channels_that_stay_are_named():
@@ -359,7 +415,7 @@ def test_zero_channels_that_stay_are_named():
         net.layer2[0].conv2.weight[0] = 0.0
         net.layer1[0].conv2.weight[:, 0] = 0.0
     with pytest.warns(UserWarning, match=r"1 of layer layer2\.0\.conv2 \('pad' in layer 'layer2"):
-        shrink(net, torch.randn(2, 3, 8, 8))
+        shrink(net, [torch.randn(2, 3, 8, 8)])
 
 
 @pytest.mark.parametrize(

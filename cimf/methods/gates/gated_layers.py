@@ -13,8 +13,9 @@ from torch.nn.utils import parametrize
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.gates.hard_concrete import HardConcrete
 from cimf.methods.multiplied import multiply
-from cimf.methods.multiply_adds import positions
 from cimf.network.copies import plain_copy
+from cimf.network.exported import MATCHED
+from cimf.network.hooks import hooked
 from cimf.train.norms import eval_mode
 
 STRUCTURES = (None, "channels")
@@ -99,7 +100,7 @@ class Gated(nn.Module):
         if not 0.0 < drop <= 0.8:
             raise InputError(f"drop must be in (0, 0.8], got {drop!r}")
         self.network = network
-        calls, keep = positions(network, sample), set(keep)
+        calls, keep = _positions(network, sample), set(keep)
         if unknown := keep - set(calls):
             raise UnknownNameError("layer", min(unknown), calls)
         with eval_mode(network):  # registering a parametrization evaluates it: nothing is drawn
@@ -211,6 +212,28 @@ class Gated(nn.Module):
         for layer, part in zip(layers, parts, strict=True):
             layer.gates.keep(part.view_as(layer.gates.log_alpha))
         return float(alphas[stay].min()) if len(stay) else float("inf")
+
+
+@torch.no_grad()
+def _positions(network: nn.Module, sample: Tensor) -> dict[str, int]:
+    """Return how often each weight of the called layers is used on one sample, by path."""
+    found: dict[str, int] = {}
+
+    def hook(path: str) -> Any:
+        def count(module: Any, _inputs: Any, output: Tensor) -> None:
+            channels = module.weight.shape[0]
+            found[path] = found.get(path, 0) + output.numel() // (len(sample) * channels)
+
+        return count
+
+    hooks = [
+        module.register_forward_hook(hook(path))
+        for path, module in network.named_modules()
+        if isinstance(module, MATCHED)
+    ]
+    with eval_mode(network), hooked(hooks):
+        network(sample.clone())
+    return found
 
 
 def _sizes_behind(layer: GatedLayer) -> Tensor:

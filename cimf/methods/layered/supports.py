@@ -105,21 +105,21 @@ def least_squares(
     return Choice(mask, rows.polished(gram, mask, n_jobs)[0])
 
 
-def _ones(gram: Gram, size: Matrix, n_free: int) -> Matrix:
+def _ones(gram: Gram, size: Matrix) -> Matrix:
     return np.ones_like(size)
 
 
-def _inverse(gram: Gram, size: Matrix, n_free: int) -> Matrix:
+def _inverse(gram: Gram, size: Matrix) -> Matrix:
     return 1.0 / size
 
 
-def _saliency(gram: Gram, size: Matrix, n_free: int) -> Matrix:
+def _saliency(gram: Gram, size: Matrix) -> Matrix:
     """sqrt(A_jj) / |w_j|, A = G^-1: one over the root of what dropping column j alone costs."""
     variance = np.diagonal(rows.inverse(gram.gram))[: size.shape[1]]
     return np.sqrt(np.maximum(variance, 0.0)) / size
 
 
-WEIGHTINGS: dict[str, Callable[[Gram, Matrix, int], Matrix]] = {
+WEIGHTINGS: dict[str, Callable[[Gram, Matrix], Matrix]] = {
     "ones": _ones,
     "inverse": _inverse,
     "saliency": _saliency,
@@ -149,7 +149,7 @@ def ball_weights(gram: Gram, values: Matrix, weighting: str, n_free: int) -> Mat
     effect = np.abs(values[:, :width]) * norm
     largest = effect.max(axis=1, keepdims=True, initial=0.0)
     size = np.where(largest > 0, np.maximum(effect, _SMALL * largest), 1.0) / norm
-    found = WEIGHTINGS[weighting](gram, size, n_free)
+    found = WEIGHTINGS[weighting](gram, size)
     weights = np.zeros(values.shape)
     weights[:, :width] = found * (width / (found * size).sum(axis=1, keepdims=True))
     return weights

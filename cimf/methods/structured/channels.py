@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cimf.errors import InputError
 from cimf.methods.multiplied import multiply
 from cimf.network.exported import MATCHED
+from cimf.network.hooks import hooked
 from cimf.network.layers import LayerGraph
 from cimf.train.norms import tracked_norms
 
@@ -256,7 +257,6 @@ def _zero_inputs(network: nn.Module, u: Tensor) -> Iterator[tuple[str, Tensor]]:
         for path, module in network.named_modules()
         if isinstance(module, MATCHED) and getattr(module, "groups", 1) == 1
     ]
-    network(u)
-    for handle in hooks:
-        handle.remove()
+    with hooked(hooks):
+        network(u)
     return iter(found.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,15 @@ from cimf.network.trace import trace
 # Largest difference between the smaller network and the given one in float64, relative to the
 # largest output: rounding of sums in another order is far below, a lost channel far above.
 _SAME = 1e-10
+# Samples that are traced; sizes of the random ones, see `cimf.methods.structured.channels`.
+_SAMPLE, _SCALES = 16, (1.0, 100.0)
 
 Alive = dict[str, NDArray[np.bool_]]
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def shrink(network: nn.Module, inputs: Tensor) -> nn.Module:
+def shrink(network: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
     """Return a network without the channels that nobody reads.
 
     A channel goes where all weights that read it are zero, or where it is zero for every input,
@@ -40,8 +43,8 @@ def shrink(network: nn.Module, inputs: Tensor) -> nn.Module:
     ----------
     network : nn.Module
         With exact zeros; not modified.
-    inputs : (b, ...)
-        A few samples: shape and type.
+    batches : sequence of (b, ...)
+        Samples on which the two networks are compared, beside random ones.
 
     Returns
     -------
@@ -62,10 +65,11 @@ def shrink(network: nn.Module, inputs: Tensor) -> nn.Module:
         not called in eval mode are left as they are.
     """
     small = plain_copy(network)
-    clear_unread(small, inputs)
+    sample = batches[0][:_SAMPLE]
+    clear_unread(small, sample)
     dtype = working_dtype(small)
     reference = working_copy(small, dtype)
-    sample = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    sample = sample.to(dtype) if sample.is_floating_point() else sample
     flow = channel_flow(trace(reference, dtype, sample), sample)
     modules: dict[str, Any] = dict(small.named_modules())
     rows, columns, norms = _alive(flow, modules)
@@ -74,7 +78,7 @@ def shrink(network: nn.Module, inputs: Tensor) -> nn.Module:
         _cut(modules[path], torch.from_numpy(alive), torch.from_numpy(columns[path]))
     for path, alive in norms.items():
         _cut_norm(modules[path], torch.from_numpy(alive))
-    _check(small, network, inputs)
+    _check(small, network, batches)
     return small
 
 
@@ -167,16 +171,10 @@ def _warn(flow: ChannelFlow, modules: dict[str, Any], rows: Alive) -> None:
         )
 
 
-def _check(small: nn.Module, network: nn.Module, inputs: Tensor) -> None:
-    """Compare with the given network in float64, on random inputs and on the given ones."""
+def _check(small: nn.Module, network: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Compare with the given network in float64, on random inputs and on all that are given."""
     one, two = (working_copy(net, torch.float64) for net in (small, network))
-    trials = [inputs]
-    if inputs.is_floating_point():
-        generator = torch.Generator().manual_seed(0)
-        trials = [
-            inputs.double(), torch.randn(inputs.shape, generator=generator, dtype=torch.float64)
-        ]  # fmt: skip
-    for u in trials:
+    for u in _trials(batches):
         try:
             found = run(one, u, "calibration")
         except CimfError as error:
@@ -190,3 +188,15 @@ def _check(small: nn.Module, network: nn.Module, inputs: Tensor) -> None:
                 "the smaller network is another function: its forward pass counts on the number "
                 "of channels, or mixes them in a way that random inputs do not show"
             )
+
+
+def _trials(batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    sample = batches[0][:_SAMPLE]
+    if not sample.is_floating_point():
+        yield from batches
+        return
+    generator = torch.Generator().manual_seed(0)
+    for scale in _SCALES:
+        yield scale * torch.randn(sample.shape, generator=generator, dtype=torch.float64)
+    for batch in batches:
+        yield batch.double()
