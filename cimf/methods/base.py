@@ -8,7 +8,7 @@ is counted and checked, and nobody but the judge (`cimf.evaluate`) sees test dat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Real
