@@ -85,7 +85,9 @@ def sparsify(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="All kappas of the paper's Table 1.")
     ] = False,
-    design: Annotated[str, typer.Option(help="full, no-self-loop or causal.")] = "full",
+    design: Annotated[
+        str, typer.Option(help="full, no-self-loop, causal or predecessors.")
+    ] = "full",
     rescale: Annotated[
         bool, typer.Option(help="Rescale the states so that the network itself is feasible.")
     ] = True,
@@ -101,11 +103,23 @@ def sparsify(
         float | None,
         typer.Option(help="Multiplier of --loss; of the sensitivity, instead of --kappa."),
     ] = None,
+    constraint: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Set that the rows are in: nonnegative, ...; repeat it."),
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(help="Of the sensitivity: inputs move by their 'range', or by 'unit'."),
+    ] = None,
     output_inputs: Annotated[
         bool, typer.Option("--output-inputs", help="Let D use all inputs, not only the bias.")
     ] = False,
     method: Method = "auto",
     backend: Backend = "auto",
+    tol: Annotated[
+        float | None,
+        typer.Option(help="Relative gap that passes. Default: 1e-9; with --loss 1e-7."),
+    ] = None,
     out: Folder = None,
     seed: Seed = 0,
     n_jobs: Jobs = None,
@@ -144,6 +158,8 @@ def sparsify(
             "keep_going": keep_going or None,
             "n_jobs": n_jobs,
             "lam": lam,
+            "tol": tol,
+            "inputs": inputs,
         }
         asked = {name: value for name, value in options.items() if value is not None}
         run_sweep(
@@ -155,7 +171,7 @@ def sparsify(
             configurations=((design, rescale and loss != "sensitivity"),),
             overwrite=overwrite,
             models=True,
-            options=row_options(minimised, (), asked),
+            options=row_options(minimised, constraint or (), asked),
         )
 
 

@@ -16,6 +16,7 @@ EXECUTED = [
     "choose_a_formulation.md",
     "robustness.md",
     "structures.md",
+    "train.md",
 ]
 
 

@@ -83,9 +83,9 @@ def robustness(
     -------
     DataFrame
         A row per radius, in the order of `eps`: eps; clean, attacked, certified (shares);
-        n_samples; attack; certificate (how `certified` was proved, or "none"). All shares fall as
-        the radius grows: a point found in a small ball counts in the larger ones, a proof for a
-        large ball in the smaller ones.
+        n_samples. Its `attrs` say which attack it was, and how `certified` was proved ("none":
+        not). All shares fall as the radius grows: a point found in a small ball counts in the
+        larger ones, a proof for a large ball in the smaller ones.
 
     Raises
     ------
@@ -151,17 +151,18 @@ def robustness(
     import pandas as pd
 
     proved = subject.bounds is not None
-    return pd.DataFrame(
+    curve = pd.DataFrame(
         {
             "eps": radii,
             "clean": float(clean.mean()),
             "attacked": [float(attacked[r].mean()) for r in radii.tolist()],
             "certified": [float(certified[r].mean()) if proved else np.nan for r in radii.tolist()],
             "n_samples": len(u),
-            "attack": str(how),
-            "certificate": "intervals and linear bounds, float64" if proved else "none",
         }
     )
+    curve.attrs["attack"] = str(how)
+    curve.attrs["certificate"] = "intervals and linear bounds, float64" if proved else "none"
+    return curve
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,8 @@ def _unfused() -> Iterator[None]:
 
     The counter does not know them.
     """
-    mha, mkldnn = torch.backends.mha, torch.backends.mkldnn
+    mha: Any = torch.backends.mha
+    mkldnn: Any = torch.backends.mkldnn
     before = mha.get_fastpath_enabled(), mkldnn.enabled
     mha.set_fastpath_enabled(False)
     mkldnn.enabled = False

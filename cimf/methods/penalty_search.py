@@ -7,6 +7,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from cimf.errors import InputError
+
 
 class Penalised(Protocol):
     """What a penalty lam leads to, and its share of the budget, `total`."""
@@ -35,6 +37,11 @@ def within(
     lam, stride : float
         The first one, and the factor by which it changes until there is one on either side. A
         large one first, because sparse rows are cheap to solve; then log total is interpolated.
+
+    Raises
+    ------
+    InputError
+        No penalty meets the budget.
     """
     found = fit(lam)
     below = above = None
@@ -52,7 +59,13 @@ def within(
         else:
             lam = found.lam * (stride if below is None else 1.0 / stride)
         found = fit(lam)
-    assert below is not None  # as `fit` promises
+    if below is None:
+        raise InputError(
+            f"the budget {budget:.3g} cannot be met: at a penalty of {found.lam:.1e} there is "
+            f"still {found.total:.3g}, from what no penalty reaches (paths without weights, free "
+            "columns)",
+            options=["kappa"],
+        )
     return below
 
 

@@ -88,7 +88,7 @@ class Finetuned:
 
 
 def finetune(
-    network: nn.Module,
+    network: Any,
     batches: Any,
     teacher: nn.Module | None = None,
     epochs: int = 10,
@@ -98,7 +98,7 @@ def finetune(
 
     Parameters
     ----------
-    network : nn.Module
+    network : nn.Module, or what `cimf.prune` or `finetune` returned
         Not modified. Its convolution and linear weights keep their zeros, and so do the biases of
         rows that are zero, and batch norms where scale and shift are: channels that are gone stay
         so. Everything else that requires a gradient is trained.
@@ -129,6 +129,8 @@ def finetune(
         The checkpoint is another run's.
     """
     record = _as_options({**options, "epochs": epochs})
+    if not isinstance(network, nn.Module):
+        network = getattr(network, "network", network)
     loss = record.loss or ("labels" if teacher is None else "distillation")
     if teacher is None and loss != "labels":
         raise InputError(f"the loss {loss!r} needs a teacher: the dense network")

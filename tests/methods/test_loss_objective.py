@@ -403,3 +403,27 @@ def test_progress_counts_rows_of_every_level(reference):
     )
     assert done == [*range(1, 12)] * 2
     assert [result.report.kappa for result in results] == [0.1, np.inf]
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.3, -0.3])
+@pytest.mark.parametrize(("loss", "lam"), [("l1", 0.1), ("l1", 1e6), ("zero", 1.0), ("l1", 0.0)])
+@pytest.mark.parametrize("kappa", [0.5, None])
+def test_states_that_never_change_have_empty_rows(inputs, bias, loss, lam, kappa):
+    """Beside the bias their target is nothing but rounding, which gives no scale."""
+    net = network()
+    with torch.no_grad():
+        net[2].weight[1], net[2].bias[1] = 0.0, bias
+    result = cimf.sparsify(net, [inputs], kappa, "causal", loss=loss, lam=lam)
+    assert result.report.certified == 11
+    still = [b.start + 1 for b in result.model.blocks if b.stop - b.start == 5]
+    assert not result.model.A[still].any()
+    assert not result.model.B[still, :-1].any()
+    np.testing.assert_allclose(result.model.B[still, -1], bias, atol=1e-12)
+
+
+def test_a_loss_that_may_be_negative_is_not_bounded_by_zero(reference):
+    """-a_0 on a set: the bound comes from the solver alone."""
+    options = LossOptions(loss=lambda a, b: -cp.sum(a), sets="nonnegative", lam=0.1)
+    found = cimf.sparsify_path(reference, [0.5], "causal", True, options)[0].report
+    assert found.certified == 11
+    assert found.loss.value < 0.0

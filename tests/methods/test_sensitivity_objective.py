@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 import cimf
+from cimf.data import datasets
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.gains import Motion
 from cimf.methods.stacked.least_sensitivity import SensitivityProblem
 from cimf.methods.stacked.output_effect import output_effect
 from cimf.methods.stacked.sensitivity_options import SensitivityOptions
+from cimf.train.supervised import Schedule, trained_mlp
 
 SEVERAL = ["causal", "predecessors", "full", "no-self-loop"]
 
@@ -204,3 +206,47 @@ def test_unknown_names_are_refused(given):
 def test_inputs_that_never_move_are_refused(net):
     with pytest.raises(InputError, match="no input moves"):
         cimf.sparsify(net, [torch.ones(30, 5)], 0.5, "causal", loss="sensitivity")
+
+
+def test_a_budget_that_nothing_meets_is_refused(net, inputs):
+    with pytest.raises(InputError, match="cannot be met"):
+        cimf.sparsify(net, [inputs], 1e-30, "causal", loss="sensitivity")
+
+
+class Shortcut(nn.Module):
+    """Inputs and states reach the output by paths that have no weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return x + torch.relu(self.b(h)) + h
+
+
+def test_what_the_network_has_outside_the_design_is_allowed(inputs):
+    """The shortcut from the inputs is in D, which else multiplies the bias alone."""
+    report = cimf.sparsify(Shortcut(), [inputs], 0.3, "causal", loss="sensitivity").report
+    assert report.sensitivity.model <= 0.3 * report.sensitivity.network
+    assert report.certified == 10
+    with pytest.raises(InputError, match="cannot be met"):
+        cimf.prune(Shortcut(), [inputs], method="sensitivity", kappa=1e-3)
+
+
+@pytest.mark.parametrize("kappa", [0.02, 0.1])
+def test_small_budgets_are_certified(kappa):
+    """States that nothing reads leave nothing to prove; gaps of 1e-7 at weights of 1e-12 else."""
+    data = datasets.digits()
+    trained = trained_mlp(
+        (64, 64, 32, 10), data, seed=0, schedule=Schedule(5, learning_rate=1e-2, batch_size=64)
+    )
+    x = torch.from_numpy(data.train_inputs)
+    result = cimf.sparsify(trained, [x], kappa, "causal", loss="sensitivity")
+    assert result.report.certified == 96
+    note = next(text for text in result.report.notes if "reach no output" in text)
+    assert int(note.split()[0]) > 10
+
+
+def test_the_settings_of_a_run_name_the_loss():
+    assert SensitivityOptions().decisive["loss"] == "sensitivity"

@@ -229,3 +229,18 @@ def test_states_need_a_teacher_of_the_same_layers(sparse):
 def test_divergence_is_an_error_that_names_the_epoch(sparse):
     with pytest.raises(TrainingError, match="epoch 1"):
         cimf.finetune(sparse, PAIRS, epochs=2, batch_size=30, optimizer="sgd", learning_rate=1e30)
+
+
+def test_a_result_is_taken_for_its_network():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    inputs = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    sparse = cimf.prune(net, [inputs], 0.5, "magnitude-layer")
+    options = {"teacher": net, "epochs": 1, "batch_size": 30}
+    one = cimf.finetune(sparse, inputs, **options)
+    two = cimf.finetune(sparse.network, inputs, **options)
+    three = cimf.finetune(one, inputs, **options).network
+    for p, q in zip(one.network.parameters(), two.network.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+    assert int((three[0].weight == 0).sum()) == int((sparse.network[0].weight == 0).sum()) > 0
+    with pytest.raises(InputError, match=r"torch\.nn\.Module"):
+        cimf.finetune(3, inputs, **options)

@@ -12,7 +12,7 @@ from cimf.judge import Solution, count_nonzeros
 from cimf.methods.stacked.captured import Reference, Rescale
 from cimf.methods.stacked.found import Found
 from cimf.methods.stacked.model_report import Report, doubts, evaluate
-from cimf.methods.stacked.output_rows import Outputs, output_columns
+from cimf.methods.stacked.output_rows import Outputs
 from cimf.model import ImplicitModel
 
 _UNSHARED = (
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 
 def assembled(
-    reference: Reference, rows: Rows, outputs: Outputs, output_inputs: bool
+    reference: Reference, rows: Rows, outputs: Outputs, output_pattern: NDArray[np.bool_]
 ) -> Sparsified:
     """Return a model, run on the evaluation samples, with its report.
 
@@ -59,14 +59,11 @@ def assembled(
     ----------
     outputs : Outputs
         The model with its (C, D), and what was found out so far.
-    output_inputs : bool
-        Whether D may use all inputs.
+    output_pattern : (q, N) bool
+        Which entries (C, D) may have.
     """
     model, wide, state_error, notes = outputs
     layout = reference.calibration.layout
-    output_pattern = np.broadcast_to(
-        output_columns(layout, output_inputs), (layout.n_outputs, layout.n_columns)
-    )
     nonzeros = count_nonzeros(
         np.hstack([model.A, model.B]),
         np.hstack([model.C, model.D]),

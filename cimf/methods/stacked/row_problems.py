@@ -14,7 +14,7 @@ from cimf.methods.stacked.captured import Reference, Rescale
 from cimf.methods.stacked.designs import DESIGNS, column_weights
 from cimf.methods.stacked.found import FoundLoss
 from cimf.methods.stacked.moments import Moments
-from cimf.methods.stacked.output_rows import Outputs, with_outputs
+from cimf.methods.stacked.output_rows import Outputs, output_columns, with_outputs
 from cimf.methods.stacked.row_options import RowOptions, check_rescale
 
 
@@ -90,4 +90,6 @@ class RowProblems:
         )  # fmt: skip
         found = Outputs(model, wide, state_error, [*self.notes, *more])
         rows = Rows(self.design, self.rescaled, kappa, self.allowed, solution, inactive, loss)
-        return assembled(reference, rows, found, options.output_inputs)
+        shape = layout.n_outputs, layout.n_columns
+        pattern = np.broadcast_to(output_columns(layout, options.output_inputs), shape)
+        return assembled(reference, rows, found, pattern)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class SensitivityOptions(RowOptions):
         "range": every input moves by its range on the calibration samples, so one that never moves
         costs (almost) nothing; "unit": every input moves by 1.
     tol, refit, output_inputs, keep_going, n_jobs
-        As `RowOptions`; what is refitted are the weighted rows of (C, D), within the budget.
+        As `RowOptions`; a row is certified at max(tol, 1e-7); what is refitted are the weighted
+        rows of (C, D), within the budget.
 
     Raises
     ------
@@ -47,6 +49,11 @@ class SensitivityOptions(RowOptions):
         ):
             raise InputError(f"lam must be a positive number, got {self.lam!r}")
         super().__post_init__()
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What can change a number."""
+        return {**super().decisive, "loss": "sensitivity"}
 
     def levels(self, kappas: Sequence[float | None], design: str) -> list[float]:
         """Return the budgets, NaN where a penalty decides; refuse both.

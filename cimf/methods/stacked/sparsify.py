@@ -210,7 +210,8 @@ def raise_if_failed(results: Sequence[Sparsified]) -> None:
         except CertificateError as error:
             told = CertificateError(
                 f"kappa = {found.report.kappa:g}: {error}. Nothing is lost: `result` of this error "
-                "holds what was computed; keep_going=True returns it, and tol= is the tolerance"
+                "holds what was computed; keep_going=True returns it, and tol= is the tolerance",
+                options=["keep_going", "tol"],
             )
             told.solution, told.result = error.solution, tuple(results)
             raise told from None
