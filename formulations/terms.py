@@ -238,13 +238,27 @@ class RowFunction:
         self.by_rows = len(positional) == 2
 
     def __call__(self, rows: Rows) -> list[Any]:
-        """Return the function's values: one per row, or a single one."""
+        """Return the function's values: one per row, or a single one.
+
+        Raises
+        ------
+        FormulationError
+            The function raised something; it is the cause.
+        """
         values = rows.values if isinstance(rows.values, cp.Expression) else cp.Constant(rows.values)
         rows = Rows(values, rows.index, rows.n_states)
         if not self.by_rows:
-            return [self.function(*rows.blocks)]
+            return [self._value(*rows.blocks)]
         n = rows.n_states
-        return [self.function(values[i, :n], values[i, n:]) for i in range(values.shape[0])]
+        return [self._value(values[i, :n], values[i, n:]) for i in range(values.shape[0])]
+
+    def _value(self, *blocks: Any) -> Any:
+        try:
+            return self.function(*blocks)
+        except Exception as error:
+            raise FormulationError(
+                f"function {self.name} raised {type(error).__name__}: {error}"
+            ) from error
 
 
 T = TypeVar("T", bound=Term)

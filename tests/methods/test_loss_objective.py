@@ -1,6 +1,7 @@
 """A user's loss in the main job: against CVXPY by hand, the fast path, and planted mistakes."""
 
 import dataclasses
+import threading
 
 import cvxpy as cp
 import numpy as np
@@ -427,3 +428,23 @@ def test_a_loss_that_may_be_negative_is_not_bounded_by_zero(reference):
     found = cimf.sparsify_path(reference, [0.5], "causal", True, options)[0].report
     assert found.certified == 11
     assert found.loss.value < 0.0
+
+
+def broken(a, b):
+    return a.nothing
+
+
+def locked(lock):
+    def loss(a, b):
+        assert not lock.locked()
+        return cp.norm1(a) + cp.norm1(b)
+
+    return loss
+
+
+def test_faults_of_a_users_function_are_named(reference):
+    with pytest.raises(FormulationError, match="function broken raised AttributeError") as raised:
+        solved(reference, loss=broken)
+    assert isinstance(raised.value.__cause__, AttributeError)
+    with pytest.raises(InputError, match="n_jobs=1"):
+        solved(reference, loss=locked(threading.Lock()), n_jobs=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from dataclasses import dataclass, replace
 
@@ -88,11 +89,18 @@ def solve_model_record(
         joblib.delayed(_piece)(kind, work.take(part), backend, tol, mark, len(parts) == 1)
         for part in parts
     )
-    for part, piece in zip(parts, pieces, strict=True):
-        values[part] = piece.values
-        solved.append(piece)
-        if progress is not None:
-            progress(part[-1] + 1)
+    try:
+        for part, piece in zip(parts, pieces, strict=True):
+            values[part] = piece.values
+            solved.append(piece)
+            if progress is not None:
+                progress(part[-1] + 1)
+    except pickle.PicklingError as error:
+        raise InputError(
+            "the loss or a set holds something that cannot be sent to other processes (a lock, an "
+            "open file): use n_jobs=1",
+            options=["n_jobs"],
+        ) from error
     start = time.perf_counter()
     outcomes = [outcome for piece in solved for outcome in piece.outcomes]
     bounds = tuple(piece.bound for piece in solved)
