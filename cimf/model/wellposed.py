@@ -64,8 +64,8 @@ class Wellposedness:
     def __str__(self) -> str:
         return (
             f"{'well-posed' if self.wellposed else 'not proved well-posed'} "
-            f"(condition: {self.condition}, margin {self.margin:.3g}; row-sum norm "
-            f"{self.row_norm:.4g}, Perron-Frobenius eigenvalue {self.pf_upper:.4g})"
+            f"(condition: {self.condition}, margin {self.margin:.3g}; Perron-Frobenius "
+            f"eigenvalue {self.pf_upper:.4g}, row-sum norm {self.row_norm:.4g} in its own units)"
         )
 
 

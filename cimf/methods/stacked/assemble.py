@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cimf.judge import Solution, count_nonzeros
 from cimf.methods.stacked.captured import Reference, Rescale
-from cimf.methods.stacked.found import Found
+from cimf.methods.stacked.found import Found, FoundSensitivity
 from cimf.methods.stacked.model_report import Report, doubts, evaluate
 from cimf.methods.stacked.output_rows import Outputs
 from cimf.model import ImplicitModel
@@ -76,6 +76,8 @@ def assembled(
     if reference.convolutional and nonzeros.sparsity["network_weights"] < -1.0:
         notes = [*notes, _UNSHARED]
     evaluation = evaluate(model, reference, wide)
+    deep = len(layout.blocks) > 1 or reference.implicit
+    more = doubts(model, evaluation, reference.control_accuracy, _remedies(reference, rows), deep)
     report = Report(
         design=rows.design,
         rescale=rows.rescale,
@@ -88,10 +90,24 @@ def assembled(
         evaluation=evaluation,
         dense_accuracy=reference.dense_accuracy,
         control_accuracy=reference.control_accuracy,
-        notes=(*notes, *doubts(model, evaluation, reference.control_accuracy)),
+        notes=(*notes, *more),
         loss=rows.loss,
     )
     return Sparsified(model, report)
+
+
+def _remedies(reference: Reference, rows: Rows) -> list[str]:
+    """Return what may make a model better, the likeliest first."""
+    lam = rows.loss.lam if rows.loss is not None else 0.0
+    found = ["a larger kappa"] if np.isfinite(rows.kappa) else []
+    # A penalty on the sensitivity follows from its budget, the other losses have their own.
+    if lam > 0 and not (found and isinstance(rows.loss, FoundSensitivity)):
+        found.append("a smaller lam")
+    if not rows.rescale and not isinstance(rows.loss, FoundSensitivity):
+        found.append("rescaled states")
+    if not reference.implicit:
+        found.append("the network itself layer by layer to cimf.prune")
+    return found or ["more samples"]
 
 
 def network_notes(reference: Reference, rescale: Rescale) -> list[str]:

@@ -161,6 +161,11 @@ class Reference:
         A, B, C, D = (scipy.sparse.csr_array(matrix) for matrix in (A, B, C, D))
         return ImplicitModel(A, B, C, D, blocks, bias)
 
+    @property
+    def implicit(self) -> bool:
+        """Whether the teacher is an implicit model."""
+        return isinstance(self.net, ImplicitModule)
+
     def check_feedback(self, design: str, feedback: bool) -> None:
         """Refuse a row design without feedback for an implicit teacher that has it.
 
@@ -168,8 +173,7 @@ class Reference:
         ------
         InputError
         """
-        implicit = isinstance(self.net, ImplicitModule)
-        if implicit and not feedback and not self.own.wellposedness().acyclic:
+        if self.implicit and not feedback and not self.own.wellposedness().acyclic:
             raise InputError(
                 f"the model to be matched has feedback, and design {design!r} allows none: use "
                 "'full' or 'no-self-loop'"

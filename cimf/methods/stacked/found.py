@@ -11,6 +11,9 @@ from cimf.runs.numbers import shortest
 class Found(Protocol):
     """What the report says about a loss."""
 
+    @property
+    def lam(self) -> float: ...  # noqa: D102
+
     def columns(self) -> dict[str, Any]:
         """Return its numbers for a table."""
         ...

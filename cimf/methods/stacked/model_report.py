@@ -247,25 +247,34 @@ def evaluate(
     )
 
 
-def doubts(model: ImplicitModel, run: Evaluation, control: float | None) -> list[str]:
+def doubts(
+    model: ImplicitModel,
+    run: Evaluation,
+    control: float | None,
+    remedies: Sequence[str],
+    deep: bool,
+) -> list[str]:
     """Say what makes a model worth little, although each of its rows is optimal.
 
     Parameters
     ----------
     control : float or None
         Accuracy of the linear map from the input alone.
+    remedies : sequence of str
+        What may help, the likeliest first.
+    deep : bool
+        Whether states of what is matched read each other.
     """
     notes = []
-    if len(model.blocks) > 1 and not model.A.any():
+    if deep and not model.A.any():
         notes.append(
             "A is zero: no state reads another, so that the model is one layer of the input; give "
-            "a larger kappa"
+            f"{remedies[0]}"
         )
     if run.accuracy is not None and control is not None and run.accuracy <= control:
         notes.append(
             f"the accuracy, {run.accuracy:.2%}, is not above that of a linear map from the input "
-            f"alone, {control:.2%}: the states add nothing; give a larger kappa, with rescaled "
-            "states, or prune the network layer by layer (cimf.prune)"
+            f"alone, {control:.2%}: the states add nothing; give {', or '.join(remedies)}"
         )
     return notes
 
