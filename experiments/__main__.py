@@ -20,6 +20,7 @@ from experiments import (
     recovery,
     resnet20,
     sim_robustness,
+    sim_sparsity,
     sim_teacher,
     table1,
     table2,
@@ -53,6 +54,7 @@ app.command("resnet20-calibration")(calibration_images.main)
 app.command("resnet20-ablation")(ablation.main)
 app.command("sim-robustness")(sim_robustness.main)
 app.command("sim-robustness-cifar10")(sim_robustness.cifar10)
+app.command("sim-sparsity")(sim_sparsity.main)
 app.command("sim-teacher")(sim_teacher.main)
 app.command("table1")(table1.main)
 app.command("table2")(table2.main)

@@ -73,8 +73,7 @@ def implicit_teacher(
     """
     with RunFolder.claim(folder, {"network": name, **asdict(plan)}, overwrite) as run:
         case = load()
-        first = run.once("teacher", partial(_teacher, run, case, plan))
-        teacher = ImplicitModel.load(run.path / _MODEL)
+        first, teacher = trained_teacher(run, case, plan)
         rows = [first]
         for kappa in plan.kappas:
             rows += run.once(f"kappa {kappa:g}", partial(_sparse, teacher, case, plan, kappa))
@@ -120,6 +119,16 @@ def _row(model: ImplicitModel, case: Case, name: str, **aside: Any) -> dict[str,
 
 def _training(plan: TeacherPlan, epochs: int) -> Training:
     return Training(epochs=epochs, learning_rate=plan.learning_rate, batch_size=plan.batch_size)
+
+
+def trained_teacher(
+    run: RunFolder, case: Case, plan: TeacherPlan
+) -> tuple[dict[str, Any], ImplicitModel]:
+    """Return the row of the teacher, and the teacher, which the run folder keeps as a file."""
+    row = run.once("teacher", partial(_teacher, run, case, plan))
+    teacher = ImplicitModel.load(run.path / _MODEL)
+    run.write(_MODEL, teacher.save)  # also where it was trained before: only what is written stays
+    return row, teacher
 
 
 def _teacher(run: RunFolder, case: Case, plan: TeacherPlan) -> dict[str, Any]:

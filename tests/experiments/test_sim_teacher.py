@@ -52,3 +52,4 @@ def test_the_teacher_is_not_trained_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "_sparse", sparse)
     monkeypatch.setattr(study, "_teacher", stops)  # would stop again
     assert len(study.implicit_teacher("toy", tmp_path, case, TINY)) == 4
+    assert (tmp_path / "teacher.safetensors").exists()
