@@ -27,8 +27,6 @@ from formulations import LOSSES
 # digits' layered teacher 1,008 of 1,656 weights of (A, B) are beyond it (l1, lam 0.65), of the
 # implicit one, whose rows have norms below 0.2, 7 of 1,572 (lam 0.00156).
 _KNEE = 0.01
-# Budgets of a tenth leave rows of the digits, of inputs that hardly move, with gaps of 2e-7.
-_SENSITIVITY_TOL = 1e-6
 
 
 class Problem(NamedTuple):
@@ -78,9 +76,7 @@ def sensitivity(problem: Problem, kappa: float) -> Sparsified:
 
     D may use the inputs where the design has feedback: an implicit teacher's does.
     """
-    options = SensitivityOptions(
-        tol=_SENSITIVITY_TOL, output_inputs=DESIGNS[problem.design].feedback, n_jobs=1
-    )
+    options = SensitivityOptions(output_inputs=DESIGNS[problem.design].feedback, n_jobs=1)
     return problem.solved(kappa, options, shared=False)
 
 
