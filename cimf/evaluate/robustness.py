@@ -61,9 +61,9 @@ def robustness(
         Whole numbers.
     eps : sequence of float
         Radii >= 0 in the l-infinity norm, in the units of the inputs.
-    attack : {"pgd", "fgsm"}
-        Projected gradient descent, or one signed step. Gradients go through the equilibrium by the
-        implicit function theorem.
+    attack : {"pgd", "fgsm", "pgd-float32"}
+        Projected gradient descent, or one signed step (see `cimf.evaluate.attacks.Attack`).
+        Gradients go through the equilibrium by the implicit function theorem.
     steps, restarts, step_size
         Of PGD: gradients of one start, number of starts (the first at the sample, others random),
         length of a step in radii. Default: 10, 1, 2.5 / steps.

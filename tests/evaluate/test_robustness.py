@@ -8,6 +8,7 @@ from torch import nn
 import cimf
 from cimf.errors import InputError, UnknownNameError
 from cimf.evaluate import robustness as judge
+from cimf.evaluate.attacks import Attack, Ball
 from cimf.evaluate.interval_bounds import IntervalBounds, Margins
 
 
@@ -204,3 +205,20 @@ def test_a_model_without_a_proved_equilibrium_is_refused():
     u, labels = samples(20)
     with pytest.raises(InputError, match="equilibrium"):
         judge.robustness(model, u, labels, [0.1])
+
+
+def test_cross_entropy_in_float32_loses_the_own_class():
+    """y = (100 + u_1, u_2): one ulp of p_c below 1 is all that float32 has to lower y_c by."""
+    net = nn.Linear(2, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        net.bias.copy_(torch.tensor([100.0, 0.0]))
+    ball = Ball.of(torch.zeros(1, 2).double(), 1.0, torch.tensor(-9.0), torch.tensor(9.0))
+    labels, generator = torch.tensor([0]), torch.Generator().manual_seed(0)
+    strong, weak = (
+        Attack.named(name, steps=4).worst(net.double(), ball, 1.0, labels, generator)
+        for name in ("pgd", "pgd-float32")
+    )
+    assert strong.tolist() == [[-1.0, 1.0]]
+    assert weak.tolist() == [[0.0, 1.0]]
+    assert str(Attack.named("pgd-float32")) == "PGD-10 on float32 cross-entropy, 1 start"
