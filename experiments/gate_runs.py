@@ -23,7 +23,7 @@ _PLANS: dict[str, dict[str, Any]] = {
     },
     "fashion-lenet": {
         "densities": _DENSITIES, "seeds": (0, 1, 2), "searched": (0.1,),
-        "options": {"epochs": 10},
+        "options": {"epochs": 10}, "samples": 10_000,
     },
     "cifar10": {
         "densities": (0.1, 0.2, 0.5), "seeds": (0,), "searched": (),
