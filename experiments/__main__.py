@@ -17,7 +17,8 @@ from experiments import (
     figure4,
     gate_runs,
     newsgroups,
-    recovery,
+    path_of_a_row,
+    recovery_runs,
     resnet20,
     sim_robustness,
     sim_sparsity,
@@ -47,11 +48,12 @@ app.command("figure4")(figure4.main)
 app.command("gates")(gate_runs.control)
 app.command("gates-dynamics")(gate_runs.dynamics)
 app.command("newsgroups")(newsgroups.main)
-app.command("recovery")(recovery.main)
+app.command("recovery")(recovery_runs.main)
 app.command("resnet20")(resnet20.cifar10)
 app.command("resnet20-cifar100")(resnet20.cifar100)
 app.command("resnet20-calibration")(calibration_images.main)
 app.command("resnet20-ablation")(ablation.main)
+app.command("row-path")(path_of_a_row.main)
 app.command("sim-robustness")(sim_robustness.main)
 app.command("sim-robustness-cifar10")(sim_robustness.cifar10)
 app.command("sim-sparsity")(sim_sparsity.main)
