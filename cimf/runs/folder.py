@@ -16,13 +16,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cimf.errors import RunError
+from cimf.errors import RunError, warn_outside
 from cimf.files import write_text
 from cimf.runs.companions import table_beside
 from cimf.runs.provenance import commit, fingerprint, manifest, to_json
+from cimf.runs.report_page import write_report
+from cimf.runs.run_content import MANIFEST, REPORT, UNFINISHED
 
-MANIFEST = "manifest.json"
-UNFINISHED = "unfinished.json"
 _LOCK = ".lock"
 
 
@@ -111,6 +111,8 @@ class RunFolder:
     @property
     def kept(self) -> str:
         """What an interrupted run leaves, and what the same command would do with it."""
+        if self.written and (self.path / MANIFEST).exists():
+            return f"{self.path} is finished, but its {REPORT} may be missing"
         files = sorted(self.written)
         there = [f"{len(self.points)} finished point(s)"] if self.points else []
         there += [", ".join(files)] if files else []
@@ -174,11 +176,12 @@ class RunFolder:
         figures: Mapping[str, Callable[[Path], object]] | None = None,
         **sections: Any,
     ) -> None:
-        """Write text files, figures, the manifest that names all files; remove others of ours.
+        """Write text files, figures, manifest and report; remove other files of ours.
 
-        A figure that fails raises when the manifest is written: the numbers are there by then. The
-        manifest's commit is that of the beginning; points that an interrupted run measured at
-        another commit are listed.
+        A figure that fails raises when the manifest is written: the numbers are there by then. A
+        report that fails is a warning. Interrupted before the manifest is there, the run is one
+        that the same command continues. The manifest's commit is that of the beginning; points
+        that an interrupted run measured at another commit are listed.
 
         Parameters
         ----------
@@ -191,26 +194,48 @@ class RunFolder:
         **sections
             What was measured, for the manifest.
         """
-        for name, text in files.items():
-            self.write(name, text)
-        for name in tuple(self.written):
-            if beside := table_beside(self.path / name):
-                self.write(*beside)
         try:
-            for name, draw in (figures or {}).items():
-                self.write(name, draw)
-                if name.endswith(".png"):
-                    self.write(f"{name[:-4]}.pdf", draw)
-        finally:
+            for name, text in files.items():
+                self.write(name, text)
+            for name in tuple(self.written):
+                if beside := table_beside(self.path / name):
+                    self.write(*beside)
+            failure = self._draw(figures or {})
             sections |= {"commit": self.commit, "wall_seconds": self.wall_seconds}
             others = {key: value for key, value in self.commits.items() if value != self.commit}
             if others:
                 sections["points_of_other_commits"] = others
             record = manifest(self.settings, files=sorted(self.written), **sections)
             write_text(self.path / MANIFEST, to_json(record) + "\n")
-            for name in {*self.stale, UNFINISHED} - set(self.written):
+            for name in {*self.stale, UNFINISHED, REPORT} - set(self.written):
                 (self.path / name).unlink(missing_ok=True)
+            self._report(record)
+        finally:
             _let_go(self.path, self.lock, self.made)
+        if failure is not None:
+            raise failure
+
+    def _draw(self, figures: Mapping[str, Callable[[Path], object]]) -> Exception | None:
+        """Write the figures; return why one could not be drawn."""
+        try:
+            for name, draw in figures.items():
+                self.write(name, draw)
+                if name.endswith(".png"):
+                    self.write(f"{name[:-4]}.pdf", draw)
+        except Exception as error:
+            return error
+        return None
+
+    def _report(self, record: Mapping[str, Any]) -> None:
+        """Write the report of what is there by now, and the manifest that names it."""
+        try:
+            write_report(self.path)
+        except Exception as error:
+            warn_outside(f"{self.path} has no {REPORT}, all else is there: {error!r}")
+            return
+        self.written.append(REPORT)
+        record = {**record, "files": sorted(self.written)}
+        write_text(self.path / MANIFEST, to_json(record) + "\n")
 
     def _record(self, *coming: str) -> None:
         """Write down what there is of a run that is not finished."""
