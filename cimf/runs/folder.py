@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cimf.errors import RunError, warn_outside
-from cimf.files import write_text
+from cimf.files import halves_of, write_text
 from cimf.runs.companions import table_beside
 from cimf.runs.provenance import commit, fingerprint, manifest, to_json
 from cimf.runs.report_page import write_report
@@ -90,7 +90,11 @@ class RunFolder:
             raise RunError(f"{folder} is a file; choose another folder", options=["folder"])
         lock, made = _locked(folder)
         try:
-            return cls(folder, lock, made, dict(settings), *_found(folder, settings, overwrite))
+            run = cls(folder, lock, made, dict(settings), *_found(folder, settings, overwrite))
+            for name in (MANIFEST, UNFINISHED, REPORT, *run.stale):
+                for half in halves_of(folder / name):
+                    half.unlink(missing_ok=True)
+            return run
         except BaseException:
             _let_go(folder, lock, made)
             raise
@@ -162,7 +166,8 @@ class RunFolder:
         """
         if name not in self.written:
             self._record(name)  # an interrupted run may have left it
-            (self.path / MANIFEST).unlink(missing_ok=True)  # it spoke of the files that go now
+            for old in (MANIFEST, REPORT):  # they spoke of the files that go now
+                (self.path / old).unlink(missing_ok=True)
         if isinstance(content, str):
             write_text(self.path / name, content)
         else:
@@ -293,7 +298,8 @@ def _found(
     """
     advice = "; choose another folder, or overwrite it"
     options = ["folder", "overwrite"]
-    names = {path.name for path in folder.iterdir()} - {_LOCK}
+    halves = set(halves_of(folder / UNFINISHED))  # all there is, if it was killed at once
+    names = {path.name for path in folder.iterdir() if path not in halves} - {_LOCK}
     if names and not names & {MANIFEST, UNFINISHED} and not overwrite:
         raise RunError(f"{folder} holds files but no {MANIFEST}{advice}", options=options)
     files: list[str] = []

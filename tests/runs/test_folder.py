@@ -7,7 +7,7 @@ import pytest
 
 from cimf.errors import RunError
 from cimf.files import write_text
-from cimf.runs.folder import MANIFEST, UNFINISHED, RunFolder
+from cimf.runs.folder import MANIFEST, REPORT, UNFINISHED, RunFolder
 
 
 def finished(path, settings, files):
@@ -20,7 +20,7 @@ def test_the_same_run_may_be_refreshed(tmp_path):
     RunFolder.claim(folder, {"seed": 0}).finish({"a.txt": "new"})
     assert (folder / "a.txt").read_text() == "new"
     assert not (folder / "b.txt").exists(), "a file of the run that stood here before is left"
-    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt"]
+    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt", REPORT]
 
 
 def test_another_run_is_refused_by_name_of_what_differs(tmp_path):
@@ -30,7 +30,7 @@ def test_another_run_is_refused_by_name_of_what_differs(tmp_path):
     assert caught.value.options == ("folder", "overwrite")
     assert (folder / "a.txt").read_text() == "old"
     RunFolder.claim(folder, {"seed": 1}, overwrite=True).finish({"c.txt": "new"})
-    assert sorted(path.name for path in folder.iterdir()) == ["c.txt", MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == ["c.txt", MANIFEST, REPORT]
 
 
 def test_files_of_unknown_origin_are_refused_and_never_removed(tmp_path):
@@ -106,7 +106,7 @@ def test_an_interrupted_run_continues_where_it_stopped(tmp_path):
     values, measured = points(folder, {"seed": 0}, ["a", "bb", "ccc"])
     assert measured == ["ccc"]
     assert values == [{"value": k, "none": None} for k in (1, 2, 3)], "kept or not: the same"
-    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST, REPORT]
     assert points(folder, {"seed": 0}, ["a"])[1] == ["a"], "a finished run is made again"
 
 
@@ -168,7 +168,7 @@ os._exit(9)
         with pytest.raises(RunError, match="another run is writing"):
             RunFolder.claim(folder, {"seed": 2})
         run.finish({"a.txt": ""})
-    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST, REPORT]
 
 
 def test_a_failing_figure_loses_no_number(tmp_path):
@@ -179,8 +179,9 @@ def test_a_failing_figure_loses_no_number(tmp_path):
     run = RunFolder.claim(tmp_path, {})
     with pytest.raises(ZeroDivisionError):
         run.finish({"table.txt": "new"}, {"a.png": lambda path: path.touch(), "b.png": broken})
-    assert json.loads((tmp_path / MANIFEST).read_text())["files"] == ["a.pdf", "a.png", "table.txt"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", MANIFEST, "table.txt"]
+    names = ["a.pdf", "a.png", REPORT, "table.txt"]
+    assert json.loads((tmp_path / MANIFEST).read_text())["files"] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, MANIFEST])
     assert (tmp_path / "table.txt").read_text() == "new"
 
 
@@ -197,7 +198,7 @@ def test_what_is_written_early_stays_and_the_same_run_may_go_on(tmp_path):
     with pytest.raises(RunError, match="other seed"):
         RunFolder.claim(folder, {"seed": 1})
     RunFolder.claim(folder, {"seed": 0}).finish({"table.txt": "new"})
-    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "table.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, REPORT, "table.txt"]
 
 
 FULL = """
@@ -270,7 +271,7 @@ def test_work_with_a_checkpoint_of_its_own_goes_on_from_it(tmp_path):
         assert run.resumed("long", lambda checkpoint: checkpoint.read_text()) == "half"
         assert run.resumed("long", lambda checkpoint: 1 / 0) == "half"
         run.finish({})
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"manifest.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {MANIFEST, REPORT}
 
 
 def test_the_time_of_an_interrupted_run_counts(tmp_path, monkeypatch):
