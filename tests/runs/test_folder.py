@@ -290,3 +290,62 @@ def test_the_time_of_an_interrupted_run_counts(tmp_path, monkeypatch):
     run.once("b", lambda: work(2.0))
     run.finish({})
     assert json.loads((tmp_path / MANIFEST).read_text())["wall_seconds"] == 7.0
+
+
+def test_interrupted_while_figures_are_drawn_the_run_goes_on_with_its_points(tmp_path):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    def run(draw, measure):
+        with RunFolder.claim(tmp_path / "run", {}) as folder:
+            folder.once("a", measure)
+            folder.finish({"a.txt": "text"}, {"a.png": draw})
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(interrupted, lambda: 1)
+    assert (
+        "keeps 1 finished point(s) and a.txt: the same command goes on"
+        in (caught.value.__notes__[0])
+    )
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"a.txt", UNFINISHED}
+    run(lambda path: write_text(path, "drawn"), lambda: pytest.fail("measured again"))
+    assert not (tmp_path / "run" / UNFINISHED).exists()
+
+
+def test_a_failing_report_loses_no_run(tmp_path, monkeypatch):
+    folder = finished(tmp_path / "run", {}, {"a.txt": "old"})
+    with monkeypatch.context() as broken:
+        broken.setattr("cimf.runs.folder.write_report", lambda _: 1 / 0)
+        with pytest.warns(UserWarning, match=r"run has no report\.html, .*ZeroDivisionError"):
+            RunFolder.claim(folder, {}).finish({"a.txt": "new"})
+    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST], "none of before"
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cimf.runs.folder.write_report", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt) as caught,
+        RunFolder.claim(folder, {}) as run,
+    ):
+        run.finish({"a.txt": "newer"})
+    assert caught.value.__notes__[0].endswith("run is finished, but its report.html may be missing")
+    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt"]
+
+
+def test_what_a_killed_run_was_writing_goes_and_nothing_else(tmp_path):
+    (tmp_path / f".{UNFINISHED}.abcd_123.json").write_text("{")  # killed at its first step
+    points(tmp_path, {}, ["a", "killed"])
+    halves = [".a.txt.abcd_123.txt", f".{MANIFEST}.abcd_123.json", f".{REPORT}.abcd_123.html"]
+    others = [".a.txt.backup", ".thesis.tex.abcd_123.tex", f".{MANIFEST}.abcd_123.json.old"]
+    finished(tmp_path, {}, {"a.txt": ""})
+    for name in halves + others:
+        (tmp_path / name).write_text("")
+    with pytest.raises(RunError, match="other seed"):
+        RunFolder.claim(tmp_path, {"seed": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        MANIFEST, REPORT, "a.txt", *halves, *others,
+    }, "a refused run touches nothing"  # fmt: skip
+    finished(tmp_path, {}, {"a.txt": ""})
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, REPORT, "a.txt", *others}

@@ -99,7 +99,8 @@ def lived(work, place, last):
 table(Path(sys.argv[1]) / "warm")  # what is compiled and loaded once is there for all
 for line in sys.stdin:
     name, place, last = json.loads(line)
-    print(lived({"table": table, "points": points}[name], Path(place), last), file=answers, flush=True)
+    said = lived({"table": table, "points": points}[name], Path(place), last)
+    print(said, file=answers, flush=True)
 """
 
 

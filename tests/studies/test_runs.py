@@ -210,10 +210,6 @@ def test_a_failing_figure_loses_no_table(tmp_path, monkeypatch):
     formats = ("csv", "md", "parquet", "tex")
     names = ["report.html", "report.txt", *(f"sweep.{kind}" for kind in formats)]
     assert record(tmp_path)["files"] == names
-        "report.html",
-        "report.txt",
-        *(f"sweep.{kind}" for kind in formats),
-    ]
 
 
 def test_every_level_is_a_line_where_there_is_no_terminal(tmp_path, capsys):
