@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cimf.errors import InputError
 from cimf.files import write_text
-from cimf.runs.report_page import Certificates, document, figures, notes, page, took
+from cimf.runs.report_page import Certificates, document, figures, notes, page
 from cimf.runs.run_content import RunContent, Table, flat
 
 
@@ -157,7 +157,7 @@ def _facts(
         "command": record["command"],
         "written": str(record.get("written", "-")),
         "commit": str((record.get("commit") or {}).get("id", "-"))[:12],
-        "time": took(content),
+        "time": str(content.spent() or "not measured"),
         "dense accuracy": f"{dense:.2%}" if isinstance(dense, float) else "-",
         "best accuracy in a table": f"{max(accuracies):.2%}" if accuracies else "-",
         "worst gap": f"{max(gaps):.1e}" if gaps else "-",

@@ -21,7 +21,6 @@ from markdown_it import MarkdownIt
 from cimf.files import write_text
 from cimf.runs.layer_tables import layer_tables, statements
 from cimf.runs.run_content import REPORT, UNFINISHED, RunContent, Table, as_number, flat, without
-from cimf.runs.terminal import duration
 
 _IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 # Sections of a manifest that have a place of their own on the page.
@@ -228,14 +227,6 @@ def _is_number(cell: str) -> bool:
     return as_number(cell) is not None
 
 
-def took(content: RunContent) -> str:
-    """Say how long the run took."""
-    spent = content.seconds()
-    if spent is None:
-        return "not measured"
-    return duration(spent[0]) if spent[1] else f"at least {duration(spent[0])}"
-
-
 def _facts(
     content: RunContent, tables: list[Table], certificates: list[Certificates]
 ) -> list[tuple[str, str]]:
@@ -252,7 +243,7 @@ def _facts(
             found.append(("rows certified", f"{cells.passed:,} of {cells.rows:,}"))
         if cells.worst is not None:
             found.append(("worst gap", f"{cells.worst:.1e}"))
-    return [*found, ("time", took(content))]
+    return [*found, ("time", str(content.spent() or "not measured"))]
 
 
 def _fact(key: str, value: Any) -> str:
@@ -294,7 +285,7 @@ def _origin(content: RunContent) -> list[tuple[str, str]]:
     }
     return [
         ("written", str(record.get("written", "not known"))),
-        ("took", took(content)),
+        ("took", str(content.spent() or "not measured")),
         ("commit", text if commit else "not known: an installed copy"),
         ("processors", str(machine.get("cpus", "not known"))),
         *flat(machine.get("environment") or {}),

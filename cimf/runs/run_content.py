@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cimf.errors import RunError
+from cimf.runs.terminal import duration
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
@@ -71,6 +72,16 @@ class Table:
             if "worst_gap" in self.heading and set(pair) <= set(self.heading):
                 return pair
         return None
+
+
+class Spent(NamedTuple):
+    """How long a run took, or at least took where `whole` is false."""
+
+    seconds: float
+    whole: bool
+
+    def __str__(self) -> str:
+        return f"{'' if self.whole else 'at least '}{duration(self.seconds)}"
 
 
 @dataclass(frozen=True)
@@ -178,18 +189,18 @@ class RunContent:
             found.append(Table(name, lines[0], tuple(lines[1:])))
         return found
 
-    def seconds(self) -> tuple[float, bool] | None:
-        """Return how long the run took, and whether that is all of it.
+    def spent(self) -> Spent | None:
+        """Return how long the run took; None where nothing says it.
 
         Older manifests hold the seconds of some steps only, and the tables those of their rows: a
-        lower bound. None where nothing says how long it took.
+        lower bound.
         """
         if isinstance(total := self.record.get("wall_seconds"), (int, float)):
-            return float(total), True
+            return Spent(float(total), True)
         steps = dict(flat({"": self.record.get("seconds")}))
         found = [value for value in map(as_number, steps.values()) if value is not None]
         found += [value for table in self.tables() for value in table.numbers("seconds")]
-        return (sum(found), False) if found else None
+        return Spent(sum(found), False) if found else None
 
 
 def _why_no_run(path: Path) -> str:

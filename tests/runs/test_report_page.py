@@ -302,15 +302,15 @@ def test_what_a_reader_must_know_is_said(tmp_path):
 
 def test_seconds_of_older_manifests_are_a_lower_bound(tmp_path):
     folder = run(tmp_path / "run", files={"table.csv": "a,seconds\nx,60\ny,70.5\n"})
-    assert RunContent.read(folder).seconds()[1]
+    assert RunContent.read(folder).spent().whole
     record = json.loads((folder / MANIFEST).read_text())
     del record["wall_seconds"]
     for steps, total in (({"train": 30.0, "solve": 0.5}, 161.0), (30, 160.5), (None, 130.5)):
         (folder / MANIFEST).write_text(json.dumps({**record, "seconds": steps}))
-        assert RunContent.read(folder).seconds() == (total, False)
+        assert RunContent.read(folder).spent() == (total, False)
     assert "at least 2 min 10 s" in write_report(folder).read_text()
     (folder / "table.csv").write_text("a\n1\n")
-    assert RunContent.read(folder).seconds() is None
+    assert RunContent.read(folder).spent() is None
 
 
 def test_the_command_writes_a_page(tmp_path):
