@@ -145,7 +145,7 @@ def report_page(content: RunContent) -> str:
         layers=layers,
         tables=tables,
         texts=without(texts, tuple(layers)),
-        measured=list(flat(_other(record))),
+        measured=[(name, short_number(text)) for name, text in flat(_other(record))],
         settings=list(flat(record["settings"])),
         origin=_origin(content),
         command=record["command"],
@@ -279,7 +279,7 @@ def _origin(content: RunContent) -> list[tuple[str, str]]:
     text = f"{commit.get('id')}{', modified' if commit.get('modified') else ''}"
     machine = record.get("threads") or {}
     libraries = {
-        f"{entry.get('internal_api')} {entry.get('version') or ''}, "
+        f"{entry.get('internal_api')} {entry.get('version') or 'of unknown version'}, "
         f"{entry.get('num_threads')} thread(s)"
         for entry in machine.get("libraries", ())
     }

@@ -257,7 +257,7 @@ def test_a_run_of_prune_prints_and_writes_its_report(tmp_path, monkeypatch, labe
     assert report == f"{result.report}\n\na [red] summary\n"
     assert stream.getvalue().startswith(report)
     shown = " ".join(stream.getvalue()[len(report) :].split())
-    assert shown.endswith("network.safetensors, report.txt, manifest.json")
+    assert shown.endswith("network.safetensors, report.txt, report.html, manifest.json")
     found = record(tmp_path)
     assert found["source"] == METHODS["layered"].source
     assert found["sparsity"] == result.report.sparsity
