@@ -19,11 +19,10 @@ from filelock import FileLock, Timeout
 from cimf.errors import RunError, warn_outside
 from cimf.files import halves_of, write_text
 from cimf.runs.companions import table_beside
+from cimf.runs.former_run import former_run
 from cimf.runs.provenance import commit, fingerprint, manifest, to_json
 from cimf.runs.report_page import write_report
-from cimf.runs.run_content import MANIFEST, REPORT, UNFINISHED
-
-_LOCK = ".lock"
+from cimf.runs.run_content import LOCK, MANIFEST, REPORT, UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class RunFolder:
         interrupted.
     commits : dict of str to Any
         The commit that measured each point, as `cimf.runs.provenance.commit`.
+    outputs : dict of str to list of str
+        The files that each point wrote itself: a run that is continued has them, too.
     spent : float
         Seconds that interrupted runs took for the points that are kept.
     began : float
@@ -65,6 +66,7 @@ class RunFolder:
     stale: tuple[str, ...] = ()
     points: dict[str, Any] = field(default_factory=dict)
     commits: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, list[str]] = field(default_factory=dict)
     spent: float = 0.0
     began: float = field(default_factory=lambda: time.perf_counter())
     commit: dict[str, Any] | None = field(default_factory=lambda: commit())
@@ -90,7 +92,7 @@ class RunFolder:
             raise RunError(f"{folder} is a file; choose another folder", options=["folder"])
         lock, made = _locked(folder)
         try:
-            run = cls(folder, lock, made, dict(settings), *_found(folder, settings, overwrite))
+            run = cls(folder, lock, made, dict(settings), *former_run(folder, settings, overwrite))
             for name in (MANIFEST, UNFINISHED, REPORT, *run.stale):
                 for half in halves_of(folder / name):
                     half.unlink(missing_ok=True)
@@ -136,9 +138,12 @@ class RunFolder:
             Its value is returned in its JSON form (NaN is None), and is on the disk by then.
         """
         if key not in self.points:
-            self.points[key] = json.loads(to_json({"": work()}))[""]
-            self.commits[key] = self.commit
+            before = tuple(self.written)
+            value = json.loads(to_json({"": work()}))[""]
+            self.outputs[key] = [name for name in self.written if name not in before]
+            self.points[key], self.commits[key] = value, self.commit
             self._record()
+        self.written.extend(n for n in self.outputs.get(key, ()) if n not in self.written)
         return self.points[key]
 
     def resumed(self, key: str, work: Callable[[Path], Any]) -> Any:
@@ -249,6 +254,7 @@ class RunFolder:
             "settings": self.settings,
             "points": self.points,
             "commits": self.commits,
+            "outputs": self.outputs,
             "wall_seconds": self.wall_seconds,
             "files": sorted({*self.stale, *self.written, *coming}),
         }
@@ -258,7 +264,7 @@ class RunFolder:
 def _locked(folder: Path) -> tuple[FileLock, tuple[Path, ...]]:
     """Make the folder and hold its lock; return also which folders were made, innermost first."""
     made = tuple(path for path in (folder, *folder.parents) if not path.exists())
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -279,56 +285,8 @@ def _let_go(folder: Path, lock: FileLock, made: tuple[Path, ...]) -> None:
     """Let another run have the folder; it and those above it go if nothing was written to them."""
     if lock.is_locked:
         with suppress(OSError):  # Windows does not remove an open file
-            (folder / _LOCK).unlink(missing_ok=True)  # still held: it cannot be another run's
+            (folder / LOCK).unlink(missing_ok=True)  # still held: it cannot be another run's
         lock.release()
         with suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
-
-
-def _found(
-    folder: Path, settings: Mapping[str, Any], overwrite: bool
-) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any], float]:
-    """Return the files of the run that is in the folder; its points, their commits and seconds.
-
-    Raises
-    ------
-    RunError
-        It is another run, or no run, unless `overwrite`.
-    """
-    advice = "; choose another folder, or overwrite it"
-    options = ["folder", "overwrite"]
-    halves = set(halves_of(folder / UNFINISHED))  # all there is, if it was killed at once
-    names = {path.name for path in folder.iterdir() if path not in halves} - {_LOCK}
-    if names and not names & {MANIFEST, UNFINISHED} and not overwrite:
-        raise RunError(f"{folder} holds files but no {MANIFEST}{advice}", options=options)
-    files: list[str] = []
-    points: dict[str, Any] = {}
-    commits: dict[str, Any] = {}
-    spent = 0.0
-    for name in sorted(names & {MANIFEST, UNFINISHED}):
-        try:
-            old = json.loads((folder / name).read_text(encoding="utf-8"))
-            same = old["fingerprint"] == fingerprint(settings)
-            files += [Path(file).name for file in old["files"]]
-            if name == UNFINISHED and same:
-                points, commits = dict(old["points"]), dict(old["commits"])
-                spent = float(old.get("wall_seconds", 0.0))
-            difference = "" if same else _difference(old["settings"], settings)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if not overwrite:
-                raise RunError(
-                    f"{folder / name} cannot be read ({error}){advice}", options=options
-                ) from error
-            continue
-        if difference and not overwrite:
-            raise RunError(f"{folder} holds another run ({difference}){advice}", options=options)
-    return tuple(files), points, commits, spent
-
-
-def _difference(old: Any, new: Mapping[str, Any]) -> str:
-    """Return in a few words which settings differ."""
-    old = old if isinstance(old, dict) else {}
-    new = json.loads(to_json(new))
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return "other " + ", ".join(keys) if keys else "other settings"

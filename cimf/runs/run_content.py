@@ -16,6 +16,7 @@ from cimf.runs.terminal import duration
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 REPORT = "report.html"
+LOCK = ".lock"
 
 # What every manifest ever written has, and of which type.
 _REQUIRED = {"settings": dict, "files": list, "command": str, "versions": dict}

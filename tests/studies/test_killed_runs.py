@@ -58,10 +58,14 @@ def points(place):
             write_text(checkpoint, "x" * (k + 1))
         return checkpoint.read_text()
 
+    def measure(run, key):
+        run.write(f"weights-{key}.bin", key)
+        return {"key": key, "accuracy": 0.5}
+
     with RunFolder.claim(place, {"seed": 0}) as run:
         rows = []
         for key in "ab":
-            rows.append(run.once(key, lambda: {"key": key, "accuracy": 0.5}))
+            rows.append(run.once(key, lambda: measure(run, key)))
             run.write("table.csv", "key,accuracy\\n" + "".join(f"{r['key']},0.5\\n" for r in rows))
         rows.append(run.resumed("c", long))
         run.finish({"table.md": "# points\\n\\n| a |\\n| --- |\\n| 1 |\\n"},
@@ -133,7 +137,7 @@ def test_killed_at_any_step_the_same_bytes(lived, tmp_path, chosen):
     whole = tmp_path / "whole"
     steps = int(lived("points", whole))
     assert steps > 60
-    assert {"report.html", "table.csv", "table.tex", "a.pdf"} < set(files(whole))
+    assert {"report.html", "table.csv", "table.tex", "a.pdf", "weights-a.bin"} < set(files(whole))
     others = range(9, steps + 1)
     for last in [*range(1, 9), *random.Random(0).sample(others, chosen or len(others))]:
         folder = tmp_path / str(last)
