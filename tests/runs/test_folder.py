@@ -349,3 +349,21 @@ def test_what_a_killed_run_was_writing_goes_and_nothing_else(tmp_path):
     }, "a refused run touches nothing"  # fmt: skip
     finished(tmp_path, {}, {"a.txt": ""})
     assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, REPORT, "a.txt", *others}
+
+
+def test_what_a_finished_point_wrote_is_of_the_run_that_goes_on(tmp_path):
+    def measure(run):
+        run.write("model.bin", "trained")
+        return 1
+
+    with RunFolder.claim(tmp_path / "run", {}) as run:
+        run.once("a", lambda: measure(run))
+        run.write("table.txt", "of this process only")
+    with RunFolder.claim(tmp_path / "run", {}) as run:
+        run.once("a", lambda: pytest.fail("measured again"))
+        run.finish({"a.txt": ""})
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        MANIFEST, REPORT, "a.txt", "model.bin",
+    }  # fmt: skip
+    record = json.loads((tmp_path / "run" / MANIFEST).read_text())
+    assert record["files"] == ["a.txt", "model.bin", REPORT]
