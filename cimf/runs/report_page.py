@@ -144,7 +144,7 @@ def report_page(content: RunContent) -> str:
         statements=statements(texts.values()),
         layers=layers,
         tables=tables,
-        texts=without(texts, tuple(layers)),
+        texts=without(texts, layers),
         measured=[(name, short_number(text)) for name, text in flat(_other(record))],
         settings=list(flat(record["settings"])),
         origin=_origin(content),

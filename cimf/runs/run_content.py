@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from cimf.errors import RunError
 from cimf.runs.terminal import duration
@@ -24,7 +24,6 @@ _REQUIRED = {"settings": dict, "files": list, "command": str, "versions": dict}
 _OPTIONAL = ("commit", "threads", "points_of_other_commits")
 # Pairs of columns that say how many row problems there were, and how many passed.
 _CERTIFIED = (("solved_rows", "certified_rows"), ("rows", "certified"))
-_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
@@ -244,6 +243,6 @@ def _in_words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def without(record: Mapping[_Key, Any], keys: Sequence[_Key]) -> dict[_Key, Any]:
+def without(record: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     """Return a record without some keys."""
     return {key: value for key, value in record.items() if key not in keys}
