@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -85,9 +86,9 @@ class Certificates:
 
     @property
     def worst(self) -> float | None:
-        """The largest gap."""
-        gaps = [as_number(gap) for _, _, _, gap in self.cells]
-        return max((gap for gap in gaps if gap is not None), default=None)
+        """The largest gap; infinite where a cell with rows has none. None without any rows."""
+        gaps = [as_number(gap) for _, rows, _, gap in self.cells if rows]
+        return max((math.inf if gap is None else gap for gap in gaps), default=None)
 
     @property
     def lacking(self) -> list[str]:
@@ -257,10 +258,9 @@ def _other_scalars(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of a manifest that are its results."""
     values = without(record, _PLACED)
     for name in _RESULTS:
-        inner = values.pop(name, None)
-        if isinstance(inner, dict):
+        if isinstance(values.get(name), dict):
             label = "sparsity of " if name == "sparsity" else ""
-            values |= {f"{label}{key}": value for key, value in inner.items()}
+            values |= {f"{label}{key}": value for key, value in values.pop(name).items()}
     return {key: value for key, value in values.items() if isinstance(value, (bool, int, float))}
 
 

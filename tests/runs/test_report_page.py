@@ -108,6 +108,18 @@ def test_the_page_of_a_run(tmp_path):
     assert {"table.csv", "table.md", "a.txt"} <= links
 
 
+def test_a_cell_without_a_gap_is_the_worst():
+    heading, *rows = (tuple(line.split(",")) for line in CELLS.splitlines())
+    found = Certificates.of(Table("t.csv", heading, tuple(rows)))
+    assert (found.worst, found.lacking) == (0.000123456, ["ball, 0.1"])
+    for gap in ("", "inf", "nan"):
+        planted = ("ball", "0.9", "0.5", "8", "8", gap)
+        found = Certificates.of(Table("t.csv", heading, (*rows, planted)))
+        assert found.worst == float("inf")
+        assert found.lacking == ["ball, 0.1", "ball, 0.9"]
+    assert Certificates.of(Table("t.csv", heading, (rows[-1],))).worst is None
+
+
 def test_hostile_text_is_text(tmp_path):
     quoted = HOSTILE.replace('"', '""')
     files = {
