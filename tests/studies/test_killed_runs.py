@@ -131,7 +131,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("chosen", [8, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chosen", [4, pytest.param(None, marks=pytest.mark.slow)])
 def test_killed_at_any_step_the_same_bytes(lived, tmp_path, chosen):
     """At the first ones, and some or all of the others."""
     whole = tmp_path / "whole"
