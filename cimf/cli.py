@@ -1,4 +1,4 @@
-"""The command line: `cimf demo`, `cimf sparsify` and `cimf verify` of your code, `cimf doctor`."""
+"""The command line: demo; sparsify, prune and verify of your code; report and doctor."""
 
 from __future__ import annotations
 
@@ -255,6 +255,31 @@ def verify(
             report.show()
         if not report.passed:
             raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_FOLDER...", help="Of finished runs, of any age."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The page. Default for one run: report.html in its folder."),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page of a run, or one that compares several."""
+    with one_line_errors():
+        with loading():
+            from cimf.runs.comparison_page import write_comparison
+            from cimf.runs.report_page import write_report
+        if len(folders) == 1:
+            page = write_report(folders[0], output)
+        elif output is None:
+            raise InputError("say where the comparison goes: --output PAGE.html")
+        else:
+            page = write_comparison(folders, output)
+        out.print(f"written to {page}", soft_wrap=True, markup=False)
 
 
 @app.command()

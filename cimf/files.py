@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import tempfile
@@ -12,6 +13,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from cimf.errors import RunError
+
+# Characters that `tempfile.mkstemp` puts between prefix and suffix.
+_RANDOM = 8
 
 
 @contextmanager
@@ -43,6 +47,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def halves_of(path: str | Path) -> list[Path]:
+    """Return the temporary files of `atomic_path` that a killed process left beside `path`."""
+    target = Path(path)
+    name, ending = glob.escape(target.name), glob.escape(target.suffix)
+    return list(target.parent.glob(f".{name}.{'?' * _RANDOM}{ending}"))
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -68,20 +68,18 @@ def list_experiments(
     results: Annotated[Path, typer.Option(help="Where the manifests are.")] = Path("results"),
 ) -> None:
     """Name every experiment, what it shows, and how long its results took."""
-    from cimf.runs.terminal import duration
+    from cimf.runs.terminal import one_line_errors
     from experiments.measured_times import measured_times
 
-    seconds = measured_times(results)
+    with one_line_errors():
+        spent = measured_times(results)
     for command in app.registered_commands:
         name, run = command.name or "", command.callback
         if run is None or run is list_experiments:
             continue
         both = "full" in inspect.signature(run).parameters
         ways = {"quick": name, "full": f"{name} --full"} if both else {"": name}
-        times = [
-            f"{way} {duration(seconds[key]) if key in seconds else 'not measured'}".strip()
-            for way, key in ways.items()
-        ]
+        times = [f"{way} {spent.get(key, 'not measured')}".strip() for way, key in ways.items()]
         what = (inspect.getdoc(run) or "").partition("\n")[0]
         typer.echo(f"{name} ({', '.join(times)})\n    {what}")
 

@@ -305,7 +305,7 @@ def test_prune_saves_the_sparse_network(run):
     assert result.exit_code == 0, result.output
     assert "sparsity 50.00%" in Path("o/report.txt").read_text()
     record = manifest("o")
-    assert record["files"] == ["network.safetensors", "report.txt"]
+    assert record["files"] == ["network.safetensors", "report.html", "report.txt"]
     assert record["sparsity"]["network_weights"] == 0.5
     net, _ = call_seeded(load_function("usernet:unlabelled"), 0)
     state = load_file("o/network.safetensors")

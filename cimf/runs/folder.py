@@ -16,14 +16,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cimf.errors import RunError
-from cimf.files import write_text
+from cimf.errors import RunError, warn_outside
+from cimf.files import halves_of, write_text
 from cimf.runs.companions import table_beside
+from cimf.runs.former_run import former_run
 from cimf.runs.provenance import commit, fingerprint, manifest, to_json
-
-MANIFEST = "manifest.json"
-UNFINISHED = "unfinished.json"
-_LOCK = ".lock"
+from cimf.runs.report_page import write_report
+from cimf.runs.run_content import LOCK, MANIFEST, REPORT, UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class RunFolder:
         interrupted.
     commits : dict of str to Any
         The commit that measured each point, as `cimf.runs.provenance.commit`.
+    outputs : dict of str to list of str
+        The files that each point wrote itself: a run that is continued has them, too.
     spent : float
         Seconds that interrupted runs took for the points that are kept.
     began : float
@@ -65,6 +66,7 @@ class RunFolder:
     stale: tuple[str, ...] = ()
     points: dict[str, Any] = field(default_factory=dict)
     commits: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, list[str]] = field(default_factory=dict)
     spent: float = 0.0
     began: float = field(default_factory=lambda: time.perf_counter())
     commit: dict[str, Any] | None = field(default_factory=lambda: commit())
@@ -90,7 +92,11 @@ class RunFolder:
             raise RunError(f"{folder} is a file; choose another folder", options=["folder"])
         lock, made = _locked(folder)
         try:
-            return cls(folder, lock, made, dict(settings), *_found(folder, settings, overwrite))
+            run = cls(folder, lock, made, dict(settings), *former_run(folder, settings, overwrite))
+            for name in (MANIFEST, UNFINISHED, REPORT, *run.stale):
+                for half in halves_of(folder / name):
+                    half.unlink(missing_ok=True)
+            return run
         except BaseException:
             _let_go(folder, lock, made)
             raise
@@ -111,6 +117,8 @@ class RunFolder:
     @property
     def kept(self) -> str:
         """What an interrupted run leaves, and what the same command would do with it."""
+        if self.written and (self.path / MANIFEST).exists():
+            return f"{self.path} is finished, but its {REPORT} may be missing"
         files = sorted(self.written)
         there = [f"{len(self.points)} finished point(s)"] if self.points else []
         there += [", ".join(files)] if files else []
@@ -130,9 +138,12 @@ class RunFolder:
             Its value is returned in its JSON form (NaN is None), and is on the disk by then.
         """
         if key not in self.points:
-            self.points[key] = json.loads(to_json({"": work()}))[""]
-            self.commits[key] = self.commit
+            before = tuple(self.written)
+            value = json.loads(to_json({"": work()}))[""]
+            self.outputs[key] = [name for name in self.written if name not in before]
+            self.points[key], self.commits[key] = value, self.commit
             self._record()
+        self.written.extend(n for n in self.outputs.get(key, ()) if n not in self.written)
         return self.points[key]
 
     def resumed(self, key: str, work: Callable[[Path], Any]) -> Any:
@@ -160,7 +171,8 @@ class RunFolder:
         """
         if name not in self.written:
             self._record(name)  # an interrupted run may have left it
-            (self.path / MANIFEST).unlink(missing_ok=True)  # it spoke of the files that go now
+            for old in (MANIFEST, REPORT):  # they spoke of the files that go now
+                (self.path / old).unlink(missing_ok=True)
         if isinstance(content, str):
             write_text(self.path / name, content)
         else:
@@ -174,11 +186,12 @@ class RunFolder:
         figures: Mapping[str, Callable[[Path], object]] | None = None,
         **sections: Any,
     ) -> None:
-        """Write text files, figures, the manifest that names all files; remove others of ours.
+        """Write text files, figures, manifest and report; remove other files of ours.
 
-        A figure that fails raises when the manifest is written: the numbers are there by then. The
-        manifest's commit is that of the beginning; points that an interrupted run measured at
-        another commit are listed.
+        A figure that fails raises when the manifest is written: the numbers are there by then. A
+        report that fails is a warning. Interrupted before the manifest is there, the run is one
+        that the same command continues. The manifest's commit is that of the beginning; points
+        that an interrupted run measured at another commit are listed.
 
         Parameters
         ----------
@@ -191,26 +204,48 @@ class RunFolder:
         **sections
             What was measured, for the manifest.
         """
-        for name, text in files.items():
-            self.write(name, text)
-        for name in tuple(self.written):
-            if beside := table_beside(self.path / name):
-                self.write(*beside)
         try:
-            for name, draw in (figures or {}).items():
-                self.write(name, draw)
-                if name.endswith(".png"):
-                    self.write(f"{name[:-4]}.pdf", draw)
-        finally:
+            for name, text in files.items():
+                self.write(name, text)
+            for name in tuple(self.written):
+                if beside := table_beside(self.path / name):
+                    self.write(*beside)
+            failure = self._draw(figures or {})
             sections |= {"commit": self.commit, "wall_seconds": self.wall_seconds}
             others = {key: value for key, value in self.commits.items() if value != self.commit}
             if others:
                 sections["points_of_other_commits"] = others
             record = manifest(self.settings, files=sorted(self.written), **sections)
             write_text(self.path / MANIFEST, to_json(record) + "\n")
-            for name in {*self.stale, UNFINISHED} - set(self.written):
+            for name in {*self.stale, UNFINISHED, REPORT} - set(self.written):
                 (self.path / name).unlink(missing_ok=True)
+            self._report(record)
+        finally:
             _let_go(self.path, self.lock, self.made)
+        if failure is not None:
+            raise failure
+
+    def _draw(self, figures: Mapping[str, Callable[[Path], object]]) -> Exception | None:
+        """Write the figures; return why one could not be drawn."""
+        try:
+            for name, draw in figures.items():
+                self.write(name, draw)
+                if name.endswith(".png"):
+                    self.write(f"{name[:-4]}.pdf", draw)
+        except Exception as error:
+            return error
+        return None
+
+    def _report(self, record: Mapping[str, Any]) -> None:
+        """Write the report of what is there by now, and the manifest that names it."""
+        try:
+            write_report(self.path)
+        except Exception as error:
+            warn_outside(f"{self.path} has no {REPORT}, all else is there: {error!r}")
+            return
+        self.written.append(REPORT)
+        record = {**record, "files": sorted(self.written)}
+        write_text(self.path / MANIFEST, to_json(record) + "\n")
 
     def _record(self, *coming: str) -> None:
         """Write down what there is of a run that is not finished."""
@@ -219,6 +254,7 @@ class RunFolder:
             "settings": self.settings,
             "points": self.points,
             "commits": self.commits,
+            "outputs": self.outputs,
             "wall_seconds": self.wall_seconds,
             "files": sorted({*self.stale, *self.written, *coming}),
         }
@@ -228,7 +264,7 @@ class RunFolder:
 def _locked(folder: Path) -> tuple[FileLock, tuple[Path, ...]]:
     """Make the folder and hold its lock; return also which folders were made, innermost first."""
     made = tuple(path for path in (folder, *folder.parents) if not path.exists())
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -249,55 +285,8 @@ def _let_go(folder: Path, lock: FileLock, made: tuple[Path, ...]) -> None:
     """Let another run have the folder; it and those above it go if nothing was written to them."""
     if lock.is_locked:
         with suppress(OSError):  # Windows does not remove an open file
-            (folder / _LOCK).unlink(missing_ok=True)  # still held: it cannot be another run's
+            (folder / LOCK).unlink(missing_ok=True)  # still held: it cannot be another run's
         lock.release()
         with suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
-
-
-def _found(
-    folder: Path, settings: Mapping[str, Any], overwrite: bool
-) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any], float]:
-    """Return the files of the run that is in the folder; its points, their commits and seconds.
-
-    Raises
-    ------
-    RunError
-        It is another run, or no run, unless `overwrite`.
-    """
-    advice = "; choose another folder, or overwrite it"
-    options = ["folder", "overwrite"]
-    names = {path.name for path in folder.iterdir()} - {_LOCK}
-    if names and not names & {MANIFEST, UNFINISHED} and not overwrite:
-        raise RunError(f"{folder} holds files but no {MANIFEST}{advice}", options=options)
-    files: list[str] = []
-    points: dict[str, Any] = {}
-    commits: dict[str, Any] = {}
-    spent = 0.0
-    for name in sorted(names & {MANIFEST, UNFINISHED}):
-        try:
-            old = json.loads((folder / name).read_text(encoding="utf-8"))
-            same = old["fingerprint"] == fingerprint(settings)
-            files += [Path(file).name for file in old["files"]]
-            if name == UNFINISHED and same:
-                points, commits = dict(old["points"]), dict(old["commits"])
-                spent = float(old.get("wall_seconds", 0.0))
-            difference = "" if same else _difference(old["settings"], settings)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if not overwrite:
-                raise RunError(
-                    f"{folder / name} cannot be read ({error}){advice}", options=options
-                ) from error
-            continue
-        if difference and not overwrite:
-            raise RunError(f"{folder} holds another run ({difference}){advice}", options=options)
-    return tuple(files), points, commits, spent
-
-
-def _difference(old: Any, new: Mapping[str, Any]) -> str:
-    """Return in a few words which settings differ."""
-    old = old if isinstance(old, dict) else {}
-    new = json.loads(to_json(new))
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return "other " + ", ".join(keys) if keys else "other settings"

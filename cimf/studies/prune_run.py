@@ -83,7 +83,7 @@ def run_prune(
             evaluation=asdict(report.evaluation) if report.evaluation else None,
             seconds=report.seconds,
         )
-    out.print(f"written to {run.path}/: {WEIGHTS}, {REPORT}, manifest.json")
+    out.print(f"written to {run.path}/: {', '.join(run.written)}, manifest.json")
     return result
 
 

@@ -174,7 +174,8 @@ def robust_curves(
         rows: list[Row] = []
         for label, method in curves.methods(case).items():
             make = partial(method, tuple(rows))
-            rows += run.once(label, partial(_judged, label, make, case, curves))
+            found = run.once(label, partial(_judged, label, make, case, curves))
+            rows += [{"method": label, "eps": row["eps"], **row} for row in found]  # the key first
             run.write("curves.csv", pd.DataFrame(rows).to_csv(index=False))
             log(f"{label}: clean {rows[-1]['clean']:.1%}")
         table = pd.DataFrame(rows)

@@ -43,7 +43,9 @@ def test_table1_has_every_step_at_every_kappa(small):
     assert (table["certified_rows"] == 16).all()
     record = json.loads((folder / "manifest.json").read_text())
     formats = ("csv", "parquet", "md", "tex", "png", "pdf")
-    assert set(record["files"]) == {"layers.txt", *(f"table.{kind}" for kind in formats)}
+    assert set(record["files"]) == {
+        "layers.txt", "report.html", *(f"table.{kind}" for kind in formats)
+    }  # fmt: skip
     assert record["settings"]["calibration"] == 1000
     assert record["wall_seconds"] > 0
 

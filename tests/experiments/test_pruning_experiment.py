@@ -57,7 +57,7 @@ def test_the_experiment_writes_its_table_figures_and_manifest(small):
         manifest = json.load(stream)
     assert set(manifest["files"]) == {
         "table.csv", "table.parquet", "table.md", "table.tex", "layers.txt",
-        "accuracy.png", "accuracy.pdf", "layers.png", "layers.pdf",
+        "accuracy.png", "accuracy.pdf", "layers.png", "layers.pdf", "report.html",
     }  # fmt: skip
     with open("results/resnet20/layers.txt", encoding="utf-8") as stream:
         assert "mismatch" in stream.read()
@@ -206,7 +206,8 @@ def test_a_failing_figure_loses_no_table(small, monkeypatch):
     assert isinstance(result.exception, ZeroDivisionError)
     with open("results/resnet20/manifest.json", encoding="utf-8") as stream:
         formats = ("csv", "md", "parquet", "tex")
-        assert json.load(stream)["files"] == ["layers.txt", *(f"table.{f}" for f in formats)]
+        names = ["layers.txt", "report.html", *(f"table.{f}" for f in formats)]
+        assert json.load(stream)["files"] == names
 
 
 def test_percent_finds_the_row_of_all_labels():

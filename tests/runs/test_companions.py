@@ -28,7 +28,7 @@ def test_a_run_ends_with_both_formats(tmp_path):
     names = {path.name for path in tmp_path.iterdir()} - {"manifest.json"}
     assert names == {
         "early.csv", "early.parquet", "table.csv", "table.parquet", "note.md", "table.md",
-        "table.tex", "line.png", "line.pdf",
+        "table.tex", "line.png", "line.pdf", "report.html",
     }  # fmt: skip
     for name in ("early", "table"):
         pd.testing.assert_frame_equal(

@@ -7,7 +7,7 @@ import pytest
 
 from cimf.errors import RunError
 from cimf.files import write_text
-from cimf.runs.folder import MANIFEST, UNFINISHED, RunFolder
+from cimf.runs.folder import MANIFEST, REPORT, UNFINISHED, RunFolder
 
 
 def finished(path, settings, files):
@@ -20,7 +20,7 @@ def test_the_same_run_may_be_refreshed(tmp_path):
     RunFolder.claim(folder, {"seed": 0}).finish({"a.txt": "new"})
     assert (folder / "a.txt").read_text() == "new"
     assert not (folder / "b.txt").exists(), "a file of the run that stood here before is left"
-    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt"]
+    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt", REPORT]
 
 
 def test_another_run_is_refused_by_name_of_what_differs(tmp_path):
@@ -30,7 +30,7 @@ def test_another_run_is_refused_by_name_of_what_differs(tmp_path):
     assert caught.value.options == ("folder", "overwrite")
     assert (folder / "a.txt").read_text() == "old"
     RunFolder.claim(folder, {"seed": 1}, overwrite=True).finish({"c.txt": "new"})
-    assert sorted(path.name for path in folder.iterdir()) == ["c.txt", MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == ["c.txt", MANIFEST, REPORT]
 
 
 def test_files_of_unknown_origin_are_refused_and_never_removed(tmp_path):
@@ -106,7 +106,7 @@ def test_an_interrupted_run_continues_where_it_stopped(tmp_path):
     values, measured = points(folder, {"seed": 0}, ["a", "bb", "ccc"])
     assert measured == ["ccc"]
     assert values == [{"value": k, "none": None} for k in (1, 2, 3)], "kept or not: the same"
-    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST, REPORT]
     assert points(folder, {"seed": 0}, ["a"])[1] == ["a"], "a finished run is made again"
 
 
@@ -168,7 +168,7 @@ os._exit(9)
         with pytest.raises(RunError, match="another run is writing"):
             RunFolder.claim(folder, {"seed": 2})
         run.finish({"a.txt": ""})
-    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST, REPORT]
 
 
 def test_a_failing_figure_loses_no_number(tmp_path):
@@ -179,8 +179,9 @@ def test_a_failing_figure_loses_no_number(tmp_path):
     run = RunFolder.claim(tmp_path, {})
     with pytest.raises(ZeroDivisionError):
         run.finish({"table.txt": "new"}, {"a.png": lambda path: path.touch(), "b.png": broken})
-    assert json.loads((tmp_path / MANIFEST).read_text())["files"] == ["a.pdf", "a.png", "table.txt"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", MANIFEST, "table.txt"]
+    names = ["a.pdf", "a.png", REPORT, "table.txt"]
+    assert json.loads((tmp_path / MANIFEST).read_text())["files"] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, MANIFEST])
     assert (tmp_path / "table.txt").read_text() == "new"
 
 
@@ -197,7 +198,7 @@ def test_what_is_written_early_stays_and_the_same_run_may_go_on(tmp_path):
     with pytest.raises(RunError, match="other seed"):
         RunFolder.claim(folder, {"seed": 1})
     RunFolder.claim(folder, {"seed": 0}).finish({"table.txt": "new"})
-    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "table.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, REPORT, "table.txt"]
 
 
 FULL = """
@@ -270,7 +271,7 @@ def test_work_with_a_checkpoint_of_its_own_goes_on_from_it(tmp_path):
         assert run.resumed("long", lambda checkpoint: checkpoint.read_text()) == "half"
         assert run.resumed("long", lambda checkpoint: 1 / 0) == "half"
         run.finish({})
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"manifest.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {MANIFEST, REPORT}
 
 
 def test_the_time_of_an_interrupted_run_counts(tmp_path, monkeypatch):
@@ -289,3 +290,80 @@ def test_the_time_of_an_interrupted_run_counts(tmp_path, monkeypatch):
     run.once("b", lambda: work(2.0))
     run.finish({})
     assert json.loads((tmp_path / MANIFEST).read_text())["wall_seconds"] == 7.0
+
+
+def test_interrupted_while_figures_are_drawn_the_run_goes_on_with_its_points(tmp_path):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    def run(draw, measure):
+        with RunFolder.claim(tmp_path / "run", {}) as folder:
+            folder.once("a", measure)
+            folder.finish({"a.txt": "text"}, {"a.png": draw})
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(interrupted, lambda: 1)
+    assert (
+        "keeps 1 finished point(s) and a.txt: the same command goes on"
+        in (caught.value.__notes__[0])
+    )
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"a.txt", UNFINISHED}
+    run(lambda path: write_text(path, "drawn"), lambda: pytest.fail("measured again"))
+    assert not (tmp_path / "run" / UNFINISHED).exists()
+
+
+def test_a_failing_report_loses_no_run(tmp_path, monkeypatch):
+    folder = finished(tmp_path / "run", {}, {"a.txt": "old"})
+    with monkeypatch.context() as broken:
+        broken.setattr("cimf.runs.folder.write_report", lambda _: 1 / 0)
+        with pytest.warns(UserWarning, match=r"run has no report\.html, .*ZeroDivisionError"):
+            RunFolder.claim(folder, {}).finish({"a.txt": "new"})
+    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", MANIFEST], "none of before"
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cimf.runs.folder.write_report", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt) as caught,
+        RunFolder.claim(folder, {}) as run,
+    ):
+        run.finish({"a.txt": "newer"})
+    assert caught.value.__notes__[0].endswith("run is finished, but its report.html may be missing")
+    assert json.loads((folder / MANIFEST).read_text())["files"] == ["a.txt"]
+
+
+def test_what_a_killed_run_was_writing_goes_and_nothing_else(tmp_path):
+    (tmp_path / f".{UNFINISHED}.abcd_123.json").write_text("{")  # killed at its first step
+    points(tmp_path, {}, ["a", "killed"])
+    halves = [".a.txt.abcd_123.txt", f".{MANIFEST}.abcd_123.json", f".{REPORT}.abcd_123.html"]
+    others = [".a.txt.backup", ".thesis.tex.abcd_123.tex", f".{MANIFEST}.abcd_123.json.old"]
+    finished(tmp_path, {}, {"a.txt": ""})
+    for name in halves + others:
+        (tmp_path / name).write_text("")
+    with pytest.raises(RunError, match="other seed"):
+        RunFolder.claim(tmp_path, {"seed": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        MANIFEST, REPORT, "a.txt", *halves, *others,
+    }, "a refused run touches nothing"  # fmt: skip
+    finished(tmp_path, {}, {"a.txt": ""})
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, REPORT, "a.txt", *others}
+
+
+def test_what_a_finished_point_wrote_is_of_the_run_that_goes_on(tmp_path):
+    def measure(run):
+        run.write("model.bin", "trained")
+        return 1
+
+    with RunFolder.claim(tmp_path / "run", {}) as run:
+        run.once("a", lambda: measure(run))
+        run.write("table.txt", "of this process only")
+    with RunFolder.claim(tmp_path / "run", {}) as run:
+        run.once("a", lambda: pytest.fail("measured again"))
+        run.finish({"a.txt": ""})
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        MANIFEST, REPORT, "a.txt", "model.bin",
+    }  # fmt: skip
+    record = json.loads((tmp_path / "run" / MANIFEST).read_text())
+    assert record["files"] == ["a.txt", "model.bin", REPORT]

@@ -84,6 +84,7 @@ def test_warm_starts_end_at_the_same_solution_with_fewer_passes(whole):
     assert {path.name for path in folder.iterdir()} == {
         "curves.csv", "curves.parquet", "curves.md", "curves.tex", "iteration.png",
         "iteration.pdf", "passes.png", "passes.pdf", "manifest.json",
+        "report.html",
     }  # fmt: skip
 
 

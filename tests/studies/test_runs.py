@@ -143,7 +143,7 @@ def test_the_manifest_and_the_text_of_a_sweep(tmp_path):
     }  # fmt: skip
     assert all(seconds > 0 for seconds in found["seconds"].values())
     formats = ("csv", "md", "parquet", "pdf", "png", "tex")
-    assert found["files"] == ["report.txt", *(f"sweep.{kind}" for kind in formats)]
+    assert found["files"] == ["report.html", "report.txt", *(f"sweep.{kind}" for kind in formats)]
     text = (tmp_path / "sweep.md").read_text()
     assert text.startswith("# a sweep\n\n| design |")
     control = f"control (linear map from the input alone) {reference.control_accuracy:.2%}"
@@ -208,7 +208,8 @@ def test_a_failing_figure_loses_no_table(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         swept(tmp_path)
     formats = ("csv", "md", "parquet", "tex")
-    assert record(tmp_path)["files"] == ["report.txt", *(f"sweep.{kind}" for kind in formats)]
+    names = ["report.html", "report.txt", *(f"sweep.{kind}" for kind in formats)]
+    assert record(tmp_path)["files"] == names
 
 
 def test_every_level_is_a_line_where_there_is_no_terminal(tmp_path, capsys):
@@ -237,7 +238,7 @@ def test_the_network_outlives_what_is_computed_after_it(tmp_path, monkeypatch, w
     assert not (tmp_path / MANIFEST).exists()
     monkeypatch.undo()
     run_prune(tmp_path, {}, network, 0.5, options={})
-    assert record(tmp_path)["files"] == ["network.safetensors", "report.txt"]
+    assert record(tmp_path)["files"] == ["network.safetensors", "report.html", "report.txt"]
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -256,7 +257,7 @@ def test_a_run_of_prune_prints_and_writes_its_report(tmp_path, monkeypatch, labe
     assert report == f"{result.report}\n\na [red] summary\n"
     assert stream.getvalue().startswith(report)
     shown = " ".join(stream.getvalue()[len(report) :].split())
-    assert shown.endswith("network.safetensors, report.txt, manifest.json")
+    assert shown.endswith("network.safetensors, report.txt, report.html, manifest.json")
     found = record(tmp_path)
     assert found["source"] == METHODS["layered"].source
     assert found["sparsity"] == result.report.sparsity
