@@ -40,7 +40,10 @@ Network = Annotated[
     ),
 ]
 Method = Annotated[str, typer.Option(help="Row solver: auto, exact, bisection, torch or cvxpy.")]
-Backend = Annotated[str, typer.Option(help="With --method cvxpy: auto, mosek or clarabel.")]
+Backend = Annotated[
+    str,
+    typer.Option(help="Of cone programs: auto, mosek, clarabel, or another solver that CVXPY has."),
+]
 
 
 def _version(value: bool) -> None:

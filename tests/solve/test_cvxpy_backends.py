@@ -11,7 +11,8 @@ import pytest
 from cimf.errors import BackendError, FormulationError, InputError, UnknownNameError
 from cimf.solve.conic import backends
 from cimf.solve.conic.cvxpy_front import solve_cvxpy
-from formulations import Constrained
+from cimf.solve.conic.solver_settings import DEFAULTS, SolverSettings, solver_named
+from formulations import Constrained, LeastSquares, StateRows
 
 
 def tiny():
@@ -169,29 +170,31 @@ def test_not_convex_is_ours():
 
 
 def test_unknown_backend_and_bad_tolerance():
-    with pytest.raises(UnknownNameError, match="unknown backend 'osqp'; known: auto, clarabel"):
-        backends.solve(tiny(), "osqp", 1e-9)
+    with pytest.raises(
+        UnknownNameError, match="unknown backend 'osqb'; .*known: auto, clarabel|did you"
+    ):
+        backends.solve(tiny(), "osqb", 1e-9)
     for tol in (0.0, -1.0, 2.0, np.nan):
         with pytest.raises(InputError, match="tol must be"):
             backends.solve(tiny(), "auto", tol)
 
 
 def test_tolerances_are_translated():
-    clarabel = backends._BACKENDS["clarabel"].options(1e-7)
+    clarabel = solver_named("clarabel").options(1e-7)
     assert clarabel["tol_gap_rel"] == clarabel["tol_feas"] == 1e-7
-    mosek = backends._BACKENDS["mosek"].options(1e-7)["mosek_params"]
+    mosek = solver_named("mosek").options(1e-7)["mosek_params"]
     assert mosek["MSK_DPAR_INTPNT_CO_TOL_REL_GAP"] == 1e-7
     loose, tight = (backends.run(tiny(), "clarabel", tol) for tol in (1e-3, 1e-10))
     assert loose.iterations < tight.iterations
 
 
 def test_careful_settings_reach_the_solver_only_where_asked(monkeypatch):
-    backend = backends.backend_named("clarabel")
+    backend = solver_named("clarabel")
     assert dict(backend.careful) == {"max_step_fraction": 0.95}
     plain = backends.run(tiny(), "clarabel", 1e-9).iterations
     assert backends.run(tiny(), "clarabel", 1e-9, careful=True).iterations > plain
     stopped = dataclasses.replace(backend, careful={"max_iter": 1})
-    monkeypatch.setitem(backends._BACKENDS, "clarabel", stopped)
+    monkeypatch.setitem(DEFAULTS, "clarabel", stopped)
     assert backends.run(tiny(), "clarabel", 1e-9).iterations == plain
     for solve in (backends.run, backends.solve):
         with pytest.raises(BackendError, match="user_limit"):
@@ -207,8 +210,8 @@ def test_build_and_solve_are_timed_apart():
 @pytest.fixture
 def _other_backend(monkeypatch, _fresh_probes):
     """A backend without a dual point: SCS in the place of MOSEK."""
-    other = backends._Backend("SCS", "scs", lambda tol: {"eps_abs": 1e-9, "eps_rel": 1e-9})
-    monkeypatch.setitem(backends._BACKENDS, "mosek", other)
+    other = SolverSettings("SCS", "scs", lambda tol: {"eps_abs": 1e-9, "eps_rel": 1e-9})
+    monkeypatch.setitem(DEFAULTS, "mosek", other)
 
 
 @pytest.mark.usefixtures("_other_backend")
@@ -256,3 +259,34 @@ def test_no_bare_solve_in_the_packages():
 def test_states_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         backends.probe("clarabel").works = False
+
+
+@pytest.mark.parametrize("name", ["SCS", "osqp", "Highs"])
+def test_any_solver_of_cvxpy_by_its_name(name):
+    """All reach the same certified rows; what each returned itself is in `raw`."""
+    if name.upper() not in cp.installed_solvers():
+        pytest.skip(f"{name} is not installed")
+    rng = np.random.default_rng(0)
+    problem = Constrained(rng.normal(size=(40, 6)), rng.normal(size=(40, 2)), 0.5)
+    truth = solve_cvxpy(problem, backend="clarabel")
+    found = solve_cvxpy(problem, backend=name)
+    assert found.certificate.passed.all()
+    assert found.backend[0].startswith(f"{name.lower()} ")
+    assert found.backend[0].split()[1]  # the version of its package
+    assert found.raw.worst_gap < 1e-5
+    np.testing.assert_allclose(found.coef, truth.coef, atol=1e-9)
+
+
+def test_a_whole_model_by_a_first_order_solver():
+    """The bound comes from Clarabel's dual point, whoever found the point."""
+    rng = np.random.default_rng(1)
+    data = LeastSquares.from_arrays(rng.normal(size=(30, 5)), rng.normal(size=(30, 2)))
+    problem = StateRows(data, 2, np.ones((2, 5), dtype=bool), kappa=0.7, loss="l1", lam1=1.0)
+    found = solve_cvxpy(problem, backend="scs")
+    assert abs(found.gap) < 1e-7
+    assert all(name.startswith("scs") for name in found.backend)
+
+
+def test_a_solver_that_cannot_take_the_problem_says_so():
+    with pytest.raises(BackendError, match="scipy does not work here"):
+        solve_cvxpy(Constrained(np.eye(3), np.ones(3), 1.0), backend="SCIPY")

@@ -11,7 +11,7 @@ import numpy as np
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.stacked.row_options import BallOptions
-from cimf.solve.conic.backends import backend_named, candidates
+from cimf.solve.conic.backends import candidates
 from formulations.loss import Loss
 from formulations.losses import LOSSES, as_loss
 from formulations.sets import ConstraintSet, as_set
@@ -34,7 +34,7 @@ class LossOptions(BallOptions):
         Multiplier of the loss, beside 1/2 of the squared errors summed over the samples: (3) of the
         paper with lam1 = 1 / (2 lam).
     backend : str
-        "auto", "mosek" or "clarabel".
+        "auto" (MOSEK, else Clarabel), or the name of a solver that CVXPY has.
     tol : float
         Asked of the backend; a row is certified at max(tol, 1e-7).
     n_jobs : int, optional
@@ -63,7 +63,6 @@ class LossOptions(BallOptions):
         if not (isinstance(self.lam, Real) and 0.0 <= float(self.lam) < np.inf):
             raise InputError(f"lam must be a number >= 0, got {self.lam!r}", options=["lam"])
         if self.backend != "auto":
-            backend_named(self.backend)
             candidates(self.backend)
         super().__post_init__()
         object.__setattr__(self, "lam", float(self.lam))

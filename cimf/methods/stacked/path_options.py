@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.stacked.row_options import BallOptions
-from cimf.solve.conic.backends import backend_named, candidates
+from cimf.solve.conic.backends import candidates
 from cimf.solve.rows import METHODS
 
 
@@ -19,7 +19,7 @@ class PathOptions(BallOptions):
     method : str
         As `cimf.solve_path`; or "cvxpy", which solves every row by `backend`.
     backend : str
-        "auto", "mosek" or "clarabel", for method "cvxpy".
+        "auto" (MOSEK, else Clarabel) or the name of a solver that CVXPY has, for method "cvxpy".
     tol, refit, output_inputs, allow_ill_posed, keep_going, n_jobs
         As `BallOptions`.
 
@@ -39,7 +39,6 @@ class PathOptions(BallOptions):
         if self.method not in known:
             raise UnknownNameError("method", self.method, known)
         if self.backend != "auto":
-            backend_named(self.backend)
             if self.method != "cvxpy":
                 raise InputError(
                     "backend is used by method='cvxpy' only", options=["backend", "method"]

@@ -11,8 +11,8 @@ import functools
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +21,17 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from cimf.errors import BackendError, FormulationError, InputError, UnknownNameError
+from cimf.errors import BackendError, FormulationError, InputError
 from cimf.judge.cone_certificate import ConeProgram, Cones, infeasible_within
+from cimf.solve.conic.solver_settings import DEFAULTS, solver_named
 
 Array = NDArray[np.float64]
 
 # A verdict "infeasible" is passed on only if its proof excludes every point of this size.
 _INFEASIBLE_RADIUS = 1e4
+# By how much a solver may miss 2 in its probe: first-order methods stop at about 1e-5.
+_NEAR = 1e-4
 
-
-@dataclass(frozen=True)
-class _Backend:
-    """How CVXPY calls a solver, how it is told a tolerance, and what helps where it stalls."""
-
-    cvxpy_name: str
-    package: str
-    options: Callable[[float], dict[str, Any]]
-    careful: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _clarabel(tol: float) -> dict[str, Any]:
-    # accept_unknown: "insufficient progress" just short of a tight tolerance returns its point,
-    # which the certificate judges, instead of nothing.
-    return {
-        "tol_gap_abs": tol,
-        "tol_gap_rel": tol,
-        "tol_feas": tol,
-        "max_iter": 200,
-        "accept_unknown": True,
-    }
-
-
-def _mosek(tol: float) -> dict[str, Any]:
-    names = ("REL_GAP", "PFEAS", "DFEAS", "MU_RED")
-    return {"mosek_params": {f"MSK_DPAR_INTPNT_CO_TOL_{name}": tol for name in names}}
-
-
-# Clarabel's default, 0.99 of the way to the boundary, can stall on exponential cones: with CVXPY
-# 1.8.0, 6 of 8 problems with a softplus loss stopped after 5 iterations, gap 0.13. Steps of 0.95
-# and 0.9 solved all 8; where 0.99 does not stall they take 1.1 and 1.3 times its iterations.
-_SHORT_STEPS = {"max_step_fraction": 0.95}
-
-# In the order in which "auto" tries them.
-_BACKENDS: Mapping[str, _Backend] = {
-    "mosek": _Backend("MOSEK", "mosek", _mosek),
-    "clarabel": _Backend("CLARABEL", "clarabel", _clarabel, _SHORT_STEPS),
-}
 
 # The only statuses that come with a point worth judging. `user_limit` has one as well; it has been
 # seen 3e-2 outside the ball.
@@ -125,8 +90,8 @@ class Outcome:
 
 
 def backend_report() -> list[BackendState]:
-    """Return the state of every backend, in the order "auto" tries them."""
-    return [probe(name) for name in _BACKENDS]
+    """Return the state of the backends that "auto" tries, in that order."""
+    return [probe(name) for name in DEFAULTS]
 
 
 @functools.cache
@@ -136,11 +101,11 @@ def probe(name: str) -> BackendState:
     Raises
     ------
     UnknownNameError
-        For a name other than "mosek" and "clarabel".
+        CVXPY has no such solver installed.
     """
-    backend = backend_named(name)
+    backend = solver_named(name)
     version = _version(backend.package)
-    if not version:
+    if not version and name in DEFAULTS:
         hint = "pip install 'cimf[mosek]'" if name == "mosek" else f"pip install {backend.package}"
         return BackendState(name, "", False, f"package {backend.package} is not installed: {hint}")
     x = cp.Variable()
@@ -150,13 +115,15 @@ def probe(name: str) -> BackendState:
     except (BackendError, FormulationError) as error:
         cause = error.__cause__
         return BackendState(name, version, False, _why(name, version, cause or error))
-    if x.value is None or abs(float(x.value.item()) - 2.0) > 1e-6:
+    if x.value is None or abs(float(x.value.item()) - 2.0) > _NEAR:
         return BackendState(name, version, False, f"solved a test program wrongly: {x.value}")
     return BackendState(name, version, True, "solved a test program")
 
 
 def candidates(backend: str) -> list[str]:
     """Return the backends to try, in order: those that work for "auto", else the one named.
+
+    Names are those of CVXPY's installed solvers, whatever their case.
 
     Raises
     ------
@@ -171,11 +138,11 @@ def candidates(backend: str) -> list[str]:
             details = "; ".join(f"{s.name}: {s.detail}" for s in backend_report())
             raise BackendError(f"no backend works: {details}")
         return working
-    backend_named(backend)
-    state = probe(backend)
+    name = solver_named(backend).name
+    state = probe(name)
     if not state.works:
-        raise BackendError(f"{backend} does not work here: {state.detail}")
-    return [backend]
+        raise BackendError(f"{name} does not work here: {state.detail}")
+    return [name]
 
 
 def solve(problem: cp.Problem, backend: str, tol: float, *, careful: bool = False) -> Outcome:
@@ -211,7 +178,7 @@ def run(problem: cp.Problem, name: str, tol: float, *, careful: bool = False) ->
     FormulationError
         As `solve`.
     """
-    backend = backend_named(name)
+    backend = solver_named(name)
     options = {**backend.options(tol), **(backend.careful if careful else {})}
     start = time.perf_counter()
     try:
@@ -283,13 +250,6 @@ def _cone_program(data: Mapping[str, Any], offset: float) -> ConeProgram:
     if quadratic is None:
         quadratic = scipy.sparse.csc_array((q.size, q.size))
     return ConeProgram(quadratic, q, data["A"], np.asarray(data["b"]), cones, offset)
-
-
-def backend_named(name: str) -> _Backend:
-    """Return a backend; raises `UnknownNameError` for an unknown name."""
-    if name not in _BACKENDS:
-        raise UnknownNameError("backend", name, ["auto", *_BACKENDS])
-    return _BACKENDS[name]
 
 
 def _version(package: str) -> str:

@@ -33,8 +33,10 @@ def solve_cvxpy(
         A problem of `formulations.FORMULATIONS`, whose record then judges the solution; or any
         convex minimisation, judged by the bound of its cone program alone. Row-separable problems
         are solved row by row, others whole. Its variables are set to the solution.
-    backend : {"auto", "mosek", "clarabel"}
-        "auto": the first that works here, in the order mosek, clarabel.
+    backend : str
+        "auto": the first that works here, in the order mosek, clarabel. Or the name of any solver
+        that CVXPY has installed (scs, osqp, ...), in any case; all are judged by the same
+        certificates, and `raw` and `backend` of the solution say what each reached.
     tol : float
         Asked of the backend, translated into its own settings. The certificate's pass mark is
         max(tol, 1e-7).
