@@ -170,9 +170,7 @@ def test_not_convex_is_ours():
 
 
 def test_unknown_backend_and_bad_tolerance():
-    with pytest.raises(
-        UnknownNameError, match="unknown backend 'osqb'; .*known: auto, clarabel|did you"
-    ):
+    with pytest.raises(UnknownNameError, match=r"unknown backend 'osqb'.* auto, clarabel"):
         backends.solve(tiny(), "osqb", 1e-9)
     for tol in (0.0, -1.0, 2.0, np.nan):
         with pytest.raises(InputError, match="tol must be"):

@@ -138,7 +138,8 @@ def candidates(backend: str) -> list[str]:
             details = "; ".join(f"{s.name}: {s.detail}" for s in backend_report())
             raise BackendError(f"no backend works: {details}")
         return working
-    name = solver_named(backend).name
+    solver_named(backend)
+    name = backend.lower()
     state = probe(name)
     if not state.works:
         raise BackendError(f"{name} does not work here: {state.detail}")

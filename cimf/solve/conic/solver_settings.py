@@ -30,11 +30,6 @@ class SolverSettings:
     options: Callable[[float], dict[str, Any]]
     careful: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """What this project calls it."""
-        return self.cvxpy_name.lower()
-
 
 def _clarabel(tol: float) -> dict[str, Any]:
     # accept_unknown: "insufficient progress" just short of a tight tolerance returns its point,
