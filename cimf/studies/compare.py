@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from cimf.errors import CimfError, warn_outside
+from cimf.evaluate.paired import packed
 from cimf.methods.base import Pruned, Task
 from cimf.methods.by_name import METHODS, prune_task
 from cimf.methods.layered.calibration import Calibration
 from cimf.methods.layered.statistics_options import Statistics
 from cimf.runs.folder import UNFINISHED, RunFolder
 from cimf.runs.terminal import out, print_table
+from cimf.studies.differences import differences, differences_text
 from cimf.studies.line_figure import plot_lines
 from cimf.studies.sweep_tables import markdown
 from cimf.studies.trained_rows import costs, trained_row
@@ -157,6 +159,7 @@ def measure(
         judged = {
             "accuracy": share(classes == case.labels),
             "agreement": share(classes == case.dense_classes),
+            "right": packed(classes == case.labels),
         }
         found = {**judged, **_row(result), **costs(shared[1].graph, result.network)}
         found |= trained_row(result.report.training) if labelled else {}
@@ -218,7 +221,7 @@ def finish(
     """Write table.csv, table.md, layers.txt (every report), the figures and the manifest."""
     import pandas as pd
 
-    long = ("layers", "report", "history")
+    long = ("layers", "report", "history", "right")
     table = [{key: value for key, value in row.items() if key not in long} for row in rows]
     run.finish(
         {
@@ -271,6 +274,9 @@ def compare(
             for method in methods
         ]
         print_table(title, table, title=name)
+        apart = differences(rows, OURS, len(case.labels))
+        if apart:
+            print_table(title, apart, title=f"less {OURS}")
         head = f" The baselines keep {', '.join(keep)} dense." if keep else ""
         sources = "".join(f"- {key}: {METHODS[key].source}\n" for key in methods)
         finish(
@@ -278,7 +284,8 @@ def compare(
             case,
             rows,
             f"# {name}\n\nTest accuracy in percent at equal sparsity of all convolution and linear "
-            f"weights; dense {case.dense:.2%}.{head}\n\n{markdown(title, table)}\n{sources}",
+            f"weights; dense {case.dense:.2%}.{head}\n\n{markdown(title, table)}\n"
+            f"{differences_text(title, apart, OURS)}{sources}",
             _figures(name, methods, rows, case.dense),
         )
     return rows
