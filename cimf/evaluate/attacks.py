@@ -48,7 +48,8 @@ class Attack:
         "fgsm": one step of the radius, from the sample. "pgd": projected gradient descent, the
         first start at the sample, others uniform in its ball. "pgd-float32": the same on the
         cross-entropy of outputs in float32, as most published tables have it. It is weaker: where
-        the network is sure, 1 - p_c rounds to 0, and with it goes what lowers y_c. For comparison.
+        the network is sure, 1 - p_c rounds to 0, and with it goes what lowers y_c. For comparison;
+        on the MLPs of Fashion-MNIST it leaves 0 to 0.4 points more.
     steps, restarts : int
         Gradients of one start; number of starts.
     step_size : float
