@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.stacked.row_options import BallOptions
 from cimf.solve.conic.backends import candidates
+from cimf.solve.conic.solver_settings import solver_named
 from cimf.solve.rows import METHODS
 
 
@@ -39,6 +40,7 @@ class PathOptions(BallOptions):
         if self.method not in known:
             raise UnknownNameError("method", self.method, known)
         if self.backend != "auto":
+            solver_named(self.backend)
             if self.method != "cvxpy":
                 raise InputError(
                     "backend is used by method='cvxpy' only", options=["backend", "method"]
