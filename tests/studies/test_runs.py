@@ -214,49 +214,75 @@ def stand_still(monkeypatch):
     monkeypatch.setattr("cimf.runs.folder.commit", lambda: None)
 
 
+def content(path):
+    """Return what a file holds; of safetensors the header as a record, which it writes shuffled."""
+    raw = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return raw
+    end = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:end]), raw[end:]
+
+
+def test_an_interrupted_sweep_continues_to_the_same_files(tmp_path, monkeypatch):
+    """Killed after its second model of four; then before the figure, with no model missing."""
+    stand_still(monkeypatch)
+    made = []
+
+    def counted(*arguments, **options):
+        for found in iter_path(*arguments, **options):
+            made.append(found.report.kappa)
+            yield found
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    given = {"models": True, "kappas": (0.1, 0.3, 0.9, 0.5), "options": PathOptions(n_jobs=1)}
+    table = swept(whole, **given)
+    for models, draw in ((dies_after(2), plot_sweep), (counted, stopped)):
+        monkeypatch.setattr(sweep, "iter_path", models)
+        monkeypatch.setattr(sweep, "plot_sweep", draw)
+        with pytest.raises(KeyboardInterrupt):
+            swept(killed, **given)
+    assert made == [0.9, 0.5]
+    with pytest.raises(RunError, match=r"another run \(other tol\)"):
+        swept(killed, never, **{**given, "options": PathOptions(tol=1e-6)})
+    monkeypatch.setattr(sweep, "plot_sweep", plot_sweep)
+    pd.testing.assert_frame_equal(swept(killed, never, **given), table)
+    assert len(list(whole.glob("*.safetensors"))) == 4
+    assert {path.name: content(path) for path in killed.iterdir()} == {
+        path.name: content(path) for path in whole.iterdir()
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "solver"),
     [
-        (PathOptions(n_jobs=1), "sparsify.prefer_own_rows"),
-        (row_options("l1", (), {"keep_going": True}), "loss_rows._solved"),
+        (PathOptions(), "sparsify.prefer_own_rows"),
+        (row_options("l1", (), {}), "loss_rows._solved"),
         (row_options("sensitivity", (), {}), "sensitivity_model._least_sensitive"),
     ],
     ids=["ball", "l1", "sensitivity"],
 )
-def test_an_interrupted_sweep_continues_to_the_same_bytes(tmp_path, monkeypatch, options, solver):
-    """Killed after its second model of four; then with nothing missing but the figure."""
-    stand_still(monkeypatch)
+def test_models_that_are_not_wanted_are_not_made_and_change_no_bit(monkeypatch, options, solver):
+    reference, kappas, wanted = Reference.capture(*network()), (0.1, 0.3, 0.9), (False, True, False)
+    whole = [*iter_path(reference, kappas, "full", True, options)][1]
     calls, path = [], f"cimf.methods.stacked.{solver}"
-    *place, name = path.split(".")
-    solve = getattr(import_module(".".join(place)), name)
+    place, _, name = path.rpartition(".")
+    solve = getattr(import_module(place), name)
     monkeypatch.setattr(path, lambda *a, **k: (calls.append(a), solve(*a, **k))[1])
-    given = {"models": True, "options": options, "kappas": (0.1, 0.3, 0.9, 0.5)}
-    table = swept(tmp_path / "whole", **given)
-    assert len(calls) == 4
-    monkeypatch.setattr(sweep, "iter_path", dies_after(2))
-    with pytest.raises(KeyboardInterrupt):
-        swept(tmp_path / "killed", **given)
-    assert len(calls) == 6
-    with pytest.raises(RunError, match=r"another run \(other tol\)"):
-        swept(tmp_path / "killed", never, **{**given, "options": replace(options, tol=1e-6)})
-    monkeypatch.setattr(sweep, "iter_path", iter_path)
-    monkeypatch.setattr(sweep, "plot_sweep", lambda *_, **__: exec("raise KeyboardInterrupt"))
-    with pytest.raises(KeyboardInterrupt):
-        swept(tmp_path / "killed", **given)
-    monkeypatch.setattr(sweep, "plot_sweep", plot_sweep)
-    assert len(calls) == 8, "two were there"
-    pd.testing.assert_frame_equal(swept(tmp_path / "killed", never, **given), table)
-    assert len(calls) == 8
-    whole, killed = (
-        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
-        for name in ("whole", "killed")
-    )
-    assert len([name for name in whole if name.endswith(".safetensors")]) == 4
-    assert killed == whole
+    (found,) = iter_path(reference, kappas, "full", True, options, wanted=wanted)
+    assert len(calls) == 1
+    assert found.report.row() == whole.report.row()
+    for part in "ABCD":
+        np.testing.assert_array_equal(getattr(found.model, part), getattr(whole.model, part))
 
 
 def test_an_infinite_kappa_outlives_an_interruption(tmp_path, monkeypatch):
-    given = {"options": row_options("l1", (), {"keep_going": True}), "kappas": (None, 0.5)}
+    given = {
+        "options": row_options("l1", (), {}), "kappas": (None, 0.5),
+        "configurations": (("causal", True),),
+    }  # fmt: skip
     monkeypatch.setattr(sweep, "iter_path", dies_after(1))
     with pytest.raises(KeyboardInterrupt):
         swept(tmp_path, **given)
@@ -270,7 +296,7 @@ def test_a_row_that_failed_before_the_interruption_still_raises(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         swept(tmp_path)
     monkeypatch.setattr(sweep, "iter_path", iter_path)
-    with pytest.raises(CertificateError, match=r"kappa = 0.1: .*gap 3.0e-04") as caught:
+    with pytest.raises(CertificateError, match=r"kappa = 0.1: .*gap 0.0003") as caught:
         swept(tmp_path)
     assert [result.report.kappa for result in caught.value.result] == [0.5]
     assert record(tmp_path)["worst_gap"] == 3e-4
