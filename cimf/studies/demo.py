@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
 from cimf.data import datasets
-from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.path_options import PathOptions
 from cimf.runs.companions import save_figure
@@ -21,7 +21,6 @@ from cimf.studies.compare import OURS, Case, accuracy_lines, compare
 from cimf.studies.kappa_sweep import run_sweep
 from cimf.studies.line_figure import draw_lines
 from cimf.studies.sweep_figure import draw_sweep
-from cimf.studies.sweep_tables import tidy
 from cimf.train.supervised import Schedule, batches, trained_mlp
 
 SIZES = (64, 32, 16, 10)
@@ -36,7 +35,7 @@ def run(
     seed: int = 0,
     overwrite: bool = False,
     options: PathOptions | None = None,
-) -> list[Sparsified]:
+) -> pd.DataFrame:
     """Train an MLP on the digits, prune it at three levels, and sweep kappa.
 
     Parameters
@@ -49,8 +48,8 @@ def run(
 
     Returns
     -------
-    list of Sparsified
-        The models of the sweep.
+    DataFrame
+        The models of the sweep, as `run_sweep`.
     """
     folder, data = Path(folder), datasets.digits()
     name = f"digits, MLP {'-'.join(map(str, SIZES))}"
@@ -77,7 +76,7 @@ def run(
         )
 
     # The sweep first: it refuses options that cannot be right before anything is trained.
-    models = run_sweep(
+    table = run_sweep(
         f"{name}: implicit models",
         folder / "kappa",
         settings,
@@ -97,17 +96,16 @@ def run(
         methods=METHODS,
         overwrite=overwrite,
     )
-    _draw(folder / "demo.png", pruned, models)
+    _draw(folder / "demo.png", pruned, table)
     out.print(f"written to {folder}/: prune/, kappa/, demo.png")
-    return models
+    return table
 
 
-def _draw(path: Path, pruned: Sequence[Mapping[str, Any]], models: Sequence[Sparsified]) -> None:
+def _draw(path: Path, pruned: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> None:
     from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
 
     figure = Figure(figsize=(13.0, 4.8), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2)
-    table = tidy(model.report for model in models)
     draw_lines(
         left,
         "cimf.prune: the same network with sparse weights",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from cimf.data.datasets import Dataset
+from cimf.errors import CertificateError, RunError
 from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference, Rescale, units_in_words
-from cimf.methods.stacked.model_report import Report
 from cimf.methods.stacked.path_options import PathOptions
 from cimf.methods.stacked.row_options import RowOptions
 from cimf.methods.stacked.sparsify import iter_path, raise_if_failed
@@ -24,7 +25,7 @@ from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import log, out, print_table, progress_bar
 from cimf.studies.sweep_figure import plot_sweep
-from cimf.studies.sweep_tables import FULL, TERMINAL, markdown, render, tidy
+from cimf.studies.sweep_tables import FULL, TERMINAL, markdown, render
 
 # The kappas of the paper's Table 1.
 KAPPAS = (0.005, 0.01, 0.05, 0.1, 0.5, 0.99)
@@ -43,10 +44,11 @@ def run_sweep(
     paper: bool = False,
     dataset: Dataset | None = None,
     options: RowOptions | None = None,
-) -> list[Sparsified]:
+) -> pd.DataFrame:
     """Solve, evaluate by equilibrium, print a table, and write a results folder.
 
-    Every model is written as soon as it is evaluated, and the tables before the figure.
+    Every model is written, and kept as a point, as soon as it is evaluated: the same call continues
+    with the others.
 
     Parameters
     ----------
@@ -58,7 +60,7 @@ def run_sweep(
     settings : mapping
         What decides the result besides the arguments below (seed, training).
     network : () -> Reference
-        Called once the folder is known to be free.
+        Called once the folder is known to be free, unless all models are there already.
     kappas, configurations
         Every kappa for every (design, rescale).
     overwrite : bool
@@ -74,13 +76,16 @@ def run_sweep(
 
     Returns
     -------
-    list of Sparsified
-        In the order of `configurations`, then `kappas`.
+    DataFrame
+        One row per model, as `Report.row`, in the order of `configurations`, then `kappas`.
 
     Raises
     ------
     CertificateError
-        As `sparsify_path`, once everything is written; its `result` holds all models.
+        As `sparsify_path`, once everything is written; its `result` holds the models that this
+        call made.
+    RunError
+        As `RunFolder.claim`; the network is not that of the run that is continued.
     """
     options = options or PathOptions()
     for design, _ in configurations:
@@ -93,35 +98,105 @@ def run_sweep(
         **options.decisive,
     }
     with RunFolder.claim(folder, decisive, overwrite) as run:
-        seconds: dict[str, float] = {}
-        start = time.perf_counter()
-        reference = network()
-        seconds["train and capture"] = time.perf_counter() - start
+        captured = cache(network)
+        about = run.once("network", lambda: _about(captured))
+        seconds = dict(about["seconds"])
+        points: list[dict[str, Any]] = []
         results: list[Sparsified] = []
         for design, rescale in configurations:
             title = f"{design}, {units_in_words(rescale)}"
-            start = time.perf_counter()
-            with progress_bar(title, reference.calibration.layout.n_states) as progress:
-                for found in iter_path(
-                    reference, kappas, design, rescale, options, progress=progress
-                ):
-                    results.append(found)
-                    if models:
-                        run.write(_model_name(found.report), found.model.save)
-                    table = tidy(result.report for result in results)
+            levels = options.levels(kappas, design)
+            names = [_name(design, rescale, level) + ".safetensors" * models for level in levels]
+            wanted = [name not in run.points for name in names]
+            with progress_bar(title, about["network"]["states"]) as progress:
+                found: Iterator[Sparsified] = iter(())
+                if any(wanted):
+                    found = iter_path(
+                        _same(captured(), about), kappas, design, rescale, options,
+                        wanted=wanted, progress=progress,
+                    )  # fmt: skip
+                for model in names:
+                    point = run.once(model, partial(_measured, run, found, results, model))
+                    points.append({**point, "row": json.loads(point["row"])})
+                    table = pd.DataFrame([point["row"] for point in points])
                     run.write("sweep.csv", table.to_csv(index=False))
                     log(_finished(title, table[-1:]))
-            seconds[f"solve and evaluate: {title}"] = time.perf_counter() - start
-        _write(name, run, reference, results, seconds, paper)
-    if not options.keep_going:
-        raise_if_failed(results)
-    return results
+            spent = sum(point["seconds"] for point in points[-len(names) :])
+            seconds[f"solve and evaluate: {title}"] = spent
+        _write(name, run, {**about, "seconds": seconds}, points, table, paper)
+    failures = [point["failure"] for point in points if point["failure"]]
+    if failures and not options.keep_going:
+        error = CertificateError(failures[0], options=["keep_going", "tol"])
+        error.result = tuple(results)
+        raise error
+    return table
 
 
-def _model_name(report: Report) -> str:
-    scaled = {True: "rescaled", False: "plain", "layers": "layers"}[report.rescale]
-    level = "penalty" if math.isnan(report.kappa) else shortest(report.kappa)
-    return f"model-{report.design}-{scaled}-{level}.safetensors"
+def _about(network: Callable[[], Reference]) -> dict[str, Any]:
+    """Train and capture the network; return what the manifest says of it and of its samples."""
+    start = time.perf_counter()
+    reference = network()
+    seconds = time.perf_counter() - start
+    return {
+        "samples": {
+            "calibration": reference.calibration.n_samples,
+            "evaluation": reference.evaluation.n_samples,
+            "labelled": reference.labels is not None,
+        },
+        "network": {
+            "sha256": reference.digest,
+            "weights": reference.network_weights,
+            "parameters": reference.network_parameters,
+            "states": reference.calibration.layout.n_states,
+            "reconstruction_error": reference.calibration.reconstruction.worst,
+        },
+        "dense_accuracy": reference.dense_accuracy,
+        "control_accuracy": reference.control_accuracy,
+        "seconds": {"train and capture": seconds},
+    }
+
+
+def _same(reference: Reference, about: Mapping[str, Any]) -> Reference:
+    """Return the network; refuse one that is not that of the models that are there already."""
+    if reference.digest != about["network"]["sha256"]:
+        raise RunError(
+            "the network is not the one of the interrupted run that this one continues (its "
+            "training may depend on more than the seed); choose another folder, or remove this one",
+            options=["folder"],
+        )
+    return reference
+
+
+def _name(design: str, rescale: Rescale, level: float) -> str:
+    """Return what a model is called in its run."""
+    scaled = {True: "rescaled", False: "plain", "layers": "layers"}[rescale]
+    return f"model-{design}-{scaled}-{'penalty' if math.isnan(level) else shortest(level)}"
+
+
+def _measured(
+    run: RunFolder, models: Iterator[Sparsified], results: list[Sparsified], name: str
+) -> dict[str, Any]:
+    """Make the next model, and save it if it is called like a file; return what is said of it."""
+    start = time.perf_counter()
+    found = next(models)
+    results.append(found)
+    if name.endswith(".safetensors"):
+        run.write(name, found.model.save)
+    report, failure = found.report, ""
+    try:
+        raise_if_failed([found])
+    except CertificateError as error:
+        failure = str(error)
+    return {
+        "row": json.dumps(report.row()),  # as text: a point has neither NaN nor infinity
+        "report": str(report),
+        "notes": report.notes,
+        "methods": report.methods,
+        "why": report.solution.why,
+        "tolerance": report.solution.certificate.tol,
+        "failure": failure,
+        "seconds": time.perf_counter() - start,
+    }
 
 
 def _finished(title: str, row: pd.DataFrame) -> str:
@@ -133,61 +208,46 @@ def _finished(title: str, row: pd.DataFrame) -> str:
 def _write(
     name: str,
     run: RunFolder,
-    reference: Reference,
-    results: Sequence[Sparsified],
-    seconds: Mapping[str, float],
+    about: Mapping[str, Any],
+    points: Sequence[Mapping[str, Any]],
+    table: pd.DataFrame,
     paper: bool,
 ) -> None:
     """Print the table and write every file of the run that is not there yet."""
-    table = tidy(result.report for result in results)
     out.print(name, style="bold")
     for (design, rescale), part in table.groupby(["design", "rescale"], sort=False):
         title = f"design {design}, states {units_in_words(rescale)}"
         print_table(*render(part, TERMINAL), title=title)
-    summary = [*_summary(reference, table), *_notes(results)]
+    summary = [*_summary(about, table), *_notes(points)]
     for line in summary:
         out.print(line)
     heading, rows = render(table, FULL, paper=paper)
-    first = results[0].report
-    legend = [*_LEGEND, *([_LOSS] if first.loss else []), *([_PAPER] if paper else [])]
+    legend = [*_LEGEND, *([_LOSS] if "loss" in table else []), *([_PAPER] if paper else [])]
     run.finish(
         {
             "sweep.md": f"# {name}\n\n{markdown(heading, rows)}\n"
             + "".join(f"- {line}\n" for line in (*summary, *legend)),
-            "report.txt": "\n\n".join(str(result.report) for result in results) + "\n",
+            "report.txt": "\n\n".join(point["report"] for point in points) + "\n",
         },
         {"sweep.png": partial(plot_sweep, table, title=name)},
-        samples={
-            "calibration": reference.calibration.n_samples,
-            "evaluation": reference.evaluation.n_samples,
-            "labelled": reference.labels is not None,
-        },
-        network={
-            "sha256": reference.digest,
-            "weights": reference.network_weights,
-            "parameters": reference.network_parameters,
-            "reconstruction_error": reference.calibration.reconstruction.worst,
-        },
-        dense_accuracy=first.dense_accuracy,
-        control_accuracy=first.control_accuracy,
-        rows_by_method=_total(result.report.methods for result in results),
-        why_this_method=sorted({result.report.solution.why for result in results} - {""}),
-        tolerance=first.solution.certificate.tol,
+        **about,
+        rows_by_method=_total(point["methods"] for point in points),
+        why_this_method=sorted({point["why"] for point in points} - {""}),
+        tolerance=points[0]["tolerance"],
         worst_gap=float(table["worst_gap"].max()),
         all_certified=bool((table["certified"] == table["rows"]).all()),
-        seconds=dict(seconds),
     )
     shown = [name for name in run.written if name != "report.txt"]
     out.print(f"written to {run.path}/: {', '.join(shown)}, ...")
 
 
-def _notes(results: Sequence[Sparsified]) -> list[str]:
+def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return every note of the reports once, with its kappas where it does not hold for all."""
     kappas: dict[str, set[float]] = {}
-    for result in results:
-        for note in result.report.notes:
-            kappas.setdefault(note, set()).add(result.report.kappa)
-    every = {result.report.kappa for result in results}
+    for point in points:
+        for note in point["notes"]:
+            kappas.setdefault(note, set()).add(point["row"]["kappa"])
+    every = {point["row"]["kappa"] for point in points}
     return [
         f"note: {note}"
         if where == every
@@ -204,13 +264,14 @@ def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(total)
 
 
-def _summary(reference: Reference, table: Any) -> list[str]:
+def _summary(about: Mapping[str, Any], table: Any) -> list[str]:
     """Return the sentences that every table must be read with."""
     lines = []
-    if reference.labels is not None:
+    samples = about["samples"]
+    if samples["labelled"]:
         lines.append(
-            f"dense network {reference.dense_accuracy:.2%}, control (linear map from the input "
-            f"alone) {reference.control_accuracy:.2%}, on {len(reference.labels):,} test samples"
+            f"dense network {about['dense_accuracy']:.2%}, control (linear map from the input "
+            f"alone) {about['control_accuracy']:.2%}, on {samples['evaluation']:,} test samples"
         )
     total, passed = int(table["rows"].sum()), int(table["certified"].sum())
     lines.append(

@@ -84,7 +84,7 @@ def draw_sweep(axes: Any, table: pd.DataFrame, title: str) -> None:
     Parameters
     ----------
     table
-        As `cimf.studies.sweep_tables.tidy`.
+        One row per model, as `cimf.methods.stacked.model_report.Report.row`.
     """
     labelled = bool(table["accuracy"].notna().all())
     groups = list(table.groupby(["design", "rescale"], sort=False))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from cimf.methods.stacked.model_report import Report
 from cimf.runs.numbers import shortest
 
 # Table 1 of the paper: kappa -> column -> (accuracy %, sparsity %).
@@ -26,11 +25,6 @@ PAPER_COLUMNS = {
     "CIFAR-100": "a ResNet-20 of 92.1 % dense accuracy, which one reaches on CIFAR-10 only",
     "20News": "DistilBERT of 92.8 % dense accuracy",
 }
-
-
-def tidy(reports: Iterable[Report]) -> pd.DataFrame:
-    """Return one row per report, in its order; the columns are those of `Report.row`."""
-    return pd.DataFrame([report.row() for report in reports])
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ def render(
     Parameters
     ----------
     table
-        As `tidy`.
+        One row per model, as `cimf.methods.stacked.model_report.Report.row`.
     columns
         `TERMINAL` or `FULL`.
     paper

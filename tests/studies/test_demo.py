@@ -1,7 +1,6 @@
 """The demonstration: what it hands to its two halves, and the figure of both."""
 
-from types import SimpleNamespace
-
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -17,7 +16,7 @@ REPORT = {
     "control_accuracy": 0.8, "sparsity_network_weights": 0.75, "nonzero_weights": 500,
     "output_error": 0.1,
 }  # fmt: skip
-MODELS = [SimpleNamespace(report=SimpleNamespace(row=lambda: REPORT))]
+TABLE = pd.DataFrame([REPORT])
 PRUNED = [
     {"method": method, "sparsity_network_weights": 0.6, "accuracy": 0.85} for method in demo.METHODS
 ]
@@ -34,7 +33,7 @@ def test_both_halves_see_one_network_and_all_options(tmp_path, monkeypatch, over
 
     def swept(*arguments, **options):
         asked["sweep"] = (*arguments, options)
-        return MODELS
+        return TABLE
 
     def compared(*arguments, **options):
         asked["compare"] = (*arguments, options)
@@ -45,7 +44,7 @@ def test_both_halves_see_one_network_and_all_options(tmp_path, monkeypatch, over
     monkeypatch.setattr(demo, "run_sweep", swept)
     monkeypatch.setattr(demo, "compare", compared)
     options = PathOptions(tol=1e-7)
-    assert demo.run(tmp_path, seed=5, overwrite=overwrite, options=options) is MODELS
+    assert demo.run(tmp_path, seed=5, overwrite=overwrite, options=options) is TABLE
     data = datasets.digits()
     name, folder, settings, reference, given = asked["sweep"]
     assert (name, folder) == ("digits, MLP 64-32-16-10: implicit models", tmp_path / "kappa")
@@ -82,7 +81,7 @@ def test_the_figure_shows_both_halves(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
     )
-    demo._draw(tmp_path / "demo.png", PRUNED, MODELS)
+    demo._draw(tmp_path / "demo.png", PRUNED, TABLE)
     left, right = figures[0].axes
     lines = {line.get_label(): line for line in left.get_lines()}
     assert list(lines) == [*demo.METHODS, "dense network"]

@@ -3,9 +3,13 @@
 import json
 from collections import OrderedDict
 from dataclasses import asdict, replace
+from datetime import datetime
+from importlib import import_module
 from io import StringIO
+from itertools import islice
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,11 +20,12 @@ from cimf.errors import CertificateError, InputError, RunError, UnknownNameError
 from cimf.methods.by_name import METHODS
 from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.path_options import PathOptions
-from cimf.methods.stacked.sparsify import sparsify
-from cimf.runs.folder import MANIFEST, UNFINISHED
+from cimf.methods.stacked.sparsify import iter_path, row_options, sparsify
+from cimf.runs.folder import MANIFEST
 from cimf.studies import kappa_sweep as sweep
 from cimf.studies.kappa_sweep import run_sweep
 from cimf.studies.prune_run import run_prune
+from cimf.studies.sweep_figure import plot_sweep
 
 
 def network():
@@ -85,19 +90,19 @@ def test_several_kappas_are_sent_to_the_path(kappa):
         sparsify(net, batches, kappa)
 
 
+def spoilt(*arguments, **options):
+    """Models of a path as they are, but for the gap of one row, above 1e-9 in the first."""
+    for k, found in enumerate(iter_path(*arguments, **options)):
+        solution = found.report.solution
+        certificate = solution.certificate
+        gap = certificate.gap.copy()
+        gap[2] = (3e-4, 2e-12)[k]
+        bad = replace(solution, certificate=replace(certificate, gap=gap, passed=gap <= 1e-9))
+        yield replace(found, report=replace(found.report, solution=bad))
+
+
 def test_one_bad_row_is_not_all(tmp_path, monkeypatch):
     """A row of the first model fails: the manifest says so, and which gap is the worst."""
-    original = sweep.iter_path
-
-    def spoilt(*arguments, **options):
-        for k, found in enumerate(original(*arguments, **options)):
-            solution = found.report.solution
-            certificate = solution.certificate
-            gap = certificate.gap.copy()
-            gap[2] = (3e-4, 2e-12)[k]
-            bad = replace(solution, certificate=replace(certificate, gap=gap, passed=gap <= 1e-9))
-            yield replace(found, report=replace(found.report, solution=bad))
-
     monkeypatch.setattr(sweep, "iter_path", spoilt)
     with pytest.raises(CertificateError, match=r"kappa = 0.1: .*keep_going=True") as caught:
         swept(tmp_path)
@@ -122,13 +127,21 @@ def test_the_manifest_and_the_text_of_a_sweep(tmp_path):
     net, batches, test = network()
     wrong = [(test[0][0], (test[0][1] + (torch.arange(40) < 10).long()) % 3)]  # 10 of 40 labels
     reference = Reference.capture(net, batches, wrong)
-    models = swept(tmp_path, lambda: reference, configurations=(("full", True), ("causal", False)))
-    found, reports = record(tmp_path), [model.report for model in models]
+    configurations = ("full", True), ("causal", False)
+    table = swept(tmp_path, lambda: reference, configurations=configurations)
+    reports = [
+        model.report
+        for design, rescale in configurations
+        for model in iter_path(reference, (0.1, 0.5), design, rescale)
+    ]
+    pd.testing.assert_frame_equal(table, pd.DataFrame([report.row() for report in reports]))
+    found = record(tmp_path)
     assert found["samples"] == {"calibration": 80, "evaluation": 40, "labelled": True}
     assert found["network"] == {
         "sha256": reference.digest,
         "weights": 4 * 5 + 5 * 3,
         "parameters": 4 * 5 + 5 + 5 * 3 + 3,
+        "states": 5,
         "reconstruction_error": reference.calibration.reconstruction.worst,
     }
     assert found["dense_accuracy"] == 0.75
@@ -159,8 +172,7 @@ def test_what_is_said_of_models_that_did_not_end_well():
         "inactive_rows": [0, 3, 1000], "kappa": [0.1, 0.99, 0.5], "evaluated": 40,
         "converged": [40, 30, 38], "wellposed": ["ball", "none", "norm"],
     })  # fmt: skip
-    net, batches, _ = network()
-    unlabelled = Reference.capture(net, batches)
+    unlabelled = {"samples": {"labelled": False}}
     assert sweep._summary(unlabelled, table) == [
         "23 of 24 rows certified, worst relative gap 2.0e-03",
         "1,003 rows, at kappa 0.5, 0.99, have an inactive ball (multiplier 0): their optimum may "
@@ -175,32 +187,144 @@ def test_what_is_said_of_models_that_did_not_end_well():
 
 def test_a_note_is_said_once_with_its_kappas():
     def noted(kappa, *notes):
-        return SimpleNamespace(report=SimpleNamespace(kappa=kappa, notes=notes))
+        return {"row": {"kappa": kappa}, "notes": notes}
 
-    results = [noted(0.5, "all", "some"), noted(0.1, "all", "some"), noted(0.9, "one", "all")]
-    assert sweep._notes(results) == [
+    points = [noted(0.5, "all", "some"), noted(0.1, "all", "some"), noted(0.9, "one", "all")]
+    assert sweep._notes(points) == [
         "note: all", "note, kappa 0.1, 0.5: some", "note, kappa 0.9: one",
     ]  # fmt: skip
 
 
-def test_finished_models_outlive_one_that_fails(tmp_path, monkeypatch):
-    original = sweep.iter_path
+def dies_after(kept, models=iter_path):
+    """Return `iter_path` that ends after so many models, as a process that is killed."""
 
-    def failing(*arguments, **options):
-        found = original(*arguments, **options)
-        yield next(found)
-        raise CertificateError("planted")
+    def dying(*arguments, **options):
+        yield from islice(models(*arguments, **options), kept)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "iter_path", failing)
-    with pytest.raises(CertificateError):
-        swept(tmp_path, models=True)
-    assert len(pd.read_csv(tmp_path / "sweep.csv")) == 1
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["model-full-rescaled-0.1.safetensors", "sweep.csv", UNFINISHED]
-    monkeypatch.setattr(sweep, "iter_path", original)
-    swept(tmp_path)
-    assert "model-full-rescaled-0.1.safetensors" not in record(tmp_path)["files"]
-    assert not (tmp_path / "model-full-rescaled-0.1.safetensors").exists()
+    return dying
+
+
+def stand_still(monkeypatch):
+    """Make clocks and the repository stand still: files that hold times are compared, too."""
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    now = SimpleNamespace(now=lambda zone: datetime(2026, 1, 1))
+    monkeypatch.setattr("cimf.runs.provenance.datetime", now)
+    monkeypatch.setattr("cimf.runs.provenance.commit", lambda: None)
+    monkeypatch.setattr("cimf.runs.folder.commit", lambda: None)
+
+
+def content(path):
+    """Return what a file holds; of safetensors the header as a record, which it writes shuffled."""
+    raw = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return raw
+    end = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:end]), raw[end:]
+
+
+def test_an_interrupted_sweep_continues_to_the_same_files(tmp_path, monkeypatch):
+    """Killed after its second model of four; then before the figure, with no model missing."""
+    stand_still(monkeypatch)
+    made = []
+
+    def counted(*arguments, **options):
+        for found in iter_path(*arguments, **options):
+            made.append(found.report.kappa)
+            yield found
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    given = {"models": True, "kappas": (0.1, 0.3, 0.9, 0.5), "options": PathOptions(n_jobs=1)}
+    table = swept(whole, **given)
+    for models, draw in ((dies_after(2), plot_sweep), (counted, stopped)):
+        monkeypatch.setattr(sweep, "iter_path", models)
+        monkeypatch.setattr(sweep, "plot_sweep", draw)
+        with pytest.raises(KeyboardInterrupt):
+            swept(killed, **given)
+    assert made == [0.9, 0.5]
+    with pytest.raises(RunError, match=r"another run \(other tol\)"):
+        swept(killed, never, **{**given, "options": PathOptions(tol=1e-6)})
+    monkeypatch.setattr(sweep, "plot_sweep", plot_sweep)
+    pd.testing.assert_frame_equal(swept(killed, never, **given), table)
+    assert len(list(whole.glob("*.safetensors"))) == 4
+    assert {path.name: content(path) for path in killed.iterdir()} == {
+        path.name: content(path) for path in whole.iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "solver"),
+    [
+        (PathOptions(), "sparsify.prefer_own_rows"),
+        (row_options("l1", (), {}), "loss_rows._solved"),
+        (row_options("sensitivity", (), {}), "sensitivity_model._least_sensitive"),
+    ],
+    ids=["ball", "l1", "sensitivity"],
+)
+def test_models_that_are_not_wanted_are_not_made_and_change_no_bit(monkeypatch, options, solver):
+    reference, kappas, wanted = Reference.capture(*network()), (0.1, 0.3, 0.9), (False, True, False)
+    whole = [*iter_path(reference, kappas, "full", True, options)][1]
+    calls, path = [], f"cimf.methods.stacked.{solver}"
+    place, _, name = path.rpartition(".")
+    solve = getattr(import_module(place), name)
+    monkeypatch.setattr(path, lambda *a, **k: (calls.append(a), solve(*a, **k))[1])
+    (found,) = iter_path(reference, kappas, "full", True, options, wanted=wanted)
+    assert len(calls) == 1
+    assert found.report.row() == whole.report.row()
+    for part in "ABCD":
+        np.testing.assert_array_equal(getattr(found.model, part), getattr(whole.model, part))
+
+
+def test_an_infinite_kappa_outlives_an_interruption(tmp_path, monkeypatch):
+    given = {
+        "options": row_options("l1", (), {}), "kappas": (None, 0.5),
+        "configurations": (("causal", True),),
+    }  # fmt: skip
+    monkeypatch.setattr(sweep, "iter_path", dies_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        swept(tmp_path, **given)
+    monkeypatch.setattr(sweep, "iter_path", iter_path)
+    assert swept(tmp_path, **given)["kappa"].tolist() == [np.inf, 0.5]
+    assert list(pd.read_csv(tmp_path / "sweep.csv")["kappa"]) == [np.inf, 0.5]
+
+
+def test_a_row_that_failed_before_the_interruption_still_raises(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "iter_path", dies_after(1, spoilt))
+    with pytest.raises(KeyboardInterrupt):
+        swept(tmp_path)
+    monkeypatch.setattr(sweep, "iter_path", iter_path)
+    with pytest.raises(CertificateError, match=r"kappa = 0.1: .*gap 0.0003") as caught:
+        swept(tmp_path)
+    assert [result.report.kappa for result in caught.value.result] == [0.5]
+    assert record(tmp_path)["worst_gap"] == 3e-4
+
+
+def test_another_network_does_not_continue_a_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "iter_path", dies_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        swept(tmp_path)
+    monkeypatch.setattr(sweep, "iter_path", iter_path)
+    net, *samples = network()
+    net[0].weight.data += 1.0
+    with pytest.raises(RunError, match="the network is not the one of the interrupted run"):
+        swept(tmp_path, lambda: Reference.capture(net, *samples))
+
+
+def test_models_of_a_sweep_that_was_interrupted_are_saved_if_asked_for(tmp_path, monkeypatch):
+    """Those that were not saved are made again; those that are not asked for go."""
+    monkeypatch.setattr(sweep, "iter_path", dies_after(1))
+    names = {f"model-full-rescaled-{kappa}.safetensors" for kappa in (0.1, 0.5)}
+    for models, expected in ((True, set()), (False, names)):
+        monkeypatch.setattr(sweep, "iter_path", dies_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            swept(tmp_path, models=models)
+        monkeypatch.setattr(sweep, "iter_path", iter_path)
+        swept(tmp_path, models=not models)
+        assert {path.name for path in tmp_path.glob("*.safetensors")} == expected
+        assert names & set(record(tmp_path)["files"]) == expected
 
 
 def test_a_failing_figure_loses_no_table(tmp_path, monkeypatch):

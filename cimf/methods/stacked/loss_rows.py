@@ -10,8 +10,9 @@ are a factor of the moments; every certificate is taken from the moments themsel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import cvxpy as cp
 import numpy as np
@@ -43,13 +44,14 @@ _CONSTANT = 1e-12
 def loss_models(
     reference: Reference,
     levels: list[float],
+    wanted: Iterable[bool],
     design: str,
     rescale: Rescale,
     options: LossOptions,
     moments: Moments | None,
     progress: Callable[[int], None] | None,
 ) -> Iterator[Sparsified]:
-    """Yield the model of every kappa, infinity for no ball; else as `sparsify_path`."""
+    """Yield the model of every wanted kappa, infinity for no ball; else as `iter_path`."""
     problem = RowProblems.of(reference, design, rescale, moments)
     layout = reference.calibration.layout
     factored = _Factored.of(problem.moments.gram, layout.free_columns)
@@ -57,7 +59,7 @@ def loss_models(
         factored.fit, len(problem.allowed), problem.allowed & ~factored.free, None,
         options.lam * options.loss, options.sets, 0.5,
     )  # fmt: skip
-    for kappa in levels:
+    for kappa in compress(levels, wanted):
         record = replace(record, kappa=np.full(len(problem.allowed), kappa))
         solution, found = _solved(problem, factored, record, options, progress)
         yield problem.sparsified(kappa, solution, options, loss=found)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,20 +37,23 @@ _MARK = 1e-7
 def sensitivity_models(
     reference: Reference,
     levels: list[float],
+    wanted: Iterable[bool],
     design: str,
     rescale: Rescale,
     options: SensitivityOptions,
     moments: Moments | None,
     progress: Callable[[int], None] | None,
 ) -> Iterator[Sparsified]:
-    """Yield the model of every budget, a share of the network's sensitivity; NaN: `options.lam`.
+    """Yield the models of the wanted budgets, shares of the network's sensitivity.
+
+    NaN: no budget, but the multiplier `options.lam`.
 
     Parameters
     ----------
     rescale : bool
         Plays no part: errors are weighed by their effect on the outputs.
-    reference, design, moments, progress
-        As `cimf.sparsify_path`.
+    reference, wanted, design, moments, progress
+        As `iter_path`.
 
     Raises
     ------
@@ -59,7 +63,7 @@ def sensitivity_models(
     if moments is not None:
         raise InputError("the sensitivity needs the samples: moments of the states do not do")
     problem = SensitivityProblem.of(reference, design, options)
-    for kappa in levels:
+    for kappa in compress(levels, wanted):
         yield _least_sensitive(problem, reference, kappa, design, options)
         if progress is not None:
             progress(reference.calibration.layout.n_states)

@@ -11,6 +11,7 @@ problem (5). All rows share one Gram matrix, and every row carries a certificate
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress, repeat
 from numbers import Real
 from typing import Any
 
@@ -193,13 +194,21 @@ def iter_path(
     *,
     moments: Moments | None = None,
     progress: Callable[[int], None] | None = None,
+    wanted: Iterable[bool] = repeat(True),
 ) -> Iterator[Sparsified]:
-    """Yield the models of `sparsify_path` as they are done, certified or not; as there else."""
+    """Yield the models of `sparsify_path` as they are done, certified or not; as there else.
+
+    Parameters
+    ----------
+    wanted : iterable of bool
+        Which kappas have a model to be yielded. The others take part in the pass that all share:
+        without them its rounding, and so the last bits of the rows, would be another.
+    """
     options = options or PathOptions()
     levels = options.levels(kappas, design)
     reference.check_unchanged()
     models = _MODELS[type(options)]
-    yield from models(reference, levels, design, rescale, options, moments, progress)
+    yield from models(reference, levels, wanted, design, rescale, options, moments, progress)
 
 
 def raise_if_failed(results: Sequence[Sparsified]) -> None:
@@ -220,6 +229,7 @@ def raise_if_failed(results: Sequence[Sparsified]) -> None:
 def _ball_models(
     reference: Reference,
     levels: list[float],
+    wanted: Iterable[bool],
     design: str,
     rescale: Rescale,
     options: PathOptions,
@@ -240,7 +250,7 @@ def _ball_models(
             gram, levels, weights=weights, method=options.method, tol=tol,
             n_jobs=options.n_jobs, progress=progress,
         )  # fmt: skip
-    for kappa, solution in zip(levels, solutions, strict=True):
+    for kappa, solution in compress(zip(levels, solutions, strict=True), wanted):
         if own is not None:
             solution = prefer_own_rows(solution, own, gram, kappa, weights)
         yield problem.sparsified(kappa, solution, options, _inactive(solution, gram, kappa))
@@ -254,8 +264,9 @@ def _inactive(solution: Solution, gram: Gram, kappa: float) -> int:
     return int((slack | worthless).sum()) if kappa > 0 else 0
 
 
-# By the class of the options: (reference, kappas, design, rescale, options, moments, progress) ->
-# one model per kappa. A new way to find the rows is options with `levels`, and a line.
+# By the class of the options: (reference, kappas, wanted, design, rescale, options, moments,
+# progress) -> one model per wanted kappa. A new way to find the rows is options with `levels`, and
+# a line.
 _MODELS: dict[type[RowOptions], Callable[..., Iterator[Sparsified]]] = {
     PathOptions: _ball_models,
     SensitivityOptions: sensitivity_models,
