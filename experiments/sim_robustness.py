@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from cimf.runs.terminal import one_line_errors
-from experiments.options import Full, Overwrite
-from experiments.trained_networks import NETWORKS
+from experiments.options import Full, Networks, Overwrite
+from experiments.trained_networks import NETWORKS, chosen_networks
 
 
 def main(
@@ -17,27 +17,26 @@ def main(
         "results/sim-robustness"
     ),
     full: Full = False,
+    network: Networks = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Accuracy against the radius: network, plain balls, sensitivity, adversarial training."""
     with one_line_errors():
         from cimf.studies.robust_curves import Curves, robust_curves
 
-        key = "fashion-mlp" if full else "digits"
-        title, load = NETWORKS[key]
-        curves = (
-            Curves(
-                calibration=10_000,
-                tests=2_000,
-                eps=(0.0, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2),
-                balls=(0.5, 0.1, 0.02),
-                budgets=(0.5, 0.2, 0.12, 0.06, 0.03),
-                trained=0.03,
-            )
-            if full
-            else Curves(1_000, 500, (0.0, 0.02, 0.05, 0.1), (0.5, 0.1), (0.5, 0.2), 0.05)
+        images = Curves(
+            calibration=10_000,
+            tests=2_000,
+            eps=(0.0, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2),
+            balls=(0.5, 0.1, 0.02),
+            budgets=(0.5, 0.2, 0.12, 0.06, 0.03),
+            trained=0.03,
         )
-        robust_curves(title, out / key, load, curves, overwrite)
+        digits = Curves(1_000, 500, (0.0, 0.02, 0.05, 0.1), (0.5, 0.1), (0.5, 0.2), 0.05)
+        plans = {"digits": digits, "fashion-mlp": images, "fashion-mlp-short": images}
+        default = ("fashion-mlp", "fashion-mlp-short") if full else ("digits",)
+        for key, title, load in chosen_networks(network, default, plans):
+            robust_curves(title, out / key, load, plans[key], overwrite)
 
 
 def cifar10(
