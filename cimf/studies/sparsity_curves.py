@@ -32,6 +32,8 @@ Row = dict[str, Any]
 
 # A search ends where a model has at most a count of non-zeros, and at least this share of it.
 _CLOSE = 0.9
+# Columns that tell the rows of a table apart.
+_ASKED = ("teacher", "objective", "units", "kappa", "level")
 # Steps of a search that has not found both sides of a count yet.
 _STEP = 4.0
 
@@ -123,9 +125,9 @@ def sparsity_curves(
             search = _Search(run, kind, side, Problem.of(reference, side.design), plan.tries)
             rows += search.rows() + _pruned(run, case, plan, side)
             units += _ablation(run, kind, side, reference)
-            run.write("sparsity.csv", pd.DataFrame(rows).to_csv(index=False))
-            run.write("units.csv", pd.DataFrame(units).to_csv(index=False))
-        table = pd.DataFrame(rows)
+            run.write("sparsity.csv", _table(rows).to_csv(index=False))
+            run.write("units.csv", _table(units).to_csv(index=False))
+        table = _table(rows)
         text = [f"# {name}: accuracy at equal non-zeros"]
         for kind, side in (("layered", plan.layered), ("implicit", plan.implicit)):
             head = f"{kind} teacher, {100 * dense[kind]:.1f} % of {len(case.labels):,} test samples"
@@ -147,6 +149,13 @@ def sparsity_curves(
         )
         out.print(f"written to {run.path}/: {', '.join(run.written)}")
     return table
+
+
+def _table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return the rows as a table, what tells them apart before what was measured."""
+    table = pd.DataFrame(rows)
+    first = [name for name in _ASKED if name in table]
+    return table[[*first, *(name for name in table if name not in first)]]
 
 
 @dataclass(frozen=True)
