@@ -126,9 +126,7 @@ def trained_teacher(
 ) -> tuple[dict[str, Any], ImplicitModel]:
     """Return the row of the teacher, and the teacher, which the run folder keeps as a file."""
     row = run.once("teacher", partial(_teacher, run, case, plan))
-    teacher = ImplicitModel.load(run.path / _MODEL)
-    run.write(_MODEL, teacher.save)  # also where it was trained before: only what is written stays
-    return row, teacher
+    return row, ImplicitModel.load(run.path / _MODEL)
 
 
 def _teacher(run: RunFolder, case: Case, plan: TeacherPlan) -> dict[str, Any]:

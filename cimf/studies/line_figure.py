@@ -71,8 +71,13 @@ def draw_lines(
         axes.set_xticks([], minor=True)
     if any(isinstance(place, str) for place in places):
         axes.tick_params(axis="x", rotation=90, labelsize=7)
-    axes.set_xlabel(across)
     axes.set_ylabel(up)
+    frame(axes, title, across)
+
+
+def frame(axes: Any, title: str, across: str) -> None:
+    """Give axes their title, the name of what is across, and a light grid."""
+    axes.set_xlabel(across)
     axes.grid(color="0.92", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=10, loc="left")

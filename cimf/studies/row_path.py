@@ -18,6 +18,7 @@ from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import out
 from cimf.solve import solve_path, solve_rows
 from cimf.studies.compare import Case
+from cimf.studies.line_figure import frame
 from cimf.studies.sweep_tables import markdown
 
 # Coefficients that have a colour in the figure: the largest of the whole path.
@@ -118,8 +119,5 @@ def _draw(name: str, table: pd.DataFrame, used: Any, coef: Any, path: Path) -> N
     right.plot(kappas, table["objective"])
     titles = f"{name}: coefficients by column", "multiplier λ", "misfit h(a)"
     for axes, title in zip((left, middle, right), titles, strict=True):
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("κ")
-        axes.grid(color="0.92", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        frame(axes, title, "κ")
     save_figure(figure, path)

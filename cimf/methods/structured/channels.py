@@ -25,7 +25,8 @@ from cimf.train.norms import tracked_norms
 
 # Random inputs and random weights that a channel must be zero for, to be called zero for all; at
 # both scales, so that an activation with a threshold (Softshrink(5), relu(x - 30)) opens as well.
-_SAMPLES, _DRAWS, _SCALES = 16, 4, (1.0, 100.0)
+SAMPLES, SCALES = 16, (1.0, 100.0)
+_DRAWS = 4
 
 
 @dataclass(frozen=True)
@@ -211,10 +212,10 @@ def clear_unread(network: nn.Module, inputs: Tensor) -> None:
     """
     dead: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    for scale, draw in itertools.product(_SCALES, range(_DRAWS)):
+    for scale, draw in itertools.product(SCALES, range(_DRAWS)):
         probe = copy.deepcopy(network).to("cpu", torch.float64).eval()
         _randomise(probe, generator, scale, positive=draw % 2 == 0)
-        u = inputs[:1].expand(_SAMPLES, *inputs.shape[1:]) if len(inputs) < _SAMPLES else inputs
+        u = inputs[:1].expand(SAMPLES, *inputs.shape[1:]) if len(inputs) < SAMPLES else inputs
         if inputs.is_floating_point():
             u = scale * (torch.rand(u.shape, generator=generator, dtype=torch.float64) + 0.5)
         for path, zero in _zero_inputs(probe, u):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cimf.errors import CaptureError, CimfError, warn_outside
-from cimf.methods.structured.channels import clear_unread
+from cimf.methods.structured.channels import SAMPLES, SCALES, clear_unread
 from cimf.network.batches import run
 from cimf.network.channel_flow import ChannelFlow, TiedChannels, channel_flow
 from cimf.network.copies import difference, plain_copy, working_copy
@@ -22,8 +22,6 @@ from cimf.network.trace import trace
 # Largest difference between the smaller network and the given one in float64, relative to the
 # largest output: rounding of sums in another order is far below, a lost channel far above.
 _SAME = 1e-10
-# Samples that are traced; sizes of the random ones, see `cimf.methods.structured.channels`.
-_SAMPLE, _SCALES = 16, (1.0, 100.0)
 
 Alive = dict[str, NDArray[np.bool_]]
 
@@ -65,7 +63,7 @@ def shrink(network: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
         not called in eval mode are left as they are.
     """
     small = plain_copy(network)
-    sample = batches[0][:_SAMPLE]
+    sample = batches[0][:SAMPLES]
     clear_unread(small, sample)
     dtype = working_dtype(small)
     reference = working_copy(small, dtype)
@@ -191,12 +189,12 @@ def _check(small: nn.Module, network: nn.Module, batches: Sequence[Tensor]) -> N
 
 
 def _trials(batches: Sequence[Tensor]) -> Iterator[Tensor]:
-    sample = batches[0][:_SAMPLE]
+    sample = batches[0][:SAMPLES]
     if not sample.is_floating_point():
         yield from batches
         return
     generator = torch.Generator().manual_seed(0)
-    for scale in _SCALES:
+    for scale in SCALES:
         yield scale * torch.randn(sample.shape, generator=generator, dtype=torch.float64)
     for batch in batches:
         yield batch.double()

@@ -91,13 +91,12 @@ def solver_named(name: str) -> SolverSettings:
     UnknownNameError
         No such solver is installed.
     """
-    given = str(name)
-    if given.lower() in DEFAULTS:
-        return DEFAULTS[given.lower()]
+    lower, upper = str(name).lower(), str(name).upper()
+    if lower in DEFAULTS:
+        return DEFAULTS[lower]
     others = [known for known in cp.installed_solvers() if known.lower() not in DEFAULTS]
-    if given.upper() not in others:
+    if upper not in others:
         known = ["auto", *DEFAULTS, *(other.lower() for other in others)]
         raise UnknownNameError("backend", name, known)
-    options = _TOLERANCES.get(given.upper(), lambda tol: {})
-    upper = given.upper()
-    return SolverSettings(upper, _PACKAGES.get(upper, given.lower()), options)
+    options = _TOLERANCES.get(upper, lambda tol: {})
+    return SolverSettings(upper, _PACKAGES.get(upper, lower), options)
