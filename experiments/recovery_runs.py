@@ -25,8 +25,9 @@ def main(
         from cimf.studies.recovery import Tuning, recovery
         from cimf.train.augment import FlipsAndShifts
 
-        # Peak learning rate, decay and temperature as in `experiments.table2`; epochs as many as
-        # an hour, and a quarter of one, are long enough for on two cores.
+        # Peak learning rate and decay as usual for residual networks on CIFAR; temperature and
+        # share of the labels as usual for distillation (Hinton, Vinyals and Dean 2015); epochs as
+        # many as an hour, and a quarter of one, are long enough for on two cores.
         sgd: dict[str, Any] = {
             "augment": FlipsAndShifts(), "optimizer": "sgd", "learning_rate": 0.05,
             "weight_decay": 1e-4, "temperature": 4.0,

@@ -52,14 +52,19 @@ class SprOptions(TrainedOptions):
             raise InputError(f"alpha must be in (0, 1), got {self.alpha!r}")
 
 
-def indicators(groups: Tensor, alpha: float, bound: float) -> Tensor:
-    """Return the best indicator y in [0, 1] of each group (r, k), (r,).
+def demands(groups: Tensor, alpha: float, bound: float) -> Tensor:
+    """Return what each group (r, k) asks of its indicator, (r,): 1 and more if it is to stay.
 
-    y = min(1, max(||w||_inf / bound, sqrt(alpha / (1 - alpha)) ||w||_2)).
+    max(||w||_inf / bound, sqrt(alpha / (1 - alpha)) ||w||_2).
     """
     slope = (alpha / (1.0 - alpha)) ** 0.5
     size = torch.linalg.vector_norm(groups, dim=1)
-    return torch.maximum(groups.abs().amax(1) / bound, slope * size).clamp_max(1.0)
+    return torch.maximum(groups.abs().amax(1) / bound, slope * size)
+
+
+def indicators(groups: Tensor, alpha: float, bound: float) -> Tensor:
+    """Return the best indicator y in [0, 1] of each group (r, k), (r,): its demand, at most 1."""
+    return demands(groups, alpha, bound).clamp_max(1.0)
 
 
 def perspective(groups: Tensor, alpha: float, bound: float) -> Tensor:
@@ -74,7 +79,11 @@ def perspective(groups: Tensor, alpha: float, bound: float) -> Tensor:
 
 
 def prune_spr(task: Task, sparsity: float | None, options: SprOptions) -> Outcome:
-    """Train under the regulariser, then remove the channels of the smallest indicators."""
+    """Train under the regulariser, then remove the channels of the smallest demands.
+
+    Not of the smallest indicators: 95 % of those of a trained ResNet-20 are 1 at alpha = 0.5, and
+    equals would be removed layer by layer from the first one on.
+    """
     assert sparsity is not None  # `Method.checked` refuses it
     workshop = Workshop(task, options)
     layers = removable(task.graph, options.keep)
@@ -101,10 +110,10 @@ def prune_spr(task: Task, sparsity: float | None, options: SprOptions) -> Outcom
     report = fit(descent, workshop.data, options, settings, "training with the perspective")
     with torch.no_grad():
         scores = {
-            layer.path: indicators(layer.flat(network), alpha, bound).cpu()
+            layer.path: demands(layer.flat(network), alpha, bound).cpu()
             for layer, bound in zip(layers, bounds, strict=True)
         }
     return finish(
         workshop, network, task.graph, layers, scores, sparsity,
-        by="indicator of the relaxation", reports=[report],
+        by="indicator of the relaxation (before its cut at 1)", reports=[report],
     )  # fmt: skip
