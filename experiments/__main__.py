@@ -10,6 +10,7 @@ import typer
 
 from experiments import (
     ablation,
+    all_methods,
     bisection_figures,
     calibration_images,
     fashion,
@@ -48,6 +49,7 @@ app.command("figure4")(figure4.main)
 app.command("gates")(gate_runs.control)
 app.command("gates-dynamics")(gate_runs.dynamics)
 app.command("newsgroups")(newsgroups.main)
+app.command("overview")(all_methods.main)
 app.command("recovery")(recovery_runs.main)
 app.command("resnet20")(resnet20.cifar10)
 app.command("resnet20-cifar100")(resnet20.cifar100)

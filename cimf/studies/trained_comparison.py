@@ -41,6 +41,8 @@ class Comparison:
     samples, calibration : int, optional
         Training samples of the methods that train; those without labels of the one-shot methods.
         Default: all.
+    keep : sequence of str
+        Layers that the one-shot baselines keep dense, where that is better for them.
     """
 
     levels: Sequence[float]
@@ -49,6 +51,7 @@ class Comparison:
     tunings: Sequence[Tuning]
     samples: int | None = None
     calibration: int | None = None
+    keep: Sequence[str] = ()
 
 
 def trained_comparison(
@@ -63,7 +66,7 @@ def trained_comparison(
         "network": name, "levels": plan.levels, "samples": plan.samples,
         "calibration": plan.calibration, "training": plain(plan.training),
         "tune_epochs": plan.tune_epochs,
-        "tunings": [tuning.settings for tuning in plan.tunings],
+        "tunings": [tuning.settings for tuning in plan.tunings], "keep": plan.keep,
     }  # fmt: skip
     with claim(folder, settings, overwrite) as run:
         case = load()
@@ -84,6 +87,7 @@ def trained_comparison(
         text = "\n".join(
             f"## {title}\n\n{markdown(head, lines)}" for title, (head, lines) in parts.items()
         )
+        aside = f" OBS keeps {', '.join(plan.keep)} dense." if plan.keep else ""
         sources = "".join(
             f"- {m}: {METHODS[m].source}\n" for m in (*STRUCTURED, "gates", *ONE_SHOT)
         )
@@ -92,7 +96,7 @@ def trained_comparison(
             f"# {name}\n\nDense accuracy {case.dense:.2%}. Structures: output and input "
             "channels of the layers without a weight that is not zero. Multiply-adds: of the "
             "weights that are not zero, as a share of all. Epochs: those after the zeros were "
-            f"chosen included. One-shot methods see {seen[1]:,} samples without labels.\n\n"
+            f"chosen included. One-shot methods see {seen[1]:,} samples without labels.{aside}\n\n"
             f"{text}\n{sources}",
         )  # fmt: skip
     return rows
@@ -103,6 +107,7 @@ def _points(plan: Comparison) -> list[Point]:
     structured = {**plan.training, "tune_epochs": plan.tune_epochs}
     structured["epochs"] = plan.training["epochs"] - plan.tune_epochs
     channels = {**plan.training, "structure": "channels"}
+    baseline = {**FAST, "keep": tuple(plan.keep)}
     return [
         *(Point({"method": m, "target": first}, m, first, structured, n) for m in STRUCTURED),
         Point({"method": "gates, channels", "target": first}, "gates", first, channels, n),
@@ -110,8 +115,10 @@ def _points(plan: Comparison) -> list[Point]:
           for s in plan.levels),
         *(Point({"method": "literal ball", "target": s}, OURS, s, LITERAL, plan.calibration)
           for s in plan.levels),
-        *(Point({"method": m, "target": s}, m, s, FAST, plan.calibration)
-          for m in ONE_SHOT for s in plan.levels),
+        *(Point({"method": "obs", "target": s}, "obs", s, baseline, plan.calibration)
+          for s in plan.levels),
+        *(Point({"method": OURS, "target": s}, OURS, s, FAST, plan.calibration)
+          for s in plan.levels),
     ]  # fmt: skip
 
 
