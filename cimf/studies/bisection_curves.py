@@ -19,6 +19,7 @@ from cimf.runs.terminal import log, out, print_table
 from cimf.solve.bisection.algorithms import EPSILON, Trace, bisect_rows
 from cimf.studies.compare import Case, share
 from cimf.studies.line_figure import plot_lines
+from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown
 from cimf.studies.teacher_rows import Array, LayerRows, network_of, teacher_rows
 
@@ -71,7 +72,7 @@ def bisection_curves(
         A row whose bisection did not end in a certified solution.
     """
     with RunFolder.claim(folder, {"network": name, **asdict(plan)}, overwrite) as run:
-        case = load().with_tests(plan.tests)
+        case = loaded(run, load).with_tests(plan.tests)
         task = case.task(plan.calibration, labelled=False)
         problems: list[LayerRows] = []
         ends = []

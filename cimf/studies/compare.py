@@ -22,6 +22,7 @@ from cimf.runs.folder import UNFINISHED, RunFolder
 from cimf.runs.terminal import out, print_table
 from cimf.studies.differences import differences, differences_text
 from cimf.studies.line_figure import plot_lines
+from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown
 from cimf.studies.trained_rows import costs, trained_row
 
@@ -132,9 +133,9 @@ def measure(
     With `keep_going` a point that fails is warned about and has no row.
     """
     out.print(f"dense {case.dense:.2%} on {len(case.labels):,} test samples")
-    if run.points:
+    if there := sum(point.name in run.points for point in points):
         path = run.path / UNFINISHED
-        out.print(f"{len(run.points)} points are there from an interrupted run ({path})")
+        out.print(f"{there} points are there from an interrupted run ({path})")
     shared: tuple[Any, Task] | None = None
 
     def work(point: Point, checkpoint: Path) -> dict[str, Any]:
@@ -257,7 +258,7 @@ def compare(
     """
     settings = {**settings, "levels": levels, "methods": methods, "keep": keep}
     with claim(folder, settings, overwrite) as run:
-        case = load()
+        case = loaded(run, load)
         rows = measure(run, case, [
             Point(
                 {"method": method, "target": level},

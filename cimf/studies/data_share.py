@@ -16,6 +16,7 @@ from cimf.runs.terminal import print_table
 from cimf.studies.compare import OURS, Case, Point, finish, measure
 from cimf.studies.kappa_steps import STEPS, claimed, head_of, require_certificates
 from cimf.studies.line_figure import plot_lines
+from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown
 
 # A mean accuracy within this of that with all the data counts as flat.
@@ -68,7 +69,7 @@ def data_share(
         As `cimf.studies.kappa_steps.kappa_steps`.
     """
     with claimed(name, folder, plan, overwrite) as run:
-        case = load().with_tests(plan.tests)
+        case = loaded(run, load).with_tests(plan.tests)
         data, head = case.calibration[: plan.data], head_of(case)
         rows, points = [], []
         for seed in plan.seeds:

@@ -14,6 +14,7 @@ from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import out, print_table
 from cimf.studies.compare import Case, Point, claim, finish, measure
 from cimf.studies.line_figure import plot_lines
+from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown
 from cimf.studies.trained_rows import as_report
 from cimf.studies.training_figure import plot_training
@@ -62,7 +63,7 @@ def gate_control(
         "gates": {key: str(value) for key, value in control.options.items()},
     }  # fmt: skip
     with claim(folder, settings, overwrite) as run:
-        case = load()
+        case = loaded(run, load)
         rows = measure(run, case, [
             Point(
                 {"constraint": constraint, "target": target, "seed": seed},
@@ -202,7 +203,7 @@ def gate_dynamics(
     settings = {"network": name, "target": target,
                 "gates": {key: str(value) for key, value in options.items()}}  # fmt: skip
     with claim(folder, settings, overwrite) as run:
-        case = load()
+        case = loaded(run, load)
         rows = measure(run, case, [
             Point({"variant": variant}, "gates", 1.0 - target, {**options, **change})
             for variant, change in VARIANTS.items()

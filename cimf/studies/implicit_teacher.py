@@ -25,6 +25,7 @@ from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import log, out, print_table
 from cimf.studies.compare import Case
 from cimf.studies.line_figure import plot_lines
+from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown
 from cimf.train.equilibrium_training import random_model, train_implicit
 from cimf.train.training_options import Training
@@ -72,7 +73,7 @@ def implicit_teacher(
     trained teacher and the manifest; points are kept as they end.
     """
     with RunFolder.claim(folder, {"network": name, **asdict(plan)}, overwrite) as run:
-        case = load()
+        case = loaded(run, load)
         first, teacher = trained_teacher(run, case, plan)
         rows = [first]
         for kappa in plan.kappas:

@@ -22,6 +22,7 @@ from cimf.runs.numbers import shortest
 from cimf.runs.terminal import print_table
 from cimf.studies.compare import OURS, Case, Point, finish, measure
 from cimf.studies.line_figure import plot_lines
+from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import PAPER_COLUMNS, PAPER_TABLE_1, markdown
 
 KAPPAS = tuple(PAPER_TABLE_1)
@@ -109,7 +110,7 @@ def kappa_steps(
         A cell failed: at once, or at the end with `keep_going`.
     """
     with claimed(name, folder, plan, overwrite) as run:
-        case = load().with_tests(plan.tests)
+        case = loaded(run, load).with_tests(plan.tests)
         head = head_of(case)
         points = [
             Point({"step": key, "kappa": kappa}, OURS, None, STEPS[key].options(kappa, head),

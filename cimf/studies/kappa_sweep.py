@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cimf.data.datasets import Dataset
-from cimf.errors import CertificateError, RunError
+from cimf.errors import CertificateError
 from cimf.judge import DENOMINATORS
 from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference, Rescale, units_in_words
@@ -24,6 +24,7 @@ from cimf.methods.stacked.sparsify import iter_path, raise_if_failed
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import log, out, print_table, progress_bar
+from cimf.studies.origin import check_origin, samples_digest
 from cimf.studies.sweep_figure import plot_sweep
 from cimf.studies.sweep_tables import FULL, TERMINAL, markdown, render
 
@@ -85,7 +86,7 @@ def run_sweep(
         As `sparsify_path`, once everything is written; its `result` holds the models that this
         call made.
     RunError
-        As `RunFolder.claim`; the network is not that of the run that is continued.
+        As `RunFolder.claim`; network or samples are not those of the run that is continued.
     """
     options = options or PathOptions()
     for design, _ in configurations:
@@ -98,7 +99,7 @@ def run_sweep(
         **options.decisive,
     }
     with RunFolder.claim(folder, decisive, overwrite) as run:
-        captured = cache(network)
+        captured = cache(lambda: _same(run, network()))
         about = run.once("network", lambda: _about(captured))
         seconds = dict(about["seconds"])
         points: list[dict[str, Any]] = []
@@ -112,7 +113,7 @@ def run_sweep(
                 found: Iterator[Sparsified] = iter(())
                 if any(wanted):
                     found = iter_path(
-                        _same(captured(), about), kappas, design, rescale, options,
+                        captured(), kappas, design, rescale, options,
                         wanted=wanted, progress=progress,
                     )  # fmt: skip
                 for model in names:
@@ -156,14 +157,18 @@ def _about(network: Callable[[], Reference]) -> dict[str, Any]:
     }
 
 
-def _same(reference: Reference, about: Mapping[str, Any]) -> Reference:
-    """Return the network; refuse one that is not that of the models that are there already."""
-    if reference.digest != about["network"]["sha256"]:
-        raise RunError(
-            "the network is not the one of the interrupted run that this one continues (its "
-            "training may depend on more than the seed); choose another folder, or remove this one",
-            options=["folder"],
-        )
+def _same(run: RunFolder, reference: Reference) -> Reference:
+    """Return the network; refuse one that is not that of the models that are there already.
+
+    Its training may depend on more than the seed; and a user's function on more than its source.
+    """
+    test = reference.test
+    check_origin(
+        run,
+        network=reference.digest,
+        samples=samples_digest(*reference.calibration.inputs),
+        test_samples=samples_digest(*(test.inputs if test else ()), reference.labels),
+    )
     return reference
 
 

@@ -14,6 +14,7 @@ from cimf.methods.by_name import prune_task
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import duration, out, print_table
 from cimf.studies.compare import FAST, OURS, Case, claim, finish, share
+from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown
 from cimf.studies.trained_rows import costs
 from cimf.train.finetuning import finetune
@@ -74,7 +75,7 @@ def recovery(
         "network": name, "calibration": calibration, "tunings": [t.settings for t in tunings]
     }  # fmt: skip
     with claim(folder, settings, overwrite) as run:
-        case = load()
+        case = loaded(run, load)
         rows = [tuned_row(run, case, tuning, calibration) for tuning in tunings]
         heading = ["method", "zero weights %", "one-shot accuracy %", "accuracy %", "epochs",
                    "samples", "labels", "time"]  # fmt: skip

@@ -26,6 +26,7 @@ from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import log, out, print_table
 from cimf.studies.compare import FAST, Case
 from cimf.studies.line_figure import draw_lines
+from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown
 from cimf.train.adversarial import train_adversarially
 
@@ -170,7 +171,7 @@ def robust_curves(
     method is kept as it ends: the same call continues.
     """
     with RunFolder.claim(folder, {"network": name, **vars(curves)}, overwrite) as run:
-        case = load()
+        case = loaded(run, load)
         rows: list[Row] = []
         for label, method in curves.methods(case).items():
             make = partial(method, tuple(rows))

@@ -23,6 +23,7 @@ from cimf.solve.bisection.algorithms import bisect_rows
 from cimf.solve.conic.cvxpy_rows import solve_path_cvxpy
 from cimf.studies.compare import Case
 from cimf.studies.line_figure import plot_lines
+from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown
 from cimf.studies.teacher_rows import Array, LayerRows, teacher_rows
 
@@ -111,7 +112,7 @@ def solver_times(
         A solver returned a row without a valid certificate.
     """
     with RunFolder.claim(folder, {"network": name, **asdict(plan)}, overwrite) as run:
-        case = load()
+        case = loaded(run, load)
         shares = (1.0, *plan.shares)
         data = {share: _problems(case, plan, share) for share in shares}
         for solve in SOLVERS.values():  # compiles

@@ -25,6 +25,7 @@ from cimf.runs.terminal import log, out, print_table
 from cimf.studies.compare import FAST, Case, Point, claim, measure
 from cimf.studies.convex_objectives import OBJECTIVES, Problem, measured
 from cimf.studies.implicit_teacher import TeacherPlan, trained_teacher
+from cimf.studies.origin import loaded
 from cimf.studies.sparsity_tables import LEGEND, count_cells, draw_curves, unit_cells
 from cimf.studies.sweep_tables import markdown
 
@@ -110,7 +111,7 @@ def sparsity_curves(
         A row that failed its certificate: there is no table of it.
     """
     with claim(folder, {"network": name, **asdict(plan)}, overwrite) as run:
-        case = load().with_tests(plan.tests)
+        case = loaded(run, load).with_tests(plan.tests)
         _, implicit = trained_teacher(run, case, plan.teacher)
         teachers = {"layered": case.network, "implicit": implicit}
         tests = [(case.inputs, case.labels)]

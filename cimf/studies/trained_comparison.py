@@ -12,6 +12,7 @@ from cimf.methods.by_name import METHODS
 from cimf.methods.layered.supports import ball
 from cimf.runs.terminal import print_table
 from cimf.studies.compare import FAST, OURS, Case, Point, claim, finish, measure
+from cimf.studies.origin import loaded
 from cimf.studies.recovery import Tuning, plain, tuned_row
 from cimf.studies.sweep_tables import markdown
 
@@ -69,7 +70,7 @@ def trained_comparison(
         "tunings": [tuning.settings for tuning in plan.tunings], "keep": plan.keep,
     }  # fmt: skip
     with claim(folder, settings, overwrite) as run:
-        case = load()
+        case = loaded(run, load)
         tuned = [tuned_row(run, case, tuning, plan.calibration) for tuning in plan.tunings]
         points = measure(run, case, _points(plan))
         trained = [*(row for row in points if row.get("epochs")), *tuned]

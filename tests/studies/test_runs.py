@@ -302,15 +302,35 @@ def test_a_row_that_failed_before_the_interruption_still_raises(tmp_path, monkey
     assert record(tmp_path)["worst_gap"] == 3e-4
 
 
-def test_another_network_does_not_continue_a_sweep(tmp_path, monkeypatch):
+def of_another_network(net, batches, test):
+    net[0].weight.data += 1.0
+    return net, batches, test
+
+
+def on_other_samples(net, batches, test):
+    return net, [batches[0] + 0.5, *batches[1:]], test
+
+
+def with_other_labels(net, batches, test):
+    (inputs, labels), *rest = test
+    return net, batches, [(inputs, labels.flip(0)), *rest]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(of_another_network, "network"), (on_other_samples, "samples"),
+     (with_other_labels, "test samples")],
+)  # fmt: skip
+def test_a_sweep_goes_on_with_its_own_network_and_samples_alone(
+    tmp_path, monkeypatch, change, what
+):
     monkeypatch.setattr(sweep, "iter_path", dies_after(1))
     with pytest.raises(KeyboardInterrupt):
         swept(tmp_path)
     monkeypatch.setattr(sweep, "iter_path", iter_path)
-    net, *samples = network()
-    net[0].weight.data += 1.0
-    with pytest.raises(RunError, match="the network is not the one of the interrupted run"):
-        swept(tmp_path, lambda: Reference.capture(net, *samples))
+    other = change(*network())
+    with pytest.raises(RunError, match=f"continues: {what};"):
+        swept(tmp_path, lambda: Reference.capture(*other))
 
 
 def test_models_of_a_sweep_that_was_interrupted_are_saved_if_asked_for(tmp_path, monkeypatch):
