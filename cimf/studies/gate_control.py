@@ -93,7 +93,8 @@ def gate_control(
             f"# {name}: control of the density\n\nDense accuracy {case.dense:.2%}. "
             f"{len(rows) - missed} of {len(rows)} runs end within {WITHIN:.1%} of their target by "
             "the medians of their gates, before the cut that makes it exact; a run whose "
-            f"constraint is slack may end below.\n\n{text}",
+            "constraint is slack may end below, and gates are opened again.\n\n"
+            f"{text}",
             {"density.png": partial(_draw, name=name, rows=rows, penalised=penalised)},
         )  # fmt: skip
     return rows
