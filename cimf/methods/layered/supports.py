@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,12 +221,15 @@ class Convex:
         With "ones" and budget "kappa" there is no scaling: the plain l1 ball.
     reweight : int
         How often Q(lam) is solved again with weights made from its own solution.
+    tol : float
+        Relative gap that every row must reach.
     """
 
     budget: str
     value: float
     weighting: str = "ones"
     reweight: int = 0
+    tol: float = 1e-9
 
     def __post_init__(self) -> None:
         if self.budget not in ("kappa", "relative", "lam"):
@@ -247,10 +251,10 @@ class Convex:
                 weights[:, :width] = 1.0
             if self.budget == "lam":
                 lam = self.value * gram.n_samples
-                solution = solve_rows(gram, lam=lam, weights=weights, n_jobs=n_jobs)
+                budget: dict[str, Any] = {"lam": lam}
             else:
-                kappa = self.radii(weights, dense)
-                solution = solve_rows(gram, kappa, weights=weights, n_jobs=n_jobs)
+                budget = {"kappa": self.radii(weights, dense)}
+            solution = solve_rows(gram, **budget, weights=weights, tol=self.tol, n_jobs=n_jobs)
             solution.raise_if_failed()
             values = _or_before(solution.coef, values, width)
         mask = solution.coef != 0
