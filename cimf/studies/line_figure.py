@@ -71,6 +71,8 @@ def draw_lines(
         axes.set_xticks([], minor=True)
     if any(isinstance(place, str) for place in places):
         axes.tick_params(axis="x", rotation=90, labelsize=7)
+    elif all(float(place).is_integer() for place in places) and not logarithmic:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(up)
     frame(axes, title, across)
 
