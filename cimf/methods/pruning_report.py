@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from cimf.judge import DENOMINATORS
+from cimf.network.equivalents import expand
 from cimf.network.exported import MATCHED
 from cimf.network.layers import LayerGraph
 from cimf.network.state_blocks import some_rows
@@ -141,7 +143,7 @@ class PruningReport:
     ) -> PruningReport:
         """Count the non-zeros of the network that is returned, not those of the row problems."""
         entries = admissible = weights = total = 0
-        matrices = layer_weights(network)
+        matrices = layer_weights(expand(copy.deepcopy(network))[0])
         for layer in graph.layers:
             rows = matrices[layer.path].flatten(1)
             kept = (rows != 0).cpu().numpy()

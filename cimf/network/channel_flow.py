@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from cimf.network.batches import Batch
 from cimf.network.exported import MATCHED, NORMS
 from cimf.network.graph import Graph, Lane
 
@@ -67,7 +68,7 @@ class ChannelFlow:
 
 
 @torch.no_grad()
-def channel_flow(graph: Graph, sample: Tensor) -> ChannelFlow:
+def channel_flow(graph: Graph, sample: Batch) -> ChannelFlow:
     """Follow the channels of a network.
 
     Parameters
@@ -79,7 +80,7 @@ def channel_flow(graph: Graph, sample: Tensor) -> ChannelFlow:
     """
     found = _Follower(graph)
     u = sample[torch.arange(_SAMPLES) % len(sample)]
-    lane = Lane({graph.source: u})
+    lane = graph.lane(u)
     for node in graph.walk(lane):
         found.follow(node, lane)
     return found.result()

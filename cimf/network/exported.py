@@ -14,8 +14,9 @@ from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from cimf.network.batches import Batch, Inputs, arguments, joined, run
 from cimf.network.graph import as_output
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -42,25 +43,30 @@ def _silent() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def exported(root: nn.Module, sample: Tensor) -> fx.Graph:
+def exported(root: nn.Module, sample: Batch) -> fx.Graph:
     """Trace by `torch.export`; a single sample is doubled, or its number would be a constant."""
-    sample = torch.cat([sample[:2], sample[:1]])[:2]
-    as_output(root(sample.clone()), len(sample))
+    sample = joined([sample[:2], sample[:1]])[:2]
+    args, kwargs = arguments(sample)
+    as_output(run(root, sample, "calibration"), len(sample))
+    many = {0: torch.export.Dim("samples")}
+    shapes: Any = dict.fromkeys(kwargs, many) if kwargs else tuple(many for _ in args)
     with _silent():
-        program = torch.export.export(
-            root, (sample,), dynamic_shapes=({0: torch.export.Dim("samples")},), strict=False
-        )
+        program = torch.export.export(root, args, kwargs, dynamic_shapes=shapes, strict=False)
     signature = program.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     for name, target in signature.inputs_to_lifted_tensor_constants.items():
         held[name] = f"_constant_{name}"
         setattr(root, held[name], program.constants[target])
     graph, values = fx.Graph(), {}
+    # By keyword, the program may have them in the order of the signature.
+    names = sample.names if isinstance(sample, Inputs) and sample.names else signature.user_inputs
+    inputs = {name: graph.placeholder(str(name)) for name in names}
     for node in program.graph.find_nodes(op="placeholder"):
         path = held.get(node.name)
-        values[node] = graph.get_attr(path) if path else graph.placeholder(node.name)
+        values[node] = graph.get_attr(path) if path else inputs[node.name]
     outputs: Any = graph.graph_copy(program.graph, values)
-    graph.output(outputs[0])
+    found = outputs[len(outputs) - len(signature.user_outputs) :]  # before them: buffers' changes
+    graph.output(found[0] if len(found) == 1 else found)
     for node in list(graph.nodes):
         _as_module_call(node, root)
     for node in reversed(graph.nodes):

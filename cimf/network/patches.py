@@ -107,6 +107,10 @@ class Layer:
             place = np.arange(self.output_shape[axis]) * stride - before[axis - 1]
             place = place + gap * np.arange(size)[:, None]
             inside = (place >= 0) & (place < self.input_shape[axis])
+            if spread := getattr(module, "spread", ()):  # zeros in between and around
+                first, step = spread[axis - 1]
+                inside &= (place >= first) & ((place - first) % step == 0)
+                inside &= place <= self.input_shape[axis] - 1 - first
             if module.padding_mode != "zeros":
                 inside[:] = True
             total = (total[:, None] * inside.sum(axis=1)).ravel()
@@ -144,6 +148,9 @@ def grid(
     if limit is None or math.prod(sizes) <= limit:
         return tuple(slice(None) for _ in sizes)
     step = round((math.prod(sizes) / limit) ** (1.0 / len(sizes)))
+    # A transposed convolution reads other columns at other phases of its stride: all must come up.
+    while any(math.gcd(step, stride) > 1 for _, stride in getattr(layer.module, "spread", ())):
+        step += 1
     return tuple(slice(int(rng.integers(min(step, size))), None, step) for size in sizes)
 
 

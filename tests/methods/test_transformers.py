@@ -166,10 +166,6 @@ def test_models_of_the_transformers_library(name, ids):
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**SMALL, **CONFIGS[name])
     model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
-    with pytest.raises(
-        CaptureError, match=r"SequenceClassifierOutput.*cimf\.data\.text\.TokenClassifier"
-    ):
-        Task(model, ids).graph  # noqa: B018 - traced on first use
     net = TokenClassifier(model, PADDING)
     with torch.no_grad():
         expected = net(ids)
@@ -287,7 +283,6 @@ class TiedHead(nn.Module):
             r"self_attn' \(MultiheadAttention\).*three nn.Linear",
         ),
         (TiedHead(), 3, r"'head' \(Linear\) shares its weight with 'words'.*clone"),
-        (Pair(), 3, "returns a tuple"),
         (Functional(), 3, r"'lin' \(Linear\) has its weight read by"),
     ],
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cimf.errors import CaptureError
 from cimf.methods.layered.statistics_options import Statistics
+from cimf.network.batches import Batch
 from cimf.network.graph import Lane
 from cimf.network.layers import Layer, LayerGraph
 from cimf.network.patches import PatchGram, grid
@@ -18,7 +19,7 @@ from cimf.network.patches import PatchGram, grid
 @torch.no_grad()
 def propagate(
     graph: LayerGraph,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     solve: Callable[[Layer, PatchGram], tuple[Tensor, Tensor | None] | None],
     how: Statistics,
     *,
@@ -29,7 +30,7 @@ def propagate(
 
     Parameters
     ----------
-    batches : sequence of Tensor
+    batches : sequence of Tensor or Inputs
         Calibration inputs; the values of all batches at one node are held at a time.
     solve : (layer, statistics) -> (rows (r, N), bias (r,) or None), or None to leave the layer
         Called in topological order. The rows are those of the student from here on.
@@ -57,7 +58,7 @@ def propagate(
     counting = counting or {}
     network = graph.traced
     layers = {layer.node: layer for layer in graph.layers}
-    teachers, students = ([Lane({network.source: u}) for u in batches] for _ in range(2))
+    teachers, students = ([network.lane(u) for u in batches] for _ in range(2))
     pairs = list(zip(teachers, students, strict=True))
     mismatch: dict[str, float] = {}
     rows: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -109,7 +110,7 @@ def _check_finite(
     value: Tensor,
     counting: Sequence[Tensor] | None,
     k: int,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
 ) -> None:
     """Refuse NaN and infinity in batch k of a layer's input or target, where they would count."""
     bad = ~value.isfinite().all(layer.channel_axis)

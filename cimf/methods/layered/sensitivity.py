@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from cimf.errors import UnknownNameError
-from cimf.network.graph import Lane
+from cimf.network.batches import Batch
 from cimf.network.layers import LayerGraph
 
 
@@ -48,7 +48,7 @@ _PIECE = 25
 
 def output_sensitivity(
     graph: LayerGraph,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     metric: str = "output",
     projections: int = 10,
     seed: int = 0,
@@ -89,7 +89,7 @@ def output_sensitivity(
     return found
 
 
-def positions_that_count(graph: LayerGraph, batches: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+def positions_that_count(graph: LayerGraph, batches: Sequence[Batch]) -> dict[str, list[Tensor]]:
     """Return at which positions of every sample a linear layer's output can move the network's.
 
     Tokens that are padding, and in the last block all tokens that a classifier does not read, have
@@ -129,7 +129,7 @@ def positions_that_count(graph: LayerGraph, batches: Sequence[Tensor]) -> dict[s
 
 def _visit_gradients(
     graph: LayerGraph,
-    batch: Tensor,
+    batch: Batch,
     metric: Callable[[Tensor], Tensor],
     projections: int,
     generator: torch.Generator,
@@ -172,11 +172,11 @@ def _visit_gradients(
 
 
 def _forward(
-    graph: LayerGraph, batch: Tensor, index: dict[fx.Node, int]
+    graph: LayerGraph, batch: Batch, index: dict[fx.Node, int]
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Return the layers' outputs by index, and the network's output."""
     values: dict[int, Tensor] = {}
-    lane = Lane({graph.traced.source: batch})
+    lane = graph.traced.lane(batch)
     output: Any = None
     for node in graph.traced.walk(lane):
         if node in index:

@@ -24,6 +24,7 @@ from cimf.methods.layered.allocation import ALLOCATIONS, Counts, by_price, unifo
 from cimf.methods.layered.propagate import propagate
 from cimf.methods.layered.sensitivity import output_sensitivity
 from cimf.methods.layered.statistics_options import Statistics
+from cimf.network.batches import Batch, joined
 from cimf.network.layers import Layer, LayerGraph
 from cimf.network.patches import PatchGram
 from cimf.statistics import Gram
@@ -88,14 +89,14 @@ class Survey:
 
     graph: LayerGraph
     curves: list[LayerCurves]
-    probe: Tensor
+    probe: Batch
     n_jobs: int | None = None
 
     @classmethod
     def take(
         cls,
         graph: LayerGraph,
-        batches: Sequence[Tensor],
+        batches: Sequence[Batch],
         how: Statistics,
         counting: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> Survey:
@@ -106,7 +107,7 @@ class Survey:
             found[layer.path] = damped_groups(layer, statistics, how.damping)
 
         propagate(graph, batches, collect, how, counting=counting)
-        probe = torch.cat(list(batches))[:_PROBES]
+        probe = joined(batches)[:_PROBES]
         sensitivity = output_sensitivity(graph, [probe], how.metric)
         curves = [
             LayerCurves(
