@@ -143,7 +143,7 @@ class PruningReport:
     ) -> PruningReport:
         """Count the non-zeros of the network that is returned, not those of the row problems."""
         entries = admissible = weights = total = 0
-        matrices = layer_weights(expand(copy.deepcopy(network))[0])
+        matrices = layer_weights(network)
         for layer in graph.layers:
             rows = matrices[layer.path].flatten(1)
             kept = (rows != 0).cpu().numpy()
@@ -239,9 +239,13 @@ class PruningReport:
 
 
 def layer_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of all convolutions and linear layers by the path of their module."""
+    """Return the weights of all convolutions and linear layers by the path of their module.
+
+    Those in other modules are copies, by the paths of their equivalents.
+    """
+    whole, _ = expand(copy.deepcopy(network))
     return {
         path: module.weight.detach()
-        for path, module in network.named_modules()
+        for path, module in whole.named_modules()
         if isinstance(module, MATCHED)
     }

@@ -243,16 +243,6 @@ def test_dynamic_control_flow_names_the_module():
         LayerGraph(net, torch.ones(4, 3))
 
 
-class Pair(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lin = nn.Linear(3, 3)
-
-    def forward(self, x):
-        if x.shape[1] == 3:  # not for symbolic tracing
-            return self.lin(x), x
-
-
 class Functional(nn.Module):
     """Uses the weight of a module without calling it."""
 
@@ -277,11 +267,6 @@ class TiedHead(nn.Module):
 @pytest.mark.parametrize(
     ("net", "width", "words"),
     [
-        (
-            nn.TransformerEncoderLayer(4, 2),
-            4,
-            r"self_attn' \(MultiheadAttention\).*three nn.Linear",
-        ),
         (TiedHead(), 3, r"'head' \(Linear\) shares its weight with 'words'.*clone"),
         (Functional(), 3, r"'lin' \(Linear\) has its weight read by"),
     ],
