@@ -142,16 +142,21 @@ class _Follower:
         groups, inputs = getattr(module, "groups", 1), module.weight.shape[1]
         given = self.names.get(source)
         fits = given is not None and given[0] == axis and len(given[1]) == inputs * groups
-        if fits and given is not None and groups == 1:
-            self.columns[path] = given[1]
-        elif fits and given is not None and inputs == 1:  # depthwise: a channel stays a channel
+        again = path in self.rows  # the module was called before: its channels are the same ones
+        if fits and given is not None and groups == 1 and (not again or path in self.columns):
+            self.tie(self.columns.setdefault(path, given[1]), given[1])
+        elif fits and given is not None and inputs == 1 and not again:
+            # Depthwise: a channel stays a channel.
             self.rows[path] = np.repeat(given[1], len(module.weight) // groups)
             self.names[node] = axis, self.rows[path]
             return
         elif given is not None:
             how = "in groups" if groups > 1 else "along another axis"
             self.hold(given[1], f"{self.graph.where(node)} reads them {how}")
-        self.rows[path] = self.new(len(module.weight))
+        if again and given is None and path in self.columns:
+            self.hold(self.columns[path], f"{self.graph.where(node)} reads something fixed as well")
+        if not again:
+            self.rows[path] = self.new(len(module.weight))
         if groups > 1:
             self.hold(self.rows[path], f"{self.graph.where(node)} has groups")
         self.names[node] = axis, self.rows[path]

@@ -203,7 +203,7 @@ def sample_axes(graph: Graph, sample: Batch) -> dict[fx.Node, int | None]:
 
 @torch.no_grad()
 def check_layers(net: nn.Module, layers: Sequence[Layer], sample: Batch) -> Tensor:
-    """Run a network; every layer must be called once, as W x + b with its own weight and bias.
+    """Run a network; every layer must be called as in its graph, as W x + b with its own W and b.
 
     Parameters
     ----------
@@ -254,9 +254,9 @@ def check_layers(net: nn.Module, layers: Sequence[Layer], sample: Batch) -> Tens
     args, kwargs = arguments(sample.clone())
     output = as_output(net(*args, **kwargs), len(sample))
     for layer in layers:
-        if seen.get(layer.path) != 1:
+        if seen.get(layer.path) != len(layer.calls):
             raise CaptureError(
                 f"layer {layer.path!r} was called {seen.get(layer.path, 0)} times by the network "
-                "and once by its graph"
+                f"and {len(layer.calls)} times by its graph"
             )
     return output

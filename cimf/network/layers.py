@@ -9,6 +9,7 @@ known by then (a shortcut), the sum is the target and the other summand is the f
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,8 @@ from torch.func import functional_call
 from cimf.errors import CaptureError, InputError
 from cimf.network.batches import Batch, Inputs, joined, run, tensors_of
 from cimf.network.copies import check_hooks, difference, plain_copy, tolerance, working_copy
-from cimf.network.equivalents import Equivalent, expand, expanded
+from cimf.network.equivalents import Equivalent
+from cimf.network.expansion import expand, expanded
 from cimf.network.exported import MATCHED
 from cimf.network.fold import fold_norms, unfold
 from cimf.network.graph import Graph, as_output
@@ -90,7 +92,7 @@ class LayerGraph:
     InputError
         `net` is not an nn.Module, or fails on the sample.
     CaptureError
-        It cannot be copied or traced, a layer is used twice, shares a parameter or is not what it
+        It cannot be copied or traced, a layer shares a parameter or is not what it
         seems to be, or there is none. The message names the module's path.
     """
 
@@ -124,7 +126,10 @@ class LayerGraph:
         norms = fold_norms(graph, shapes)
         self.layers = _find_layers(graph, norms, shapes, axes)
         if isinstance(self.original, MATCHED):
-            self.layers = [replace(layer, path="") for layer in self.layers]
+            self.layers = [
+                replace(layer, path="", again=tuple(replace(one, path="") for one in layer.again))
+                for layer in self.layers
+            ]
         if not self.layers:
             raise CaptureError("the network has no convolution and no linear layer to match")
         called = {layer.path for layer in self.layers}
@@ -229,20 +234,16 @@ def _find_layers(
     shapes: Mapping[fx.Node, tuple[int, ...]],
     axes: Mapping[fx.Node, int | None],
 ) -> list[Layer]:
-    nodes: dict[str, fx.Node] = {}
+    nodes: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if not isinstance(graph.called(node), MATCHED):
             continue
-        if str(node.target) in nodes:
-            raise CaptureError(
-                f"{graph.where(node)} is used more than once: its rows have no single design"
-            )
         if node not in axes:
             raise CaptureError(
                 f"{graph.where(node)} reads nothing of the samples, its output is the same for all "
                 "of them: compute it once and keep it as a buffer"
             )
-        nodes[str(node.target)] = node
+        nodes.setdefault(str(node.target), []).append(node)
 
     def rank(node: fx.Node) -> tuple[bool, int]:
         wider = any(
@@ -252,13 +253,14 @@ def _find_layers(
 
     # Of two layers that meet in an addition the larger one goes last, it corrects the other, unless
     # its output is smaller than the sum.
-    for node in sorted(nodes.values(), key=rank):
+    for node in sorted(itertools.chain(*nodes.values()), key=rank):
         _postpone(node)
     order = {node: k for k, node in enumerate(graph.nodes)}
     graph.module.graph.lint()
     graph.module.recompile()
-    return [
-        Layer(
+
+    def called(path: str, node: fx.Node) -> Layer:
+        return Layer(
             path,
             node,
             graph.called(node),
@@ -268,8 +270,12 @@ def _find_layers(
             tuple(n for k, n in enumerate(shapes[node]) if k != (axes[node] or 0)),
             axes[node],
         )
-        for path, node in sorted(nodes.items(), key=lambda item: order[item[1]])
-    ]
+
+    found = []
+    for path, several in nodes.items():
+        first, *again = (called(path, node) for node in sorted(several, key=order.__getitem__))
+        found.append(replace(first, again=tuple(again)))
+    return sorted(found, key=lambda layer: order[layer.node])
 
 
 def _postpone(node: fx.Node) -> None:

@@ -43,6 +43,8 @@ class Layer:
     summand : fx.Node or None
         What is added to the layer's output before anything else sees it, known when the layer runs.
         The sum has the shape of the output, the summand may be smaller (it is broadcast).
+    again : tuple of Layer
+        Further calls of the module, in order; everything above is of the first one.
     """
 
     path: str
@@ -53,6 +55,12 @@ class Layer:
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
     sample_axis: int | None = 0
+    again: tuple[Layer, ...] = ()
+
+    @property
+    def calls(self) -> tuple[Layer, ...]:
+        """All calls of the module, in order."""
+        return (self, *self.again)
 
     @property
     def source(self) -> fx.Node:

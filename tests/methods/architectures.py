@@ -49,6 +49,28 @@ class TwoOutputs(Parts):
         return {"one": self.one(h), "two": (self.two(h), h.argmax(1))}
 
 
+class Last(Parts):
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
+class Cells(Parts):
+    def forward(self, x):
+        h = c = x.new_zeros(x.shape[0], 6)
+        for t in range(x.shape[1]):
+            h, c = self.one(x[:, t], (h, c))
+        return self.head(self.two(h))
+
+
+class Repeated(Parts):
+    """A layer on two parts of the input, another one that reads its own output."""
+
+    def forward(self, x):
+        one, two = (torch.relu(self.side(part)) for part in x.chunk(2, 1))
+        y = torch.tanh(self.again(torch.tanh(self.again(one + two)) + one))
+        return self.head(y)
+
+
 class UNet(nn.Module):
     def __init__(self):
         super().__init__()
@@ -125,6 +147,28 @@ NETWORKS = {
             nn.ConvTranspose2d(6, 4, (3, 2), (2, 1), (2, 0)), nn.Tanh(), nn.Conv2d(4, 2, 1),
         ),
         normal(30, 2, 8, 8),
+    ),
+    "lstm": lambda: (
+        Last(
+            recurrent=nn.LSTM(5, 6, 2, batch_first=True, bidirectional=True), head=nn.Linear(12, 3)
+        ),
+        normal(80, 4, 5),
+    ),
+    "gru": lambda: (
+        Last(recurrent=nn.GRU(5, 8, batch_first=True), head=nn.Linear(8, 3)),
+        normal(80, 4, 5),
+    ),
+    "rnn": lambda: (
+        Last(recurrent=nn.RNN(5, 8, batch_first=True, bias=False), head=nn.Linear(8, 3)),
+        normal(80, 4, 5),
+    ),
+    "cells": lambda: (
+        Cells(one=nn.LSTMCell(5, 6), two=nn.GRUCell(6, 6), head=nn.Linear(6, 3)),
+        normal(80, 3, 5),
+    ),
+    "called again": lambda: (
+        Repeated(side=nn.Linear(5, 8), again=nn.Linear(8, 8), head=nn.Linear(8, 3)),
+        normal(80, 10),
     ),
     "two inputs": lambda: (
         TwoInputs(one=nn.Linear(6, 12), two=nn.Linear(4, 12), head=nn.Linear(12, 3)),

@@ -11,7 +11,9 @@ from torch import nn
 
 import cimf
 from cimf.errors import InputError
-from cimf.network.equivalents import expand, kind_of
+from cimf.methods.layered.propagate import propagate
+from cimf.methods.layered.statistics_options import Statistics
+from cimf.network.expansion import expand, kind_of
 from cimf.network.layers import LayerGraph
 
 FILE = Path(__file__).parent / "architectures.py"
@@ -149,6 +151,82 @@ def test_an_equivalent_computes_the_same_and_is_written_back(module):
         equivalent.write(module)
     one, two = equivalent(*x), module(*x)
     torch.testing.assert_close(*(y[0] if isinstance(y, tuple) else y for y in (one, two)))
+
+
+RECURRENT = [
+    nn.LSTM(3, 4, 2, bidirectional=True),
+    nn.GRU(3, 4, 2, batch_first=True, bias=False),
+    nn.RNN(3, 4, nonlinearity="relu", bidirectional=True),
+    nn.RNN(3, 4),
+]
+
+
+@pytest.mark.parametrize("module", RECURRENT, ids=str)
+@pytest.mark.parametrize("started", [False, True])
+def test_recurrent_layers_step_by_step(module, started):
+    module = module.double().eval()
+    x = torch.randn(5, 5, 3).double()
+    start = torch.randn((1 + module.bidirectional) * module.num_layers, 5, 4).double()
+    start = (start, start / 2) if isinstance(module, nn.LSTM) else start
+    arguments = (x, start) if started else (x,)
+    equivalent, _ = expand(module)
+    torch.testing.assert_close(equivalent(*arguments), module(*arguments))
+    with torch.no_grad():
+        for parameter in equivalent.parameters():
+            parameter.mul_(0.5)
+        equivalent.write(module)
+    torch.testing.assert_close(equivalent(*arguments), module(*arguments))
+
+
+@pytest.mark.parametrize("module", [nn.LSTMCell(3, 4), nn.GRUCell(3, 4), nn.RNNCell(3, 4)], ids=str)
+def test_recurrent_cells(module):
+    equivalent, _ = expand(module.double())
+    x = torch.randn(5, 3).double()
+    torch.testing.assert_close(equivalent(x), module(x))
+    torch.testing.assert_close(equivalent(x, module(x)), module(x, module(x)))
+
+
+def test_statistics_of_repeated_calls_are_summed():
+    """Solved by hand: both calls' inputs below each other, against both calls' outputs."""
+    net, x = made("called again")
+    found, rows = {}, {}
+
+    def solve(layer, statistics):
+        found[layer.path] = statistics.group(0)
+        if layer.path == "side":
+            rows["side"] = layer.weight.where(layer.weight.abs() > 0.2, 0.0), layer.module.bias
+            return rows["side"]
+        return None
+
+    propagate(LayerGraph(net, x[:8]), [x], solve, Statistics(positions=None))
+    with torch.no_grad():
+        inputs, wanted, states = list(x.chunk(2, 1)), [], []
+        for weight in (net.side.weight, rows["side"][0].float()):
+            one, two = (torch.relu(part @ weight.T + net.side.bias) for part in inputs)
+            first = one + two
+            states.append([first, torch.tanh(net.again(first)) + one])
+        wanted = [net.again(state) for state in states[0]]
+        # The layer itself is still as it was, those before it are the student's.
+        for path, M, Z in (
+            ("side", torch.cat(inputs), torch.cat([net.side(part) for part in inputs])),
+            ("again", torch.cat(states[1]), torch.cat(wanted)),
+        ):
+            M = torch.cat([M, torch.ones(len(M), 1)], 1).double()
+            gram = found[path]
+            assert gram.n_samples == 2 * len(x)
+            torch.testing.assert_close(torch.from_numpy(gram.gram), M.T @ M, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(
+                torch.from_numpy(gram.corr), Z.double().T @ M, rtol=1e-5, atol=1e-4
+            )
+
+
+def test_channels_of_a_module_that_is_called_twice_stay_tied():
+    net, x = made("called again")
+    result = cimf.prune(net, x, 0.344, structure="channels", n_jobs=1)
+    small = result.shrink()
+    torch.testing.assert_close(outputs(small, x), outputs(result.network, x))
+    before, after = (sum(p.numel() for p in one.parameters()) for one in (net, small))
+    assert after < before
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -103,6 +103,7 @@ def test_padding_and_unread_tokens_do_not_count(net, ids):
     counting = positions_that_count(graph, ids.split(15))
     text, first = ids != PADDING, torch.zeros_like(ids, dtype=torch.bool)
     first[:, 0] = True
+    counting = {str(node.target): found for node, found in counting.items()}
     assert set(counting) == {layer.path for layer in graph.layers} - {"head"}
     for path, found in counting.items():
         # The classifier reads the first token: only keys and values of the last block see others.

@@ -9,7 +9,7 @@ change of the network's output divided by the prediction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,7 @@ from cimf.errors import UnknownNameError
 from cimf.methods.layered import elimination as rows
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts, by_price, uniform
 from cimf.methods.layered.propagate import propagate
-from cimf.methods.layered.sensitivity import output_sensitivity
+from cimf.methods.layered.sensitivity import Counting, output_sensitivity
 from cimf.methods.layered.statistics_options import Statistics
 from cimf.network.batches import Batch, joined
 from cimf.network.layers import Layer, LayerGraph
@@ -98,7 +98,7 @@ class Survey:
         graph: LayerGraph,
         batches: Sequence[Batch],
         how: Statistics,
-        counting: Mapping[str, Sequence[Tensor]] | None = None,
+        counting: Counting | None = None,
     ) -> Survey:
         """Measure the curves on the teacher's states; the arguments are those of `propagate`."""
         found: dict[str, tuple[Gram, ...]] = {}
