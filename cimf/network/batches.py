@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cimf.errors import InputError
+from cimf.errors import CimfError, InputError
 
 # Batches are cut into pieces of this many samples: the unit of convolution and of the grid offset.
 _PIECE = 250
@@ -284,6 +284,8 @@ def run(net: nn.Module, u: Batch, name: str) -> Any:
         ) from error
     try:
         return net(*args, **kwargs)
+    except CimfError:  # has words of its own
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(

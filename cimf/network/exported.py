@@ -28,6 +28,7 @@ _CALLS: dict[Any, tuple[type[nn.Module], ...]] = {
     _ATEN.conv1d: (nn.Conv1d,),
     _ATEN.conv2d: (nn.Conv2d,),
     _ATEN.batch_norm: NORMS,
+    _ATEN.embedding: (nn.Embedding,),
 }
 
 
@@ -80,21 +81,34 @@ def exported(root: nn.Module, sample: Batch) -> fx.Graph:
 
 def _as_module_call(node: fx.Node, root: nn.Module) -> None:
     """Replace an operation on the tensors of a module by the call of the module."""
-    kinds = _CALLS.get(getattr(node.target, "overloadpacket", None))
+    operation = getattr(node.target, "overloadpacket", None)
+    kinds = _CALLS.get(operation)
+    table = operation is _ATEN.embedding  # reads its second argument in its first
     tensors = [
         str(value.target).rpartition(".")
-        for value in node.args[1:]
+        for value in (node.args[:1] if table else node.args[1:])
         if isinstance(value, fx.Node) and value.op == "get_attr"
     ]
-    if kinds is None or len({path for path, _, _ in tensors}) != 1:
+    if kinds is None or not tensors:
+        return
+    if len({path for path, _, _ in tensors}) != 1 and operation is not _ATEN.linear:
         return
     path = tensors[0][0]
     module: Any = root.get_submodule(path)
+    if not isinstance(module, kinds):  # one matrix of two modules goes by the name of the first
+        weight = getattr(module, tensors[0][2], None)
+        heads = [p for p, m in root.named_modules() if isinstance(m, kinds) and m.weight is weight]
+        if not heads:
+            return
+        path = heads[0]
+        module = root.get_submodule(path)
+    if any(owner != path for owner, _, _ in tensors[1:]):
+        return
     own = {name for name in ("weight", "bias") if getattr(module, name, None) is not None}
     # Padding other than by zeros is an operation of its own in the graph, before the convolution.
     plain = getattr(module, "padding_mode", "zeros") == "zeros"
     if isinstance(module, kinds) and plain and own <= {name for _, _, name in tensors}:
         with node.graph.inserting_before(node):
-            call = node.graph.call_module(path, (node.args[0],))
+            call = node.graph.call_module(path, (node.args[1 if table else 0],))
         node.replace_all_uses_with(call)
         node.graph.erase_node(node)

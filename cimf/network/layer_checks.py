@@ -60,12 +60,23 @@ def refuse_shared(net: nn.Module) -> None:
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, value in own:
             other, owner = owners.setdefault(id(value), (path, module))
-            if owner is not module and any(isinstance(m, _CHANGED) for m in (module, owner)):
+            if (
+                owner is not module
+                and not _tied_head(module, owner)
+                and any(isinstance(m, _CHANGED) for m in (module, owner))
+            ):
                 raise CaptureError(
                     f"{_words(path, module)} shares its {name} with {other!r}: it cannot be chosen "
                     f"for one of them alone. Give it a copy: layer.{name} = "
                     f"nn.Parameter(layer.{name}.detach().clone())"
                 )
+
+
+def _tied_head(one: nn.Module, other: nn.Module) -> bool:
+    """Whether one is a linear layer and the other a plain table with the same matrix."""
+    tables = [m for m in (one, other) if type(m) is nn.Embedding and m.max_norm is None]
+    heads = [m for m in (one, other) if isinstance(m, nn.Linear)]
+    return len(tables) == len(heads) == 1 and tables[0].weight is heads[0].weight
 
 
 def refuse_matrices(graph: Graph, net: nn.Module) -> None:

@@ -274,7 +274,13 @@ def _find_layers(
     found = []
     for path, several in nodes.items():
         first, *again = (called(path, node) for node in sorted(several, key=order.__getitem__))
-        found.append(replace(first, again=tuple(again)))
+        table = first.module.weight
+        lookups = tuple(
+            node
+            for node in graph.nodes
+            if isinstance(one := graph.called(node), nn.Embedding) and one.weight is table
+        )
+        found.append(replace(first, again=tuple(again), lookups=lookups))
     return sorted(found, key=lambda layer: order[layer.node])
 
 

@@ -45,6 +45,8 @@ class Layer:
         The sum has the shape of the output, the summand may be smaller (it is broadcast).
     again : tuple of Layer
         Further calls of the module, in order; everything above is of the first one.
+    lookups : tuple of fx.Node
+        Calls of embeddings whose table is the layer's weight (the tied head of a language model).
     """
 
     path: str
@@ -56,6 +58,7 @@ class Layer:
     output_shape: tuple[int, ...] = ()
     sample_axis: int | None = 0
     again: tuple[Layer, ...] = ()
+    lookups: tuple[fx.Node, ...] = ()
 
     @property
     def calls(self) -> tuple[Layer, ...]:
@@ -236,6 +239,18 @@ class PatchGram:
                 self.corr[part] += t.T @ m
                 self.target_sq[part] += t.square().sum(0, dtype=torch.float64)
         self.n_samples += goal.shape[0]
+
+    def pull(self) -> None:
+        """Add the use of the weight W as a table: ||A - W||^2, as heavy as the uses by calls.
+
+        Heavy relative to ||W||^2 and ||Z||^2; every row alike, also those that no sample reads.
+        """
+        weight, n = self.layer.weight, self.layer.n_columns
+        table = float(weight.square().sum())
+        strength = float(self.target_sq.sum()) / table if table > 0 else 0.0
+        self.gram[0].diagonal()[:n] += strength
+        self.corr[:, :n] += strength * weight
+        self.target_sq += strength * weight.square().sum(1)
 
     def _design(self, view: Tensor) -> Tensor:
         """Return M of a piece of patches (..., N), with its column of ones, shape (samples, N')."""

@@ -71,6 +71,17 @@ class Repeated(Parts):
         return self.head(y)
 
 
+class Tied(Parts):
+    """The output matrix is the table of the words."""
+
+    def __init__(self, **parts):
+        super().__init__(**parts)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids):
+        return self.head(torch.relu(self.body(self.words(ids))))[:, -2:].flatten(1)
+
+
 class UNet(nn.Module):
     def __init__(self):
         super().__init__()
@@ -169,6 +180,10 @@ NETWORKS = {
     "called again": lambda: (
         Repeated(side=nn.Linear(5, 8), again=nn.Linear(8, 8), head=nn.Linear(8, 3)),
         normal(80, 10),
+    ),
+    "tied head": lambda: (
+        Tied(words=nn.Embedding(12, 8), body=nn.Linear(8, 8), head=nn.Linear(8, 12)),
+        torch.randint(0, 12, (80, 4)),
     ),
     "two inputs": lambda: (
         TwoInputs(one=nn.Linear(6, 12), two=nn.Linear(4, 12), head=nn.Linear(12, 3)),

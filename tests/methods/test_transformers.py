@@ -255,20 +255,9 @@ class Functional(nn.Module):
         return functional.linear(x, self.lin.weight.T)
 
 
-class TiedHead(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.words, self.head = nn.Embedding(5, 4), nn.Linear(4, 5)
-        self.head.weight = self.words.weight
-
-    def forward(self, ids):
-        return self.head(self.words(ids).mean(1))
-
-
 @pytest.mark.parametrize(
     ("net", "width", "words"),
     [
-        (TiedHead(), 3, r"'head' \(Linear\) shares its weight with 'words'.*clone"),
         (Functional(), 3, r"'lin' \(Linear\) has its weight read by"),
     ],
 )

@@ -59,6 +59,12 @@ class Calibration:
             f"weights were {kind}: states computed in float32, the sparse weights rounded to it"
             for kind in halves
         )
+        self.notes += tuple(
+            f"the weight of {layer.path} is the table of an embedding as well: its rows are fitted "
+            "to both uses, and its zeros are zeros of the embedding"
+            for layer in self.graph.layers
+            if layer.lookups
+        )
         self.counting = positions_that_count(self.graph, self.inputs)
 
     @classmethod

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.nn import functional
 
 from cimf.errors import CaptureError
 from cimf.methods.layered.sensitivity import Counting
@@ -35,7 +36,8 @@ def propagate(
     batches : sequence of Tensor or Inputs
         Calibration inputs; the values of all batches at one node are held at a time.
     solve : (layer, statistics) -> (rows (r, N), bias (r,) or None), or None to leave the layer
-        Called in topological order, at a layer's first call, with the statistics of all its calls.
+        Called in topological order, at a layer's first call (or the first one of a table that is
+        its weight), with the statistics of all its calls.
         The rows are those of the student from here on.
     how : Statistics
         Its positions are a grid with a random offset per batch.
@@ -60,31 +62,46 @@ def propagate(
     rng = np.random.default_rng(0)  # the same grids in every run, and for every method
     counting = counting or {}
     network = graph.traced
-    calls = {call.node: (layer, call) for layer in graph.layers for call in layer.calls}
+    calls = {call.node: call for layer in graph.layers for call in layer.calls}
+    users = {
+        node: layer
+        for layer in graph.layers
+        for node in (*(call.node for call in layer.calls), *layer.lookups)
+    }
+    solved: set[str] = set()
     teachers, students = ([network.lane(u) for u in batches] for _ in range(2))
     pairs = list(zip(teachers, students, strict=True))
     errors: dict[str, list[Moments]] = {layer.path: [] for layer in graph.layers}
     rows: dict[str, tuple[Tensor, Tensor | None]] = {}
     for node in network.walk(*teachers, followers=students):
-        if node not in calls:
-            for teacher, student in pairs:  # one value for both, as long as nothing was changed
-                if all(teacher[n] is student[n] for n in node.all_input_nodes):
-                    student[node] = teacher[node]
-            continue
-        layer, call = calls[node]
-        if call is layer:
+        layer = users.get(node)
+        if layer is not None and layer.path not in solved:
             statistics = PatchGram(layer, how.precision)
             for k, pair in enumerate(pairs):
-                for one, x, goal in _targets(graph, layer, *pair, correct):
+                for one, x, goal in _targets(graph, layer, node, *pair, correct):
                     counts = counting.get(one.node)
                     for value in (x, goal):
                         _check_finite(one, value, counts, k, batches)
                     if counts is not None:
                         x, goal = x[counts[k]], goal[counts[k]]
                     statistics.update(x, goal, grid(one, goal, how.positions, rng))
+            if layer.lookups:
+                statistics.pull()
             found = solve(layer, statistics)
+            solved.add(layer.path)
             if found is not None:
                 rows[layer.path] = found
+        if layer is not None and node not in calls:  # a table
+            weight = layer.parameters(rows).get("weight", layer.module.weight)
+            for _, student in pairs:
+                student[node] = functional.embedding(student[node.all_input_nodes[0]], weight)
+            continue
+        if layer is None:
+            for teacher, student in pairs:  # one value for both, as long as nothing was changed
+                if all(teacher[n] is student[n] for n in node.all_input_nodes):
+                    student[node] = teacher[node]
+            continue
+        call = calls[node]
         for teacher, student in pairs:
             same = layer.path not in rows and teacher[call.source] is student[call.source]
             student[node] = teacher[node] if same else call(student[call.source], rows)
@@ -93,24 +110,23 @@ def propagate(
 
 
 def _targets(
-    graph: LayerGraph, layer: Layer, teacher: Lane, student: Lane, correct: bool
+    graph: LayerGraph, layer: Layer, first: fx.Node, teacher: Lane, student: Lane, correct: bool
 ) -> Iterator[tuple[Layer, Tensor, Tensor]]:
-    """Yield every call of a layer with what it reads and what it should return.
+    """Yield every call of a layer, used first at a node, with what it reads and should return.
 
     The calls after the first are reached by running ahead, the student with this layer and those
     behind it as they are: what it reads then does not depend on rows that are not known yet.
     """
     lanes = teacher, student
     calls = {call.node: call for call in layer.calls}
-    if layer.again:
+    calls_behind = [node for node in calls if node is not first]
+    if calls_behind:
         lanes = Lane(teacher.given), Lane(student.given)
         for ahead, lane in zip(lanes, (teacher, student), strict=True):
             ahead.update(lane)
-            ahead.pop(layer.node, None)
-        last = layer.again[-1].node
     nodes = graph.traced.nodes
-    for node in nodes[nodes.index(layer.node) :] if layer.again else [layer.node]:
-        if layer.again:
+    for node in nodes[nodes.index(first) :] if calls_behind else [first]:
+        if calls_behind:
             for ahead in lanes:
                 if node not in ahead:
                     ahead[node] = graph.traced.evaluate(node, ahead)
@@ -123,7 +139,7 @@ def _targets(
             before, after = (_summand(one, lane, goal.shape) for lane in lanes)
             goal = goal + before - after
         yield one, lanes[1 if correct else 0][one.source], goal
-        if layer.again and node is last:
+        if node is layer.calls[-1].node:
             return
 
 
