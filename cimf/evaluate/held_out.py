@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from cimf.errors import InputError
 from cimf.methods.base import Pruned
 from cimf.methods.pruning_report import Evaluation
 from cimf.methods.stacked.captured import class_labels, share_correct
-from cimf.network.batches import as_batches, as_list, run
+from cimf.network.batches import Batch, as_batches, as_list, run, tensors_of
 from cimf.network.copies import plain_copy
+from cimf.network.graph import as_output
 from cimf.network.layers import working_dtype
 
 
@@ -28,30 +28,33 @@ class HeldOut:
     net : nn.Module
         Run in eval mode where it is, in float64 if it has float64 parameters, else in float32.
     batches : iterable
-        Input tensors, or (input, integer label) pairs, which give accuracies.
+        Inputs, or (input, integer label) pairs, which give accuracies where the network returns one
+        vector of outputs per sample.
 
     Raises
     ------
     InputError
-        As `as_batches` and `class_labels`; outputs that are not (samples, classes).
+        As `as_batches` and `class_labels`.
     """
 
     def __init__(self, net: nn.Module, batches: Any) -> None:
         given = as_list("test", batches)
         self.inputs = as_batches(given, working_dtype(net), "test")
         self.outputs = _outputs(net, self.inputs)
-        if self.outputs.ndim != 2:
-            raise InputError(
-                f"the network returns {self.outputs.shape[1:]} per test sample; one vector of "
-                "outputs per sample is needed"
-            )
-        self.labels = class_labels(given, self.outputs.shape[1], len(self.outputs))
-        labelled = sum(isinstance(batch, tuple | list) for batch in given)
-        self.notes = (
-            ()
-            if labelled in (0, len(given))
-            else (f"only {labelled} of {len(given)} test batches have labels: no accuracy",)
+        labelled = sum(
+            isinstance(batch, tuple | list) and len(batch) > 1 and batch[1] is not None
+            for batch in given
         )
+        self.labels: NDArray[np.int64] | None = None
+        self.notes: tuple[str, ...] = ()
+        if 0 < labelled < len(given):
+            text = f"only {labelled} of {len(given)} test batches have labels: no accuracy"
+            self.notes = (text,)
+        elif labelled and self.outputs.ndim != 2:
+            text = f"outputs are {self.outputs.shape[1:]} per test sample, no vector: no accuracy"
+            self.notes = (text,)
+        elif labelled:
+            self.labels = class_labels(given, self.outputs.shape[1], len(self.outputs))
 
     def evaluated(self, result: Pruned) -> Pruned:
         """Return the result with an `Evaluation` in its report."""
@@ -67,12 +70,11 @@ class HeldOut:
 
 
 @torch.no_grad()
-def _outputs(net: nn.Module, inputs: Sequence[Tensor]) -> NDArray[np.float64]:
+def _outputs(net: nn.Module, inputs: Sequence[Batch]) -> NDArray[np.float64]:
     """Return the outputs (m, ...) of a copy of the network in the inputs' floating-point type."""
-    kind = next((u.dtype for u in inputs if u.is_floating_point()), torch.float32)
+    every = [u for batch in inputs for u in tensors_of(batch)]
+    kind = next((u.dtype for u in every if u.is_floating_point()), torch.float32)
     runner = plain_copy(net, kind).eval()
     device = next(net.parameters()).device
-    outputs = [run(runner, u.to(device), "test") for u in inputs]
-    if not all(isinstance(y, Tensor) for y in outputs):
-        raise InputError("the network must return one tensor with the samples first")
+    outputs = [as_output(run(runner, u.to(device), "test"), len(u)) for u in inputs]
     return np.concatenate([y.cpu().double().numpy() for y in outputs])

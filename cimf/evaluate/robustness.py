@@ -118,7 +118,7 @@ def robustness(
         raise InputError(f"eps must be radii of at least 0, got {radii.tolist()}")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be a whole number, at least 1, got {batch_size!r}")
-    u = torch.cat(list(iter_batches(inputs, torch.float64, "test", ids=False)))
+    u = torch.cat(list(iter_batches(inputs, torch.float64, "test")))
     low, high = _box(box, u)
     subject = _Subject.of(model, certify, u)
     values = subject.values(u, batch_size)

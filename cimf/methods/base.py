@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cimf.errors import CimfError, InputError, UnknownNameError, warn_outside
 from cimf.methods.pruning_report import LayerRecord, PruningReport
-from cimf.network.batches import as_batches
+from cimf.network.batches import Batch, as_batches, joined, one_tensor, tensors_of
 from cimf.network.copies import plain_copy
 from cimf.network.layers import LayerGraph, working_dtype
 from cimf.train.training_report import TrainingReport
@@ -43,7 +43,8 @@ class Task:
     net : nn.Module
         Any dtype, device and mode; no method modifies it.
     batches : iterable, or one tensor
-        Calibration inputs (b, ...), or (input, label) pairs whose labels no method sees.
+        Calibration inputs (b, ...), or (input, label) pairs whose labels no method sees; several
+        inputs as in `cimf.network.batches.as_batches`.
     train : iterable of (input, label) pairs, optional
         Labelled training data, for the methods that need them.
 
@@ -51,7 +52,7 @@ class Task:
     ----------
     net : nn.Module
         A copy of the network without wrappers (data parallel, compiled) and reparametrisations.
-    inputs : list of Tensor (b, ...)
+    inputs : list of Tensor or Inputs (b, ...)
         The calibration inputs on the CPU.
 
     Raises
@@ -61,7 +62,7 @@ class Task:
     """
 
     def __init__(self, net: nn.Module, batches: Any, train: Any = None) -> None:
-        self.inputs: list[Tensor] = as_batches(batches, working_dtype(net))
+        self.inputs: list[Batch] = as_batches(batches, working_dtype(net))
         self.net, self.train = plain_copy(net), train
         self._kept: dict[Any, Any] = {}
 
@@ -74,14 +75,15 @@ class Task:
         CaptureError
             The network cannot be traced; the message names the module.
         """
-        sample = self.inputs[0][:8]
-        if not sample.is_floating_point():  # token ids: also the extreme ones
-            low = min(self.inputs, key=lambda u: int(u.min()))
-            high = max(self.inputs, key=lambda u: int(u.max()))
-            extreme = [low[[int(low.flatten(1).amin(1).argmin())]]]
-            extreme += [high[[int(high.flatten(1).amax(1).argmax())]]]
-            sample = torch.cat([sample, *extreme])
-        return LayerGraph(self.net, sample, self.inputs)
+        sample = [self.inputs[0][:8]]
+        for k, kind in enumerate(tensors_of(sample[0])):
+            if kind.dtype in (torch.int32, torch.int64):  # token ids: also the extreme ones
+                ids = [tensors_of(batch)[k].flatten(1) for batch in self.inputs]
+                low = min(range(len(ids)), key=lambda j: int(ids[j].min()))
+                high = max(range(len(ids)), key=lambda j: int(ids[j].max()))
+                sample.append(self.inputs[low][[int(ids[low].amin(1).argmin())]])
+                sample.append(self.inputs[high][[int(ids[high].amax(1).argmax())]])
+        return LayerGraph(self.net, joined(sample), self.inputs)
 
     @property
     def n_samples(self) -> int:
@@ -211,13 +213,13 @@ class Pruned:
     network : nn.Module
         Of the same class; exact zeros in the weights of convolutions and linear layers.
     report : PruningReport
-    inputs : sequence of Tensor (b, ...)
+    inputs : sequence of Tensor or Inputs (b, ...)
         The calibration inputs, on the CPU.
     """
 
     network: nn.Module
     report: PruningReport
-    inputs: Sequence[Tensor]
+    inputs: Sequence[Batch]
 
     def __repr__(self) -> str:
         weights, total = self.report.matched
@@ -239,7 +241,7 @@ class Pruned:
         """
         from cimf.methods.structured.shrink import shrink
 
-        return shrink(self.network, self.inputs)
+        return shrink(self.network, one_tensor(self.inputs, "shrink"))
 
 
 def run_method(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from cimf.judge import DENOMINATORS
+from cimf.network.expansion import expand
 from cimf.network.exported import MATCHED
 from cimf.network.layers import LayerGraph
 from cimf.network.state_blocks import some_rows
@@ -145,14 +147,15 @@ class PruningReport:
         for layer in graph.layers:
             rows = matrices[layer.path].flatten(1)
             kept = (rows != 0).cpu().numpy()
-            places = math.prod(layer.output_shape) if layer.has_bias else 0
-            entries += int(kept.sum(axis=0) @ layer.repeats) + places
-            admissible += layer.n_rows * int(layer.repeats.sum()) + places
+            for call in layer.calls:
+                places = math.prod(call.output_shape) if layer.has_bias else 0
+                entries += int(kept.sum(axis=0) @ call.repeats) + places
+                admissible += layer.n_rows * int(call.repeats.sum()) + places
             weights, total = weights + int(kept.sum()), total + kept.size
         every = sum(weight.numel() for weight in matrices.values())
         nonzero = weights + sum(int(matrices[path].count_nonzero()) for path in graph.uncalled)
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        outputs = [math.prod(layer.output_shape) for layer in graph.layers]
+        outputs = [math.prod(call.output_shape) for one in graph.layers for call in one.calls]
         states = sum(outputs)
         inputs = math.prod(graph.layers[0].input_shape) + 1
         nonzeros = {
@@ -237,9 +240,13 @@ class PruningReport:
 
 
 def layer_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of all convolutions and linear layers by the path of their module."""
+    """Return the weights of all convolutions and linear layers by the path of their module.
+
+    Those in other modules are copies, by the paths of their equivalents.
+    """
+    whole, _ = expand(copy.deepcopy(network))
     return {
         path: module.weight.detach()
-        for path, module in network.named_modules()
+        for path, module in whole.named_modules()
         if isinstance(module, MATCHED)
     }

@@ -14,7 +14,7 @@ from cimf.errors import CaptureError
 from cimf.network.activations import Activation
 from cimf.network.batches import iter_batches
 from cimf.network.cut import Network, run, trace_network
-from cimf.network.graph import KeepPrecision
+from cimf.network.graph import KeepPrecision, as_output
 from cimf.network.probe import TOLERANCE, Probe, probe
 from cimf.network.state_blocks import Block, apply_blocks
 from cimf.network.states import Reconstruction, States
@@ -85,7 +85,7 @@ def iter_states(
         for states in iter_states(net, loader):
             gram.update(states.design(), states.Z.T)
     """
-    inputs = iter_batches(batches, torch.float64, "input", ids=False, piece=_PIECE)
+    inputs = iter_batches(batches, torch.float64, "input", piece=_PIECE)
     first = next(inputs)
     network = trace_network(net, activations, first[:_SAMPLE])
     found = probe(network, first.shape[1:])
@@ -107,7 +107,7 @@ def _capture_batch(network: Network, found: Probe, u: torch.Tensor) -> States:
     X, Z = (_stack(tensors) for tensors in (opened.x, opened.z))
     Y = _rows(opened.y)
     with torch.no_grad(), KeepPrecision(torch.float64):
-        plain = network.reference(u.clone())
+        plain = as_output(network.reference(u.clone()), len(u))
     _check_finite(found.blocks, X, Z, Y)
     errors = Reconstruction(
         activation=_check_activations(found.blocks, X, Z),

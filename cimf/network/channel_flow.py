@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from cimf.network.batches import Batch
 from cimf.network.exported import MATCHED, NORMS
 from cimf.network.graph import Graph, Lane
 
@@ -67,7 +68,7 @@ class ChannelFlow:
 
 
 @torch.no_grad()
-def channel_flow(graph: Graph, sample: Tensor) -> ChannelFlow:
+def channel_flow(graph: Graph, sample: Batch) -> ChannelFlow:
     """Follow the channels of a network.
 
     Parameters
@@ -79,7 +80,7 @@ def channel_flow(graph: Graph, sample: Tensor) -> ChannelFlow:
     """
     found = _Follower(graph)
     u = sample[torch.arange(_SAMPLES) % len(sample)]
-    lane = Lane({graph.source: u})
+    lane = graph.lane(u)
     for node in graph.walk(lane):
         found.follow(node, lane)
     return found.result()
@@ -141,16 +142,21 @@ class _Follower:
         groups, inputs = getattr(module, "groups", 1), module.weight.shape[1]
         given = self.names.get(source)
         fits = given is not None and given[0] == axis and len(given[1]) == inputs * groups
-        if fits and given is not None and groups == 1:
-            self.columns[path] = given[1]
-        elif fits and given is not None and inputs == 1:  # depthwise: a channel stays a channel
+        again = path in self.rows  # the module was called before: its channels are the same ones
+        if fits and given is not None and groups == 1 and (not again or path in self.columns):
+            self.tie(self.columns.setdefault(path, given[1]), given[1])
+        elif fits and given is not None and inputs == 1 and not again:
+            # Depthwise: a channel stays a channel.
             self.rows[path] = np.repeat(given[1], len(module.weight) // groups)
             self.names[node] = axis, self.rows[path]
             return
         elif given is not None:
             how = "in groups" if groups > 1 else "along another axis"
             self.hold(given[1], f"{self.graph.where(node)} reads them {how}")
-        self.rows[path] = self.new(len(module.weight))
+        if again and given is None and path in self.columns:
+            self.hold(self.columns[path], f"{self.graph.where(node)} reads something fixed as well")
+        if not again:
+            self.rows[path] = self.new(len(module.weight))
         if groups > 1:
             self.hold(self.rows[path], f"{self.graph.where(node)} has groups")
         self.names[node] = axis, self.rows[path]

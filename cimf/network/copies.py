@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 
 from cimf.errors import CaptureError, InputError
-from cimf.network.batches import run
+from cimf.network.batches import Batch, run
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -123,7 +124,7 @@ def working_copy(net: nn.Module, dtype: torch.dtype, *, hooks: bool = False) -> 
 
 
 @torch.no_grad()
-def check_hooks(net: nn.Module, reference: nn.Module, *samples: Tensor) -> None:
+def check_hooks(net: nn.Module, reference: nn.Module, *samples: Batch) -> None:
     """Run a network's forward hooks on a copy: they may look, but not change anything.
 
     Parameters
@@ -132,7 +133,7 @@ def check_hooks(net: nn.Module, reference: nn.Module, *samples: Tensor) -> None:
         A `plain_copy`.
     reference : nn.Module
         Its `working_copy`, without hooks.
-    *samples : Tensor (b, ...)
+    *samples : Tensor or Inputs (b, ...)
         A hook may act on few of them only.
 
     Raises
@@ -149,8 +150,10 @@ def check_hooks(net: nn.Module, reference: nn.Module, *samples: Tensor) -> None:
         return
     with_hooks = working_copy(net, sample_dtype(reference), hooks=True)
     for sample in samples:
-        plain, found = (run(one, sample, "calibration") for one in (reference, with_hooks))
-        if not same(plain, found):
+        plain, found = (
+            tree_leaves(run(one, sample, "calibration")) for one in (reference, with_hooks)
+        )
+        if len(plain) != len(found) or not all(map(same, plain, found)):
             raise CaptureError(
                 f"forward hooks on {', '.join(hooked[:5])} change the network's output: tracing "
                 "does not see what they do. Remove them, or write it into the forward of a module"

@@ -17,7 +17,7 @@ from cimf.errors import CaptureError
 from cimf.network.activations import ACTIVATIONS, Activation, as_activation
 from cimf.network.copies import check_hooks, plain_copy, working_copy
 from cimf.network.graph import Graph, Lane, as_output, op_name
-from cimf.network.trace import trace
+from cimf.network.trace import refuse_several_inputs, trace
 
 # Modules by type; their attributes have the names of the family's parameters.
 _MODULES: dict[type[nn.Module], str] = {
@@ -111,6 +111,12 @@ class Opened(NamedTuple):
     @property
     def y(self) -> Tensor:
         """The output (k, ...); raises `CaptureError` if it is not one tensor of that form."""
+        if not isinstance(self.output, Tensor):
+            raise CaptureError(
+                f"the network returns a {type(self.output).__name__.removeprefix('immutable_')} "
+                f"for {self.n_samples} samples; an implicit model has one output: wrap the network "
+                "in a module that returns one tensor"
+            )
         return as_output(self.output, self.n_samples)
 
 
@@ -165,6 +171,7 @@ def trace_network(
     """
     custom = {kind: as_activation(value) for kind, value in (activations or {}).items()}
     plain = plain_copy(net, "cpu", torch.float64)
+    refuse_several_inputs(plain)
     reference = working_copy(plain, torch.float64)
     graph = trace(reference, torch.float64, sample, custom)
     if sample is not None:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from cimf.errors import CaptureError
+from cimf.network.batches import Batch, tensors_of
 
 _CASTS = (
     torch.Tensor.float,
@@ -72,9 +74,22 @@ class Graph:
         return list(self.module.graph.nodes)
 
     @property
+    def sources(self) -> list[fx.Node]:
+        """The network's inputs, in the order in which they are given."""
+        return [node for node in self.nodes if node.op == "placeholder"]
+
+    @property
     def source(self) -> fx.Node:
-        """The network's input."""
-        return next(node for node in self.nodes if node.op == "placeholder")
+        """The input of a network with one."""
+        return self.sources[0]
+
+    def lane(self, u: Batch) -> Lane:
+        """Return a lane for inputs (b, ...)."""
+        return Lane(dict(zip(self.sources, tensors_of(u), strict=True)))
+
+    def __call__(self, u: Batch) -> Any:
+        """Return the output for inputs (b, ...)."""
+        return self.module(*tensors_of(u))
 
     def called(self, node: fx.Node) -> Any:
         """Return the module that a node calls, or None."""
@@ -139,33 +154,49 @@ class Graph:
                     del lane[value]
 
     @torch.no_grad()
-    def shapes(self, u: Tensor) -> dict[fx.Node, tuple[int, ...]]:
+    def shapes(self, u: Batch) -> dict[fx.Node, tuple[int, ...]]:
         """Return the shape of every tensor where the input is u (b, ...)."""
-        lane = Lane({self.source: u})
+        lane = self.lane(u)
         found = ((node, lane[node]) for node in self.walk(lane))
         return {node: tuple(value.shape) for node, value in found if isinstance(value, Tensor)}
 
 
 def as_output(value: Any, n_samples: int) -> Tensor:
-    """Return a network's output if it is one tensor (samples, ...).
+    """Return a network's output as one tensor (samples, ...).
+
+    Several (a tuple, a dict, an output of the transformers library) become one (samples, features),
+    in their order. What is no floating-point number (class labels beside logits) is left out there.
 
     Raises
     ------
     CaptureError
-        If it is not.
+        A tensor without the samples in its first dimension, something else than tensors, none.
     """
-    if isinstance(value, Tensor) and value.shape[:1] == (n_samples,):
-        return value
-    kind = (
-        f"tensor of shape {tuple(value.shape)}"
-        if isinstance(value, Tensor)
-        else type(value).__name__.removeprefix("immutable_")
-    )
-    raise CaptureError(
-        f"the network returns a {kind} for {n_samples} samples; one tensor with the samples in its "
-        "first dimension is needed. Wrap the network in a module that returns that one (for a "
-        "classifier of the transformers library: cimf.data.text.TokenClassifier)"
-    )
+    leaves = [leaf for leaf in tree_leaves(value) if leaf is not None]
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.shape[:1] == (n_samples,):
+            continue
+        kind = (
+            f"tensor of shape {tuple(leaf.shape)}"
+            if isinstance(leaf, Tensor)
+            else type(leaf).__name__
+        )
+        within = "" if leaf is value else f" in a {type(value).__name__}"
+        raise CaptureError(
+            f"the network returns a {kind}{within} for {n_samples} samples; tensors with the "
+            "samples in their first dimension are needed. Wrap the network in a module that "
+            "returns those (of the transformers library, switch a cache off: "
+            "model.config.use_cache = False)"
+        )
+    if len(leaves) == 1:
+        return leaves[0]
+    leaves = [leaf for leaf in leaves if leaf.is_floating_point()]
+    if not leaves:
+        raise CaptureError(
+            f"the network returns a {type(value).__name__} without a tensor of floating-point "
+            "numbers; at least one is needed"
+        )
+    return torch.cat([leaf.flatten(1) for leaf in leaves], 1)
 
 
 def op_name(node: fx.Node) -> str:
@@ -188,8 +219,4 @@ def _value(module: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
         for name in str(node.target).split("."):
             value = getattr(value, name)
         return value
-    if node.op == "output":
-        return args[0]
-    if str(node.target).startswith("*"):  # further arguments, of which there are none
-        return {} if str(node.target).startswith("**") else ()
-    return args[0]  # the default of an argument that is not given
+    return args[0]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from cimf.errors import CaptureError
+from cimf.network.batches import Batch, arguments
 from cimf.network.copies import difference, tolerance
 from cimf.network.exported import MATCHED, NORMS
-from cimf.network.graph import Graph, Lane, op_name
+from cimf.network.graph import Graph, as_output, op_name
 from cimf.network.patches import Layer, grid, patches, targets
 
 # Modules that own arrays which are no matrices, or are looked up, and stay as they are.
@@ -59,12 +60,23 @@ def refuse_shared(net: nn.Module) -> None:
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, value in own:
             other, owner = owners.setdefault(id(value), (path, module))
-            if owner is not module and any(isinstance(m, _CHANGED) for m in (module, owner)):
+            if (
+                owner is not module
+                and not _tied_head(module, owner)
+                and any(isinstance(m, _CHANGED) for m in (module, owner))
+            ):
                 raise CaptureError(
                     f"{_words(path, module)} shares its {name} with {other!r}: it cannot be chosen "
                     f"for one of them alone. Give it a copy: layer.{name} = "
                     f"nn.Parameter(layer.{name}.detach().clone())"
                 )
+
+
+def _tied_head(one: nn.Module, other: nn.Module) -> bool:
+    """Whether one is a linear layer and the other a plain table with the same matrix."""
+    tables = [m for m in (one, other) if type(m) is nn.Embedding and m.max_norm is None]
+    heads = [m for m in (one, other) if isinstance(m, nn.Linear)]
+    return len(tables) == len(heads) == 1 and tables[0].weight is heads[0].weight
 
 
 def refuse_matrices(graph: Graph, net: nn.Module) -> None:
@@ -133,8 +145,8 @@ def _refuse_owner(path: str, module: nn.Module) -> None:
     for name, value in module.named_parameters(recurse=False):
         if value.ndim > 1 and isinstance(module, nn.MultiheadAttention):
             raise CaptureError(
-                f"{_words(path, module)} is not supported: it keeps the weights of query, key and "
-                f"value in one parameter ({name}). Write it with three nn.Linear"
+                f"{_words(path, module)} is not supported: it adds keys and values of its own "
+                "(add_bias_kv, add_zero_attn) or is a subclass. Write it with three nn.Linear"
             )
         if value.ndim > 1:
             raise CaptureError(
@@ -163,7 +175,7 @@ def _words(path: str, module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def sample_axes(graph: Graph, sample: Tensor) -> dict[fx.Node, int | None]:
+def sample_axes(graph: Graph, sample: Batch) -> dict[fx.Node, int | None]:
     """Return where every value has the samples; refuse networks that mix them.
 
     Returns
@@ -178,7 +190,7 @@ def sample_axes(graph: Graph, sample: Tensor) -> dict[fx.Node, int | None]:
         The message names the first operation that mixes them.
     """
     fewer = (len(sample) + 1) // 2
-    lanes = [Lane({graph.source: u}) for u in (sample, sample[:fewer])]
+    lanes = [graph.lane(u) for u in (sample, sample[:fewer])]
     axes: dict[fx.Node, int | None] = {}
     for node in graph.walk(*lanes):
         whole, part = (lane[node] for lane in lanes)
@@ -201,8 +213,8 @@ def sample_axes(graph: Graph, sample: Tensor) -> dict[fx.Node, int | None]:
 
 
 @torch.no_grad()
-def check_layers(net: nn.Module, layers: Sequence[Layer], sample: Tensor) -> Tensor:
-    """Run a network; every layer must be called once, as W x + b with its own weight and bias.
+def check_layers(net: nn.Module, layers: Sequence[Layer], sample: Batch) -> Tensor:
+    """Run a network; every layer must be called as in its graph, as W x + b with its own W and b.
 
     Parameters
     ----------
@@ -223,19 +235,19 @@ def check_layers(net: nn.Module, layers: Sequence[Layer], sample: Tensor) -> Ten
 
     def compare(layer: Layer, module: Any, x: Tensor, z: Tensor) -> None:
         seen[layer.path] = seen.get(layer.path, 0) + 1
-        own = Layer(layer.path, layer.node, module)
+        one = Layer(layer.path, layer.node, module)
         x, z = x[:2], z[:2]
-        where = grid(own, z, _POSITIONS, np.random.default_rng(0))
-        weight = own.module.weight.flatten(1).unflatten(0, (own.groups, -1))
-        design = patches(own, x, where).reshape(own.groups, -1, own.n_columns)
-        found = torch.cat(list(design @ weight.mT), -1)
+        where = grid(one, z, _POSITIONS, np.random.default_rng(0))
+        weight = one.module.weight.flatten(1).unflatten(0, (one.groups, -1))
+        design = patches(one, x, where).reshape(one.groups, -1, one.n_columns)
+        product = torch.cat(list(design @ weight.mT), -1)
         scale = torch.cat(list(design.abs() @ weight.abs().mT), -1).nan_to_num().max()
-        if own.has_bias:
-            found = found + module.bias
+        if one.has_bias:
+            product = product + module.bias
             scale = scale + module.bias.abs().max()
-        wanted = targets(own, z, where)
-        finite = found.isfinite() & wanted.isfinite()  # overflow is named when states are taken
-        error = (found - wanted).where(finite, 0.0).abs().max()
+        wanted = targets(one, z, where)
+        finite = product.isfinite() & wanted.isfinite()  # overflow is named when states are taken
+        error = (product - wanted).where(finite, 0.0).abs().max()
         if not error <= 1e3 * torch.finfo(z.dtype).eps * scale:
             raise CaptureError(
                 f"{_words(layer.path, module)} does not return its weight times its input plus its "
@@ -250,11 +262,12 @@ def check_layers(net: nn.Module, layers: Sequence[Layer], sample: Tensor) -> Ten
             compare(layer, module, args[0] if args else kwargs["input"], out)
 
         net.get_submodule(layer.path).register_forward_hook(hook, with_kwargs=True)
-    output: Tensor = net(sample.clone())
+    args, kwargs = arguments(sample.clone())
+    output = as_output(net(*args, **kwargs), len(sample))
     for layer in layers:
-        if seen.get(layer.path) != 1:
+        if seen.get(layer.path) != len(layer.calls):
             raise CaptureError(
                 f"layer {layer.path!r} was called {seen.get(layer.path, 0)} times by the network "
-                "and once by its graph"
+                f"and {len(layer.calls)} times by its graph"
             )
     return output

@@ -9,6 +9,7 @@ known by then (a shortcut), the sum is the target and the other summand is the f
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,8 +20,10 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from cimf.errors import CaptureError, InputError
-from cimf.network.batches import run
+from cimf.network.batches import Batch, Inputs, joined, run, tensors_of
 from cimf.network.copies import check_hooks, difference, plain_copy, tolerance, working_copy
+from cimf.network.equivalents import Equivalent
+from cimf.network.expansion import expand, expanded
 from cimf.network.exported import MATCHED
 from cimf.network.fold import fold_norms, unfold
 from cimf.network.graph import Graph, as_output
@@ -31,7 +34,7 @@ from cimf.network.layer_checks import (
     sample_axes,
 )
 from cimf.network.patches import Layer as Layer
-from cimf.network.trace import refuse_several_inputs, trace
+from cimf.network.trace import join_outputs, trace
 
 _ADDITIONS = {operator.add, torch.add, torch.ops.aten.add.Tensor, "add"}
 
@@ -64,11 +67,11 @@ class LayerGraph:
     ----------
     net : nn.Module
         Not modified. Statistics are taken on a float32 copy (float64 where the network is).
-    sample : Tensor
-        Inputs (b, ...) in `working_dtype` on which everything is checked: that the graph is the
+    sample : Tensor or Inputs
+        Samples (b, ...) in `working_dtype` on which everything is checked: that the graph is the
         network, that samples do not mix, that every layer is W x + b with its own weight, and that
         the network uses the weights which `export` writes.
-    others : sequence of Tensor
+    others : sequence of Tensor or Inputs
         Further inputs, on which forward hooks are tried as well.
 
     Attributes
@@ -79,6 +82,8 @@ class LayerGraph:
         The folded copy; running it gives the network's output.
     layers : list of Layer
         In the order in which they are solved.
+    several : bool
+        Whether the network returns several tensors, which are one here, see `as_output`.
     uncalled : tuple of str
         Paths of convolutions and linear modules that are not called in eval mode.
 
@@ -87,48 +92,53 @@ class LayerGraph:
     InputError
         `net` is not an nn.Module, or fails on the sample.
     CaptureError
-        It cannot be copied or traced, a layer is used twice, shares a parameter or is not what it
+        It cannot be copied or traced, a layer shares a parameter or is not what it
         seems to be, or there is none. The message names the module's path.
     """
 
-    def __init__(self, net: nn.Module, sample: Tensor, others: Sequence[Tensor] = ()) -> None:
+    def __init__(self, net: nn.Module, sample: Batch, others: Sequence[Batch] = ()) -> None:
         self.dtype = working_dtype(net)
         with torch.inference_mode(False), torch.no_grad():
             self.original = plain_copy(net)
             self._build(sample, others)
 
-    def _build(self, sample: Tensor, others: Sequence[Tensor]) -> None:
+    def _build(self, sample: Batch, others: Sequence[Batch]) -> None:
         if len(sample) == 1:  # samples that mix show only beside others
-            sample = torch.cat([sample, sample.flatten(1).roll(1, 1).view_as(sample)])
+            sample = joined([sample, _rolled(sample)])
         refuse_shared(self.original)
-        refuse_several_inputs(self.original)
         reference = working_copy(self.original, self.dtype)
         expected = as_output(run(reference, sample, "calibration"), len(sample))
         check_hooks(self.original, reference, sample, *others)
         if not torch.isfinite(expected).all():
             raise CaptureError("the network's output has NaN or infinite values")
-        graph = self.traced = trace(reference, self.dtype, sample)
-        refuse_matrices(graph, reference)
+        whole, _ = expand(reference)
+        graph = self.traced = trace(whole, self.dtype, sample)
+        self.several = join_outputs(graph)
+        refuse_matrices(graph, whole)
         shapes = graph.shapes(sample)
-        if not difference(self.module(sample), expected) <= tolerance(self.dtype):
+        if not difference(graph(sample), expected) <= tolerance(self.dtype):
             raise CaptureError(
                 f"the traced network differs from the network itself by "
-                f"{difference(self.module(sample), expected):.1e}: its forward pass does something "
+                f"{difference(graph(sample), expected):.1e}: its forward pass does something "
                 "that tracing does not see, or reads what was changed in place"
             )
         axes = sample_axes(graph, sample)
         norms = fold_norms(graph, shapes)
         self.layers = _find_layers(graph, norms, shapes, axes)
         if isinstance(self.original, MATCHED):
-            self.layers = [replace(layer, path="") for layer in self.layers]
+            self.layers = [
+                replace(layer, path="", again=tuple(replace(one, path="") for one in layer.again))
+                for layer in self.layers
+            ]
         if not self.layers:
             raise CaptureError("the network has no convolution and no linear layer to match")
         called = {layer.path for layer in self.layers}
         self.uncalled = tuple(
             path
-            for path, module in self.original.named_modules()
+            for path, module in whole.named_modules()
             if isinstance(module, MATCHED) and path not in called
         )
+        self._seen = [layer for layer in self.layers if not _within_equivalent(whole, layer.path)]
         self._check_export(sample)
 
     @property
@@ -141,13 +151,13 @@ class LayerGraph:
         """Entries of all matched weights, biases left out."""
         return sum(layer.n_weights for layer in self.layers)
 
-    def run(self, u: Tensor, rows: Rows | None = None) -> Tensor:
+    def run(self, u: Batch, rows: Rows | None = None) -> Tensor:
         """Return the output for inputs u (b, ...), with other rows of some layers."""
         changed = {}
         for layer in self.layers:
             for name, value in layer.parameters(rows or {}).items():
                 changed[f"{layer.node.target}.{name}"] = value
-        return functional_call(self.module, changed, (u,))
+        return functional_call(self.module, changed, tensors_of(u))
 
     def export(self, rows: Rows | None = None) -> nn.Module:
         """Return a copy of the network with its layers' weights replaced by rows.
@@ -163,6 +173,10 @@ class LayerGraph:
 
     @torch.no_grad()
     def _write(self, net: nn.Module, rows: Rows) -> None:
+        with expanded(net) as whole:
+            self._write_layers(whole, rows)
+
+    def _write_layers(self, net: nn.Module, rows: Rows) -> None:
         for layer in self.layers:
             target: Any = net.get_submodule(layer.path)
             new = layer.parameters(rows) or dict(layer.module.named_parameters())
@@ -174,7 +188,7 @@ class LayerGraph:
             if bias is not None:
                 target.bias.copy_(bias)
 
-    def _check_export(self, sample: Tensor) -> None:
+    def _check_export(self, sample: Batch) -> None:
         """Change every row and see that the network which is written does what the graph says."""
         generator = torch.Generator().manual_seed(0)
 
@@ -189,7 +203,7 @@ class LayerGraph:
             rows[layer.path] = moved(weight, size), None if bias is None else moved(bias, size)
         net = working_copy(self.original, self.dtype, hooks=True)
         self._write(net, rows)
-        found = check_layers(net, self.layers, sample)
+        found = check_layers(net, self._seen, sample)
         error = difference(found, self.run(sample, rows))
         if not error <= tolerance(self.dtype):
             raise CaptureError(
@@ -198,26 +212,38 @@ class LayerGraph:
             )
 
 
+def _within_equivalent(net: nn.Module, path: str) -> bool:
+    """Whether a module is, or stands in, the equivalent of another one."""
+    parts = path.split(".")
+    owners = [".".join(parts[:k]) for k in range(len(parts) + 1)]
+    return any(isinstance(net.get_submodule(owner), Equivalent) for owner in owners)
+
+
+def _rolled(sample: Batch) -> Batch:
+    """Return samples whose values stand elsewhere."""
+
+    def roll(u: Tensor) -> Tensor:
+        return u.flatten(1).roll(1, 1).view_as(u) if u.ndim > 1 else u
+
+    return sample.map(roll) if isinstance(sample, Inputs) else roll(sample)
+
+
 def _find_layers(
     graph: Graph,
     norms: Mapping[str, str],
     shapes: Mapping[fx.Node, tuple[int, ...]],
     axes: Mapping[fx.Node, int | None],
 ) -> list[Layer]:
-    nodes: dict[str, fx.Node] = {}
+    nodes: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if not isinstance(graph.called(node), MATCHED):
             continue
-        if str(node.target) in nodes:
-            raise CaptureError(
-                f"{graph.where(node)} is used more than once: its rows have no single design"
-            )
         if node not in axes:
             raise CaptureError(
                 f"{graph.where(node)} reads nothing of the samples, its output is the same for all "
                 "of them: compute it once and keep it as a buffer"
             )
-        nodes[str(node.target)] = node
+        nodes.setdefault(str(node.target), []).append(node)
 
     def rank(node: fx.Node) -> tuple[bool, int]:
         wider = any(
@@ -227,13 +253,14 @@ def _find_layers(
 
     # Of two layers that meet in an addition the larger one goes last, it corrects the other, unless
     # its output is smaller than the sum.
-    for node in sorted(nodes.values(), key=rank):
+    for node in sorted(itertools.chain(*nodes.values()), key=rank):
         _postpone(node)
     order = {node: k for k, node in enumerate(graph.nodes)}
     graph.module.graph.lint()
     graph.module.recompile()
-    return [
-        Layer(
+
+    def called(path: str, node: fx.Node) -> Layer:
+        return Layer(
             path,
             node,
             graph.called(node),
@@ -243,8 +270,18 @@ def _find_layers(
             tuple(n for k, n in enumerate(shapes[node]) if k != (axes[node] or 0)),
             axes[node],
         )
-        for path, node in sorted(nodes.items(), key=lambda item: order[item[1]])
-    ]
+
+    found = []
+    for path, several in nodes.items():
+        first, *again = (called(path, node) for node in sorted(several, key=order.__getitem__))
+        table = first.module.weight
+        lookups = tuple(
+            node
+            for node in graph.nodes
+            if isinstance(one := graph.called(node), nn.Embedding) and one.weight is table
+        )
+        found.append(replace(first, again=tuple(again), lookups=lookups))
+    return sorted(found, key=lambda layer: order[layer.node])
 
 
 def _postpone(node: fx.Node) -> None:

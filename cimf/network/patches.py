@@ -43,6 +43,10 @@ class Layer:
     summand : fx.Node or None
         What is added to the layer's output before anything else sees it, known when the layer runs.
         The sum has the shape of the output, the summand may be smaller (it is broadcast).
+    again : tuple of Layer
+        Further calls of the module, in order; everything above is of the first one.
+    lookups : tuple of fx.Node
+        Calls of embeddings whose table is the layer's weight (the tied head of a language model).
     """
 
     path: str
@@ -53,6 +57,13 @@ class Layer:
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
     sample_axis: int | None = 0
+    again: tuple[Layer, ...] = ()
+    lookups: tuple[fx.Node, ...] = ()
+
+    @property
+    def calls(self) -> tuple[Layer, ...]:
+        """All calls of the module, in order."""
+        return (self, *self.again)
 
     @property
     def source(self) -> fx.Node:
@@ -107,6 +118,10 @@ class Layer:
             place = np.arange(self.output_shape[axis]) * stride - before[axis - 1]
             place = place + gap * np.arange(size)[:, None]
             inside = (place >= 0) & (place < self.input_shape[axis])
+            if spread := getattr(module, "spread", ()):  # zeros in between and around
+                first, step = spread[axis - 1]
+                inside &= (place >= first) & ((place - first) % step == 0)
+                inside &= place <= self.input_shape[axis] - 1 - first
             if module.padding_mode != "zeros":
                 inside[:] = True
             total = (total[:, None] * inside.sum(axis=1)).ravel()
@@ -144,6 +159,9 @@ def grid(
     if limit is None or math.prod(sizes) <= limit:
         return tuple(slice(None) for _ in sizes)
     step = round((math.prod(sizes) / limit) ** (1.0 / len(sizes)))
+    # A transposed convolution reads other columns at other phases of its stride: all must come up.
+    while any(math.gcd(step, stride) > 1 for _, stride in getattr(layer.module, "spread", ())):
+        step += 1
     return tuple(slice(int(rng.integers(min(step, size))), None, step) for size in sizes)
 
 
@@ -221,6 +239,18 @@ class PatchGram:
                 self.corr[part] += t.T @ m
                 self.target_sq[part] += t.square().sum(0, dtype=torch.float64)
         self.n_samples += goal.shape[0]
+
+    def pull(self) -> None:
+        """Add the use of the weight W as a table: ||A - W||^2, as heavy as the uses by calls.
+
+        Heavy relative to ||W||^2 and ||Z||^2; every row alike, also those that no sample reads.
+        """
+        weight, n = self.layer.weight, self.layer.n_columns
+        table = float(weight.square().sum())
+        strength = float(self.target_sq.sum()) / table if table > 0 else 0.0
+        self.gram[0].diagonal()[:n] += strength
+        self.corr[:, :n] += strength * weight
+        self.target_sq += strength * weight.square().sum(1)
 
     def _design(self, view: Tensor) -> Tensor:
         """Return M of a piece of patches (..., N), with its column of ones, shape (samples, N')."""

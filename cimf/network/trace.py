@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from cimf.errors import CaptureError
+from cimf.network.batches import Batch, Inputs, tensors_of
+from cimf.network.equivalents import Equivalent
 from cimf.network.exported import MATCHED, NORMS, exported
-from cimf.network.graph import Graph, KeepPrecision
+from cimf.network.graph import Graph, KeepPrecision, as_output
 from cimf.network.hooks import hooked
 from cimf.network.rewrite import erase_identities, out_of_place
 
@@ -29,7 +32,7 @@ from cimf.network.rewrite import erase_identities, out_of_place
 def trace(
     reference: nn.Module,
     dtype: torch.dtype,
-    sample: Tensor | None = None,
+    sample: Batch | None = None,
     leaves: Collection[type[nn.Module]] = (),
 ) -> Graph:
     """Return the graph of a network in eval mode, with nothing done in place and no dropout.
@@ -39,24 +42,24 @@ def trace(
     reference : nn.Module
         A `working_copy`; copied once more, because the graph's modules are its own. A network that
         is one matched layer becomes the layer '0' of the graph.
-    sample : Tensor, optional
-        Input (b, ...) on which a network that cannot be traced symbolically is run.
+    sample : Tensor or Inputs, optional
+        Input (b, ...): says which arguments are given, and on it a network that cannot be traced
+        symbolically is run. Default: one tensor, and no such network.
     leaves : collection of module types
         Whose calls stay calls.
 
     Raises
     ------
     CaptureError
-        The network takes several inputs, its control flow depends on the data, or an operation in
-        place has no counterpart. The message names the module's path.
+        Its control flow depends on the data, or an operation in place has no counterpart. The
+        message names the module's path.
     """
     root = copy.deepcopy(reference)
     if isinstance(root, MATCHED):
         root = nn.Sequential(root)
-    refuse_several_inputs(reference)
     try:
         with _naming_the_place(root):
-            graph = _Tracer(leaves).trace(root)
+            graph = _Tracer(leaves, sample).trace(root)
     except CaptureError:
         if sample is None:
             raise
@@ -69,24 +72,34 @@ def trace(
 
 
 def refuse_several_inputs(net: nn.Module) -> None:
-    """Raise `CaptureError` where a network takes more than one tensor."""
-    parameters = inspect.signature(net.forward).parameters
+    """Raise `CaptureError` where a network needs more than one tensor."""
     required = [
         name
-        for name, parameter in parameters.items()
+        for name, parameter in inspect.signature(net.forward).parameters.items()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if len(required) > 1:
         raise CaptureError(
             f"the network takes {len(required)} inputs ({', '.join(required)}); exactly one tensor "
-            "is supported"
+            "is supported here"
         )
-    if any(p.kind is p.VAR_POSITIONAL for p in list(parameters.values())[:1]):
-        raise CaptureError(
-            "the network takes any number of inputs; exactly one tensor is supported: give its "
-            "forward one argument"
-        )
+
+
+def join_outputs(graph: Graph) -> bool:
+    """Let a graph return one tensor where the network returns several; say whether it did."""
+    end = graph.nodes[-1]
+    if isinstance(end.args[0], fx.Node):
+        return False
+    with graph.module.graph.inserting_before(end):
+        end.args = (graph.module.graph.call_function(_joined, (end.args[0],)),)
+    graph.module.recompile()
+    return True
+
+
+def _joined(value: Any) -> Any:
+    found = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return as_output(value, len(found[0]) if found else 0)
 
 
 class _Tracer(fx.Tracer):
@@ -96,15 +109,33 @@ class _Tracer(fx.Tracer):
     called.
     """
 
-    def __init__(self, leaves: Collection[type[nn.Module]]) -> None:
+    def __init__(self, leaves: Collection[type[nn.Module]], sample: Batch | None) -> None:
         super().__init__(param_shapes_constant=True)
         self.leaves = tuple(leaves)
+        self.sample = sample
         self.path = ""
+
+    def create_args_for_root(self, root_fn: Any, *_: Any) -> tuple[Any, list[Any]]:
+        """Take the inputs that are given as the graph's, and no others: defaults stay defaults."""
+        names = self.sample.names if isinstance(self.sample, Inputs) else ()
+        known = list(inspect.signature(root_fn).parameters)[1:]
+        count = len(tensors_of(self.sample)) if self.sample is not None else 1
+        labels = names or [*known, *(f"input{k}" for k in range(count))][:count]
+        given = [self.create_proxy("placeholder", str(label), (), {}) for label in labels]
+
+        def call(root: nn.Module, *values: Any) -> Any:
+            if names:
+                return root_fn(root, **dict(zip(names, values, strict=True)))
+            return root_fn(root, *values)
+
+        return call, [self.root, *given]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         renamed = isinstance(m, (*MATCHED, *NORMS)) and type(m).forward.__module__.startswith(
             "torch.nn."
         )
+        if any(isinstance(part, Equivalent) for part in m.modules() if not renamed):
+            return False  # an encoder of nn, say, which is a call else
         leaf = type(m) in self.leaves or renamed
         return leaf or super().is_leaf_module(m, module_qualified_name)
 

@@ -13,7 +13,7 @@ from cimf.evaluate.main_job import as_task
 from cimf.methods.base import Pruned, run_method
 from cimf.methods.by_name import METHODS
 from cimf.model.operators import implicit_summary
-from cimf.network.batches import as_batches, as_list
+from cimf.network.batches import as_batches, as_list, one_tensor
 from cimf.network.layers import working_dtype
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import out, progress_bar
@@ -90,7 +90,8 @@ def run_prune(
 def _implicit(result: Pruned, batches: list[Any]) -> str:
     """Say what the network is as an implicit model, or why it is none."""
     try:
-        samples, *_ = as_batches(batches[:1], working_dtype(result.network))
+        given = as_batches(batches[:1], working_dtype(result.network))
+        samples, *_ = one_tensor(given, "an implicit model")
         return implicit_summary(result.network, samples)
     except CimfError as error:
         return f"no implicit model: {error}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cimf.errors import InputError
-from cimf.network.batches import as_batches, as_list, run
+from cimf.network.batches import as_batches, as_list, one_tensor, run
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TrainingData:
             the inputs, NaN, or of different shapes.
         """
         given = as_list("training", batches)
-        inputs = torch.cat(as_batches(given, dtype, "training"))
+        inputs = torch.cat(one_tensor(as_batches(given, dtype, "training"), "training"))
         return cls(inputs, _labels(given, len(inputs), dtype) if labelled else None)
 
     def __len__(self) -> int:

@@ -103,6 +103,7 @@ def test_padding_and_unread_tokens_do_not_count(net, ids):
     counting = positions_that_count(graph, ids.split(15))
     text, first = ids != PADDING, torch.zeros_like(ids, dtype=torch.bool)
     first[:, 0] = True
+    counting = {str(node.target): found for node, found in counting.items()}
     assert set(counting) == {layer.path for layer in graph.layers} - {"head"}
     for path, found in counting.items():
         # The classifier reads the first token: only keys and values of the last block see others.
@@ -166,10 +167,6 @@ def test_models_of_the_transformers_library(name, ids):
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**SMALL, **CONFIGS[name])
     model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
-    with pytest.raises(
-        CaptureError, match=r"SequenceClassifierOutput.*cimf\.data\.text\.TokenClassifier"
-    ):
-        Task(model, ids).graph  # noqa: B018 - traced on first use
     net = TokenClassifier(model, PADDING)
     with torch.no_grad():
         expected = net(ids)
@@ -247,16 +244,6 @@ def test_dynamic_control_flow_names_the_module():
         LayerGraph(net, torch.ones(4, 3))
 
 
-class Pair(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lin = nn.Linear(3, 3)
-
-    def forward(self, x):
-        if x.shape[1] == 3:  # not for symbolic tracing
-            return self.lin(x), x
-
-
 class Functional(nn.Module):
     """Uses the weight of a module without calling it."""
 
@@ -268,26 +255,9 @@ class Functional(nn.Module):
         return functional.linear(x, self.lin.weight.T)
 
 
-class TiedHead(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.words, self.head = nn.Embedding(5, 4), nn.Linear(4, 5)
-        self.head.weight = self.words.weight
-
-    def forward(self, ids):
-        return self.head(self.words(ids).mean(1))
-
-
 @pytest.mark.parametrize(
     ("net", "width", "words"),
     [
-        (
-            nn.TransformerEncoderLayer(4, 2),
-            4,
-            r"self_attn' \(MultiheadAttention\).*three nn.Linear",
-        ),
-        (TiedHead(), 3, r"'head' \(Linear\) shares its weight with 'words'.*clone"),
-        (Pair(), 3, "returns a tuple"),
         (Functional(), 3, r"'lin' \(Linear\) has its weight read by"),
     ],
 )

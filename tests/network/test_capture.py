@@ -181,7 +181,7 @@ def test_every_kind_of_batches_gives_the_same_states():
         ((X, torch.zeros(10)), "at least two dimensions"),
         ((X, torch.zeros(10, 1)), "must be in a list"),
         ([X[0]], "at least two dimensions"),
-        ([{"x": X}], "is a dict"),
+        ([{"x": X}], "has 1 inputs; a tensor"),
         ([X, torch.full((2, 6), torch.nan)], "batch 1 holds 12 NaN"),
         ([X, X.where(torch.arange(10)[:, None] < 7, torch.nan)], "18 .* in 3 .* first in sample 7"),
         ([np.ma.masked_less(X.numpy(), 0.0)], "batch 0 is a masked array"),

@@ -259,7 +259,7 @@ class Auxiliary(nn.Module):
 
 def test_layers_that_are_not_called_in_eval_mode_are_named():
     graph = LayerGraph(Auxiliary(), U)
-    assert graph.uncalled == ("aux",)
+    assert graph.uncalled == ("aux", "unused.ih_l0", "unused.hh_l0")
     assert [layer.path for layer in graph.layers] == ["body", "head"]
 
 
@@ -435,11 +435,6 @@ class Applies(nn.Module):
         return self.function(torch.relu(self.lin(x)))
 
 
-class AnyNumber(Applies):
-    def forward(self, *inputs):
-        return super().forward(inputs[0])
-
-
 OTHER = nn.Linear(4, 3)
 
 
@@ -448,7 +443,6 @@ OTHER = nn.Linear(4, 3)
     [
         (nn.Sequential(nn.LazyLinear(3), nn.ReLU()), r"'0' \(LazyLinear\) has no weight yet"),
         (Applies(lambda x: OTHER(x)), "no parameter of it in 'linear'.*must be registered"),
-        (AnyNumber(torch.tanh), "any number of inputs"),
         (Applies(lambda x: x + OTHER.weight.sum() * x.mean(0)), "'add' .*mixes the samples"),
         (Applies(lambda x: x.log() - x.log()), "NaN or infinite values"),
     ],

@@ -112,15 +112,6 @@ class Branching(nn.Module):
         return self.a(x) if x.sum() > 0 else x
 
 
-class Repeated(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Linear(3, 3)
-
-    def forward(self, x):
-        return self.body(torch.relu(self.body(x)))
-
-
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
@@ -149,15 +140,21 @@ class Functional(nn.Module):
         return functional.linear(x, self.kernel)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize(
     ("net", "shape", "words"),
     [
         (Branching(), (3,), "control flow"),
-        (Repeated(), (3,), "'body'"),
         (Tied(), (3,), "'b'"),
         (Functional(), (3,), "kernel"),
-        (nn.Sequential(nn.ConvTranspose2d(3, 4, 3)), (3, 8, 8), "'0' \\(ConvTranspose2d\\)"),
-        (Last(nn.LSTM(4, 4)), (4, 4), "'core' \\(LSTM\\) is not supported: its weight_ih_l0 is"),
+        (nn.Sequential(nn.Conv3d(3, 4, 3)), (3, 4, 4, 4), "'0' \\(Conv3d\\)"),
+        (
+            Last(nn.LSTM(4, 4, proj_size=2, batch_first=True)),
+            (4, 4),
+            "'core' \\(LSTM\\) is not supported: its weight_ih_l0 is",
+        ),
+        (Last(nn.LSTM(4, 4)), (4, 4), "number of samples"),
+        (Last(nn.LSTM(4, 4)), (4,), "tensors \\(samples, steps, features\\) only"),
         (
             nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
             (3, 8, 8),

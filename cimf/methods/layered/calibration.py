@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from cimf.methods.layered.allocation import Counts
 from cimf.methods.layered.sensitivity import positions_that_count
 from cimf.methods.layered.statistics_options import Statistics
 from cimf.methods.layered.survey import Survey
+from cimf.network.batches import Batch, run
 from cimf.network.copies import difference
+from cimf.network.graph import as_output
 from cimf.network.layers import Layer, Rows
 
 # Samples on which the traced and the returned network are compared with what they should be, and
@@ -31,6 +33,9 @@ _SAME = 1e-3
 _ROUNDINGS = 30
 # Samples on which the loss curves for the budgets are taken; the rows are solved on all samples.
 _SURVEYED = 1000
+
+
+AnyBatch = TypeVar("AnyBatch", Tensor, Batch)
 
 
 class Calibration:
@@ -44,10 +49,21 @@ class Calibration:
 
     def __init__(self, task: Task, statistics: Statistics) -> None:
         self.graph, self.inputs, self.statistics = task.graph, task.inputs, statistics
+        if statistics.metric == "softmax" and self.graph.several:
+            raise InputError(
+                'metric "softmax" is for networks that return one tensor of logits, this one '
+                'returns several: take "output"'
+            )
         halves = sorted({str(p.dtype)[6:] for p in task.net.parameters() if p.dtype.itemsize == 2})
         self.notes = tuple(
             f"weights were {kind}: states computed in float32, the sparse weights rounded to it"
             for kind in halves
+        )
+        self.notes += tuple(
+            f"the weight of {layer.path} is the table of an embedding as well: its rows are fitted "
+            "to both uses, and its zeros are zeros of the embedding"
+            for layer in self.graph.layers
+            if layer.lookups
         )
         self.counting = positions_that_count(self.graph, self.inputs)
 
@@ -83,10 +99,11 @@ class Calibration:
                 "weight or a batch norm in more than one place, or its precision is too low"
             )
 
-    def _run(self, net: nn.Module) -> Any:
+    def _run(self, net: nn.Module) -> Tensor:
         """Return the output of a copy of a network on the samples that are compared."""
         net = copy.deepcopy(net).to("cpu", self.graph.dtype).eval()
-        return net(self.inputs[0][:_COMPARED].clone())
+        few = self.inputs[0][:_COMPARED]
+        return as_output(run(net, few, "calibration"), len(few))
 
     def counts(self, sparsity: float, allocation: str, keep: Sequence[str]) -> Counts:
         """Return how many weights every row keeps at a target sparsity.
@@ -139,7 +156,7 @@ class Calibration:
         return [layer for path, layer in known.items() if path in paths]
 
 
-def first_batches(batches: Sequence[Tensor], samples: int) -> list[Tensor]:
+def first_batches(batches: Sequence[AnyBatch], samples: int) -> list[AnyBatch]:
     """Return the first batches that hold at least so many samples, or all."""
     before = np.cumsum([0, *(len(batch) for batch in batches[:-1])])
     return [batch for batch, seen in zip(batches, before, strict=True) if seen < samples]

@@ -43,6 +43,7 @@ from cimf.methods.layered.statistics_options import Statistics
 from cimf.methods.layered.survey import as_rows, damped_groups, dense_rows
 from cimf.methods.penalty_search import within
 from cimf.methods.pruning_report import LayerRecord
+from cimf.network.batches import one_tensor
 from cimf.network.layers import Layer, LayerGraph, Rows
 from cimf.network.magnitude import MagnitudeNetwork
 from cimf.network.patches import PatchGram
@@ -137,7 +138,7 @@ class LayerSensitivity:
 
     def __init__(self, calibration: Calibration) -> None:
         self.calibration, graph = calibration, calibration.graph
-        inputs = calibration.inputs
+        inputs = one_tensor(calibration.inputs, "the bound of the sensitivity")
         high = torch.stack([u.amax(0) for u in inputs]).amax(0)
         low = torch.stack([u.amin(0) for u in inputs]).amin(0)
         self.moves = high - low

@@ -10,7 +10,7 @@ that move against each other, z and -z or p and 1 - p, then cancel in half of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from cimf.errors import UnknownNameError
-from cimf.network.graph import Lane
+from cimf.network.batches import Batch
 from cimf.network.layers import LayerGraph
 
 
@@ -42,13 +42,16 @@ def _softmax(y: Tensor) -> Tensor:
 METRICS: dict[str, Callable[[Tensor], Tensor]] = {"output": _output, "softmax": _softmax}
 
 
+# By the call of a layer, one entry per batch: which positions take part in its statistics.
+Counting = Mapping[fx.Node, Sequence[Tensor]]
+
 # Samples whose states are kept for one backward pass where all calibration samples take part.
 _PIECE = 25
 
 
 def output_sensitivity(
     graph: LayerGraph,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     metric: str = "output",
     projections: int = 10,
     seed: int = 0,
@@ -77,7 +80,7 @@ def output_sensitivity(
     for batch, start in zip(batches, ends[:-1], strict=True):
         part = slice(start, start + len(batch))
 
-        def add(k: int, gradient: Tensor, part: slice = part) -> None:
+        def add(k: int, _: fx.Node, gradient: Tensor, part: slice = part) -> None:
             # float64 first: squares of gradients below 1e-23 are zero in float32.
             # Windows of one sample may stand in the leading axis (Swin): samples are the slowest.
             squares = (
@@ -89,7 +92,7 @@ def output_sensitivity(
     return found
 
 
-def positions_that_count(graph: LayerGraph, batches: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+def positions_that_count(graph: LayerGraph, batches: Sequence[Batch]) -> Counting:
     """Return at which positions of every sample a linear layer's output can move the network's.
 
     Tokens that are padding, and in the last block all tokens that a classifier does not read, have
@@ -98,56 +101,56 @@ def positions_that_count(graph: LayerGraph, batches: Sequence[Tensor]) -> dict[s
 
     Returns
     -------
-    dict of str to list of bool
-        By path, one entry per batch, shaped as the output without its channels, for linear layers
+    dict of fx.Node to list of bool
+        By call, one entry per batch, shaped as the output without its channels, for linear layers
         with positions (an input of three or more axes). Layers that never reach the output are left
         out, like all others, and those whose samples alternate.
     """
-    linear = [
-        k for k, layer in enumerate(graph.layers)
-        if layer.channel_axis == -1 and len(layer.output_shape) > 1
-        and layer.sample_axis is not None
-    ]  # fmt: skip
-    found: dict[int, list[Tensor]] = {k: [] for k in linear}
-    pieces: dict[int, list[Tensor]] = {}
+    linear = {
+        call.node: call for layer in graph.layers for call in layer.calls
+        if call.channel_axis == -1 and len(call.output_shape) > 1
+        and call.sample_axis is not None
+    }  # fmt: skip
+    found: dict[fx.Node, list[Tensor]] = {node: [] for node in linear}
+    pieces: dict[fx.Node, list[Tensor]] = {}
 
-    def add(k: int, gradient: Tensor) -> None:
-        if k in found:
+    def add(k: int, node: fx.Node, gradient: Tensor) -> None:
+        if node in found:
             moves = (gradient != 0).any(-1)
             moves[~moves.flatten(1).any(1)] = True
-            pieces.setdefault(k, []).append(moves)
+            pieces.setdefault(node, []).append(moves)
 
     generator = torch.Generator().manual_seed(0)
     for batch in batches if linear else ():
         pieces.clear()
         for piece in batch.split(_PIECE):
             _visit_gradients(graph, piece, _output, 1, generator, add)
-        for k, parts in pieces.items():
-            found[k].append(torch.cat(parts).movedim(0, graph.layers[k].sample_axis or 0))
-    return {graph.layers[k].path: counts for k, counts in found.items() if counts}
+        for node, parts in pieces.items():
+            found[node].append(torch.cat(parts).movedim(0, linear[node].sample_axis or 0))
+    return {node: counts for node, counts in found.items() if counts}
 
 
 def _visit_gradients(
     graph: LayerGraph,
-    batch: Tensor,
+    batch: Batch,
     metric: Callable[[Tensor], Tensor],
     projections: int,
     generator: torch.Generator,
-    visit: Callable[[int, Tensor], None],
+    visit: Callable[[int, fx.Node, Tensor], None],
 ) -> None:
-    """Call visit(k, v' J_p of layer k, shape (b, positions..., r)) for every vector v.
+    """Call visit(k, node, v' J_p of this call of layer k, (b, positions..., r)) for every vector v.
 
     The squares sum up to ||J_p||^2, in expectation where the output has more than `projections`
     entries. Layers that do not reach the output are not visited; none is where the output has no
     gradient (class labels).
     """
-    index = {layer.node: k for k, layer in enumerate(graph.layers)}
+    calls = {call.node: (k, call) for k, layer in enumerate(graph.layers) for call in layer.calls}
     parameters = [layer.module.weight for layer in graph.layers]
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            values, output = _forward(graph, batch.clone(), index)
+            values, output = _forward(graph, batch.clone(), calls)
             if not output.requires_grad:
                 return
             moved = metric(output).reshape(len(batch), -1)
@@ -162,24 +165,25 @@ def _visit_gradients(
             grads = torch.autograd.grad(
                 moved, list(values.values()), v, retain_graph=True, allow_unused=True
             )
-            for k, grad in zip(values, grads, strict=True):
+            for node, grad in zip(values, grads, strict=True):
                 if grad is not None:
-                    layer = graph.layers[k]
-                    visit(k, grad.movedim((layer.sample_axis or 0, layer.channel_axis), (0, -1)))
+                    k, call = calls[node]
+                    axes = call.sample_axis or 0, call.channel_axis
+                    visit(k, node, grad.movedim(axes, (0, -1)))
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
 
 
 def _forward(
-    graph: LayerGraph, batch: Tensor, index: dict[fx.Node, int]
-) -> tuple[dict[int, Tensor], Tensor]:
-    """Return the layers' outputs by index, and the network's output."""
-    values: dict[int, Tensor] = {}
-    lane = Lane({graph.traced.source: batch})
+    graph: LayerGraph, batch: Batch, calls: Collection[fx.Node]
+) -> tuple[dict[fx.Node, Tensor], Tensor]:
+    """Return the outputs of the layers' calls, and the network's output."""
+    values: dict[fx.Node, Tensor] = {}
+    lane = graph.traced.lane(batch)
     output: Any = None
     for node in graph.traced.walk(lane):
-        if node in index:
-            values[index[node]] = lane[node]
+        if node in calls:
+            values[node] = lane[node]
         output = lane[node]
     return values, output

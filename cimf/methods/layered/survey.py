@@ -9,7 +9,7 @@ change of the network's output divided by the prediction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,8 +22,9 @@ from cimf.errors import UnknownNameError
 from cimf.methods.layered import elimination as rows
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts, by_price, uniform
 from cimf.methods.layered.propagate import propagate
-from cimf.methods.layered.sensitivity import output_sensitivity
+from cimf.methods.layered.sensitivity import Counting, output_sensitivity
 from cimf.methods.layered.statistics_options import Statistics
+from cimf.network.batches import Batch, joined
 from cimf.network.layers import Layer, LayerGraph
 from cimf.network.patches import PatchGram
 from cimf.statistics import Gram
@@ -88,16 +89,16 @@ class Survey:
 
     graph: LayerGraph
     curves: list[LayerCurves]
-    probe: Tensor
+    probe: Batch
     n_jobs: int | None = None
 
     @classmethod
     def take(
         cls,
         graph: LayerGraph,
-        batches: Sequence[Tensor],
+        batches: Sequence[Batch],
         how: Statistics,
-        counting: Mapping[str, Sequence[Tensor]] | None = None,
+        counting: Counting | None = None,
     ) -> Survey:
         """Measure the curves on the teacher's states; the arguments are those of `propagate`."""
         found: dict[str, tuple[Gram, ...]] = {}
@@ -106,7 +107,7 @@ class Survey:
             found[layer.path] = damped_groups(layer, statistics, how.damping)
 
         propagate(graph, batches, collect, how, counting=counting)
-        probe = torch.cat(list(batches))[:_PROBES]
+        probe = joined(batches)[:_PROBES]
         sensitivity = output_sensitivity(graph, [probe], how.metric)
         curves = [
             LayerCurves(

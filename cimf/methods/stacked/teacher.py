@@ -36,7 +36,7 @@ def teacher_states(teacher: Any, batches: Any) -> Iterator[States]:
 
 
 def _equilibria(model: ImplicitModel, batches: Any) -> Iterator[States]:
-    for batch in iter_batches(batches, torch.float64, "input", ids=False, piece=_PIECE):
+    for batch in iter_batches(batches, torch.float64, "input", piece=_PIECE):
         U = model.inputs(batch.flatten(1).numpy().T)
         found = model.equilibrium(U)
         if not found.converged.all():

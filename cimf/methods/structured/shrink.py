@@ -16,6 +16,7 @@ from cimf.network.batches import run
 from cimf.network.channel_flow import ChannelFlow, TiedChannels, channel_flow
 from cimf.network.copies import difference, plain_copy, working_copy
 from cimf.network.exported import MATCHED
+from cimf.network.graph import as_output
 from cimf.network.layers import working_dtype
 from cimf.network.trace import trace
 
@@ -174,13 +175,13 @@ def _check(small: nn.Module, network: nn.Module, batches: Sequence[Tensor]) -> N
     one, two = (working_copy(net, torch.float64) for net in (small, network))
     for u in _trials(batches):
         try:
-            found = run(one, u, "calibration")
+            found = as_output(run(one, u, "calibration"), len(u))
         except CimfError as error:
             raise CaptureError(
                 "the forward pass counts on the number of channels, so that the smaller network "
                 f"does not run ({error}): take sizes from the tensors, x.flatten(1) say"
             ) from error
-        expected = run(two, u, "calibration")
+        expected = as_output(run(two, u, "calibration"), len(u))
         if found.shape != expected.shape or not difference(found, expected) <= _SAME:
             raise CaptureError(
                 "the smaller network is another function: its forward pass counts on the number "
