@@ -176,8 +176,8 @@ class Sum(Loss):
 class FunctionLoss(Loss):
     """A loss given as a plain function of CVXPY expressions.
 
-    l(a, b), with a (n,) and b (p,) of one row, is summed over the rows; l(A, B, C, D) is taken to
-    couple them. It returns an expression, or (expression, constraints) as `Loss.expression`.
+    l(a, b) or l(a, b, row), with a (n,) and b (p,) of one row and its place in W, is summed over the
+    rows; l(A, B, C, D) is taken to couple them. It returns an expression, or (expression, constraints) as `Loss.expression`.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

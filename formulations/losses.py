@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64
 from formulations.errors import InputError
-from formulations.loss import FunctionLoss, Loss
+from formulations.loss import FunctionLoss, Loss, Sum
 from formulations.matrix_rows import Rows
 from formulations.registry import Registry
 from formulations.terms import as_term
@@ -351,7 +351,17 @@ LOSSES: Registry[type[Loss]] = Registry(
 
 
 def as_loss(given: Any) -> Loss:
-    """Return a loss from an instance, a name in `LOSSES`, or a function of CVXPY expressions."""
+    """Return a loss from an instance, a name in `LOSSES`, a function, or a list of these: their sum.
+
+    Raises
+    ------
+    InputError
+        An empty list; as `as_term`.
+    """
+    if isinstance(given, list | tuple):
+        if not given:
+            raise InputError("an empty list of losses: give 'zero' for none")
+        return Sum(tuple((1.0, as_loss(part)) for part in given))
     return as_term(given, Loss, LOSSES, FunctionLoss)
 
 

@@ -124,9 +124,9 @@ class Relaxed(ModelProblem):
         samples in columns.
     kappa : float, (n,) or None
         None: no ball.
-    loss : str, Loss, or function
-        A name in `LOSSES`, an instance, or a function l(a, b) of one row or l(A, B, C, D) of all,
-        of CVXPY expressions.
+    loss : str, Loss, function, or a list of these
+        A name in `LOSSES`, an instance, or a function l(a, b) or l(a, b, row) of one row or
+        l(A, B, C, D) of all, of CVXPY expressions (see `Loss.expression`); a list is their sum.
     sets : the same for `SETS`, one or several
         A function returns CVXPY constraints.
     lam1, lam2 : float

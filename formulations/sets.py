@@ -273,7 +273,7 @@ class Nonnegative(Box):
 class FunctionSet(ConstraintSet):
     """A set given as a plain function that returns a CVXPY constraint or a list of them.
 
-    Called with (a, b) of each row, or once with (A, B, C, D); see `FunctionLoss`.
+    Called with (a, b) or (a, b, row) of each row, or once with (A, B, C, D); see `FunctionLoss`.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -511,3 +511,42 @@ def test_a_keyword_that_a_problem_does_not_take_is_named(name):
     problem = FORMULATIONS[name]
     with pytest.raises(UnknownNameError, match=f"argument of {problem.__name__} 'lozs'; known: "):
         problem(np.eye(3), np.eye(3), lozs="l1")
+
+
+def test_a_function_may_ask_for_the_place_of_its_row():
+    """Weights per row of W, as an array and as a CVXPY parameter; a set of one row alone."""
+    weight = np.linspace(1.0, 2.0, 6)
+    mu = cp.Parameter(6, nonneg=True, value=weight)
+    point = rows(6)
+    expected = (weight[:, None] * np.abs(point.values[:, :4])).sum()
+    for function in (
+        lambda a, b, row: weight[row] * cp.norm1(a),
+        lambda a, b, row: mu[row] * cp.norm1(a),
+    ):
+        loss = as_loss(function)
+        loss.check(*SIZES).raise_if_failed()
+        assert loss.separable
+        assert loss.value(point) == pytest.approx(expected, rel=1e-12)
+        assert loss.value(some(point, np.array([5]))) == pytest.approx(
+            2.0 * np.abs(point.values[5, :4]).sum(), rel=1e-12
+        )
+    fifth = as_set(lambda a, b, row: [b == 0] if row == 4 else [])
+    fifth.check(*SIZES).raise_if_failed()
+    assert fifth.violation(point) == np.abs(point.values[4, 4:]).max()
+    assert fifth.violation(some(point, np.array([0, 5]))) == 0.0
+    with pytest.raises(InputError, match=r"takes 5 arguments; \(a, b\) or \(a, b, row\)"):
+        as_loss(lambda a, b, c, d, e: cp.norm1(a))
+
+
+def test_lists_of_losses_are_their_sum():
+    point = rows(4)
+    l1 = np.abs(point.values).sum()
+    loss = as_loss(["l1", 0.5 * L1(), lambda a, b: cp.sum_squares(b)])
+    loss.check(*SIZES).raise_if_failed()
+    assert loss.value(point) == pytest.approx(1.5 * l1 + np.square(point.values[:, 4:]).sum())
+    assert loss.separable
+    assert not as_loss(("l1", "column-group")).separable
+    with pytest.raises(InputError, match="an empty list of losses"):
+        as_loss([])
+    with pytest.raises(UnknownNameError):
+        as_loss(["l1", "l3"])

@@ -437,6 +437,25 @@ def test_bad_sweeps(data):
         solve_cvxpy(problem)
 
 
+def test_losses_of_rows_with_parameters_and_lists(data):
+    """A parameter per row, an epigraph variable and a name, in this process and in two."""
+    mu = cp.Parameter(N + Q, nonneg=True, value=np.linspace(0.5, 3.0, N + Q))
+
+    def weighted(a, b, row):
+        t = cp.Variable()
+        return mu[row] * t, [cp.norm1(a) <= t]
+
+    problem = Relaxed(*data, kappa=0.5, loss=[weighted, 0.1 * L1()])
+    found = solve_cvxpy(problem).raise_if_failed()
+    by_hand = as_loss(lambda a, b, row: float(mu.value[row]) * cp.norm1(a))
+    plain = solve_cvxpy(Relaxed(*data, kappa=0.5, loss=by_hand + 0.1 * L1()))
+    assert found.objective == pytest.approx(plain.objective, abs=2e-7 * found.scale)
+    two = solve_cvxpy(problem, n_jobs=2)
+    assert two.objective == found.objective
+    mu.value = 10.0 * mu.value
+    assert solve_cvxpy(problem).objective > found.objective + 1e-3
+
+
 def test_a_solve_that_stalls_is_repeated_with_care(data, monkeypatch):
     real, asked = cvxpy_models.solve, []
 

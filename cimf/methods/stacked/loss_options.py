@@ -26,9 +26,10 @@ class LossOptions(BallOptions):
 
     Attributes
     ----------
-    loss : str, Loss, or function
+    loss : str, Loss, function, or a list of these
         A name in `formulations.LOSSES`; an instance, also a sum ``0.5 * L1() + mine``; a function
-        of CVXPY expressions, (a, b) of one row or (A, B, C, D), where C and D have no rows.
+        of CVXPY expressions, (a, b) or (a, b, row) of one row or (A, B, C, D), where C and D have
+        no rows.
     sets : the same for `formulations.SETS`, one or several
     lam : float
         Multiplier of the loss, beside 1/2 of the squared errors summed over the samples: (3) of the
