@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from formulations.catalogue import FORMULATIONS
     from formulations.constrained import Constrained, RowProblem
     from formulations.exact import Exact
+    from formulations.fits import FITS, Fit
     from formulations.lasso import Lasso
     from formulations.least_squares import LeastSquares
     from formulations.level import Penalty, Radius
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from formulations.terms import Check
 
 _MODULES = {
+    "FITS": "fits",
     "FORMULATIONS": "catalogue",
     "LOSSES": "losses",
     "SETS": "sets",
@@ -37,6 +39,7 @@ _MODULES = {
     "ConstraintSet": "sets",
     "Exact": "exact",
     "ExactRecord": "problem",
+    "Fit": "fits",
     "Lasso": "lasso",
     "LeastSquares": "least_squares",
     "Loss": "loss",
@@ -55,6 +58,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "FITS",
     "FORMULATIONS",
     "LOSSES",
     "SETS",
@@ -65,6 +69,7 @@ __all__ = [
     "ConstraintSet",
     "Exact",
     "ExactRecord",
+    "Fit",
     "FormulationError",
     "InputError",
     "Lasso",

@@ -30,6 +30,10 @@ class Zero(Loss):
         """Return 0."""
         return cp.Constant(0.0)
 
+    def coordinates(self, rows: Rows) -> tuple[Any, Any]:
+        """Return zeros."""
+        return _filled(rows, 0.0), _filled(rows, 0.0)
+
     def value(self, rows: Rows) -> float:
         """Return 0."""
         return 0.0
@@ -48,6 +52,10 @@ class L1(Loss):
         """Return weight * sum_ij |W_ij|."""
         total: cp.Expression = self.weight * cp.sum(cp.abs(rows.values))
         return total
+
+    def coordinates(self, rows: Rows) -> tuple[Any, Any]:
+        """Return the weight, and zeros."""
+        return _filled(rows, self.weight), _filled(rows, 0.0)
 
     def value(self, rows: Rows) -> float:
         """Return weight * sum_ij |W_ij|."""
@@ -87,6 +95,10 @@ class WeightedL1(Loss):
         total: cp.Expression = cp.sum(cp.multiply(self._of(rows), cp.abs(rows.values)))
         return total
 
+    def coordinates(self, rows: Rows) -> tuple[Any, Any]:
+        """Return V, and zeros."""
+        return self._of(rows), _filled(rows, 0.0)
+
     def value(self, rows: Rows) -> float:
         """Return sum_ij V_ij |W_ij|."""
         return float((self._of(rows) * np.abs(rows.values)).sum())
@@ -107,6 +119,10 @@ class ElasticNet(Loss):
         w = rows.values
         total: cp.Expression = self.l1 * cp.sum(cp.abs(w)) + 0.5 * self.l2 * cp.sum_squares(w)
         return total
+
+    def coordinates(self, rows: Rows) -> tuple[Any, Any]:
+        """Return l1 and l2."""
+        return _filled(rows, self.l1), _filled(rows, self.l2)
 
     def value(self, rows: Rows) -> float:
         """Return l1 * sum_ij |W_ij| + 1/2 l2 * sum_ij W_ij^2."""
@@ -351,7 +367,7 @@ LOSSES: Registry[type[Loss]] = Registry(
 
 
 def as_loss(given: Any) -> Loss:
-    """Return a loss from an instance, a name in `LOSSES`, a function, or a list of these: their sum.
+    """Return a loss from an instance, a name in `LOSSES`, a function, or the sum of several.
 
     Raises
     ------
@@ -363,6 +379,10 @@ def as_loss(given: Any) -> Loss:
             raise InputError("an empty list of losses: give 'zero' for none")
         return Sum(tuple((1.0, as_loss(part)) for part in given))
     return as_term(given, Loss, LOSSES, FunctionLoss)
+
+
+def _filled(rows: Rows, value: float) -> NDArray[np.float64]:
+    return np.full(rows.values.shape, value)
 
 
 def _nonnegative(**values: float) -> None:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from cimf.errors import BackendError, FormulationError, InputError
 from cimf.judge.cone_certificate import Bound, lower_bound
+from cimf.judge.fit_bound import fit_bound
 from cimf.judge.model_solution import ModelSolution
 from cimf.solve.conic.backends import Outcome, candidates, run, solve
 from cimf.solve.conic.cvxpy_rows import GROUND_TRUTH, Progress
-from formulations.problem import ModelRecord
+from formulations.problem import ModelRecord, RelaxedRecord
 from formulations.relaxed import ModelProblem
 from formulations.terms import largest_violation
 
@@ -194,10 +195,14 @@ def _solve_piece(
                 raise
             break  # the first attempt's point, judged as it is
         outcomes.append(replace(outcome, build=outcome.build + written))
-        proved = _bound(problem, outcome, asked)
-        raw = problem.coefficients
+        raw, slopes = problem.coefficients, problem.slopes
         assert raw is not None
+        proved = _bound(problem, outcome, asked)
         bound = proved.value * record.scale
+        if slopes is not None:
+            assert isinstance(record, RelaxedRecord)
+            reach = proved.radius * record.unit
+            bound = max(bound, fit_bound(record, slopes * record.scale, reach))
         values = _exact_zeros(record, raw, bound, mark)
         cost = _cost(record, values, bound)
         if best is None or cost < best_cost:
