@@ -126,6 +126,11 @@ class Loss(Term):
         found = []
         if disagree(value, written, tolerance):
             found.append(f"value() gives {value:.10g} where expression() gives {written:.10g}")
+        if (pair := self.coordinates(point)) is not None:
+            w = point.values
+            closed = float((pair[0] * np.abs(w) + 0.5 * pair[1] * np.square(w)).sum())
+            if disagree(value, closed, tolerance):
+                found.append(f"value() gives {value:.10g} where coordinates() give {closed:.10g}")
         if self.separable:
             total = sum(self.value(one_row(point, i)) for i in range(len(point.index)))
             if disagree(value, total, tolerance):

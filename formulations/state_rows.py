@@ -44,6 +44,7 @@ class StateRowsRecord(RelaxedRecord):
         loss: Any,
         sets: Any,
         lam1: float,
+        misfit: Misfit = Misfit(),  # noqa: B008
     ) -> Self:
         """Validate; parameters and errors as `StateRows`."""
         mask, shape = np.asarray(allowed), (n_states, fit.n_features)
@@ -52,7 +53,7 @@ class StateRowsRecord(RelaxedRecord):
         if not mask.any(axis=1).all():
             raise InputError(f"row {int(mask.any(axis=1).argmin())} may use no column")
         fields = checked(fit, n_states, np.arange(n_states), kappa, loss, sets)
-        return cls(*fields, per_row("lam1", lam1, n_states), Misfit(), mask)
+        return cls(*fields, per_row("lam1", lam1, n_states), misfit, mask)
 
     @property
     def support(self) -> NDArray[np.bool_]:

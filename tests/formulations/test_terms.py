@@ -115,6 +115,27 @@ def test_known_values():
     )
 
 
+def test_norms_of_the_balls():
+    w = np.array([[3.0, -4.0, 1.0]])
+    for ball, norm in (
+        (SETS["weighted-l1-ball"](weights=[1.0, 2.0, 0.0]), 11.0),
+        (SETS["l2-ball"](), np.sqrt(26.0)),
+        (SETS["l-infinity-ball"](), 4.0),
+        (SETS["largest-sum"](k=2), 7.0),
+        (SETS["largest-sum"](k=9), 8.0),
+        (SETS["sorted-l1-ball"](weights=[2.0, 1.0]), 11.0),
+    ):
+        assert ball.norm(w)[0] == pytest.approx(norm, rel=1e-15)
+        assert ball.written(cp.Constant(w)).value[0] == pytest.approx(norm, rel=1e-12)
+        row = Rows(w, np.array([0]), 2)
+        assert ball.violation(row) == pytest.approx(norm - 1.0, rel=1e-12)
+    states = SETS["l2-ball"](2.5, columns="states")
+    np.testing.assert_allclose(states.nearest(row), [[1.5, -2.0, 1.0]], rtol=1e-12)
+    assert states.violation(row) == 2.5
+    zero = SETS["l2-ball"](0.0, columns="inputs")
+    np.testing.assert_array_equal(zero.nearest(row), [[3.0, -4.0, 0.0]])
+
+
 def test_patterns():
     every = Rows(np.ones((6, 7)), INDEX, N_STATES)
     np.testing.assert_array_equal(
@@ -143,6 +164,11 @@ def test_patterns():
         lambda: Causal(()),
         lambda: SETS["l1-ball"](-1.0),
         lambda: SETS["l1-ball"](1.0, "rows"),
+        lambda: SETS["l2-ball"](-1.0),
+        lambda: SETS["largest-sum"](k=0),
+        lambda: SETS["weighted-l1-ball"](),
+        lambda: SETS["weighted-l1-ball"](0.0, weights=[1.0, 0.0]),
+        lambda: SETS["sorted-l1-ball"](weights=[0.5, 1.0]),
     ],
 )
 def test_bad_parameters(make):
@@ -160,6 +186,22 @@ def test_small_disagreements_are_found():
 
     with pytest.raises(FormulationError, match=r"value\(\) gives"):
         Off().check(*SIZES).raise_if_failed()
+
+
+def test_wrong_coordinates_are_found():
+    class Half(L1):
+        def expression(self, rows):
+            return 0.5 * super().expression(rows)
+
+        def value(self, rows):
+            return 0.5 * super().value(rows)
+
+    for loss in (Half(), 2.0 * Half() + L1()):
+        with pytest.raises(FormulationError, match=r"where coordinates\(\) give"):
+            loss.check(*SIZES).raise_if_failed()
+    total = (2.0 * L1(3.0) + ElasticNet(0.5, 4.0)).coordinates(rows())
+    assert [(part == number).all() for part, number in zip(total, (6.5, 4.0), strict=True)]
+    assert (L1() + Group()).coordinates(rows()) is None
 
 
 def test_weights_of_any_size():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cimf.errors import BackendError, CertificateError, FormulationError, InputError
-from cimf.judge import ModelSolution
+from cimf.judge import ModelSolution, cone_certificate
 from cimf.solve.conic import cvxpy_models
 from cimf.solve.conic.cvxpy_front import solve_cvxpy
 from cimf.solve.parameter_sweep import sweep
@@ -418,6 +418,47 @@ def test_sweep_over_a_parameter(data):
     assert mu.value == 7.0
     same = sweep(Relaxed(*data, kappa=0.5, loss=lambda a, b: 2 * cp.norm1(a) * mu), mu, [0.5])
     assert same[0].objective == pytest.approx(found[1].objective, rel=1e-9)
+
+
+@pytest.mark.parametrize("fit", ["least-squares", "huber"])
+def test_sweeps_are_the_solutions_of_each_value(data, monkeypatch, fit):
+    """To the bit, compiled once per row, in one process and in two."""
+    mu = cp.Parameter(2, nonneg=True)
+    loss = lambda a, b: mu[0] * cp.norm1(a) + mu[1] * cp.norm(b)  # noqa: E731
+    problem = Relaxed(*data, kappa=0.5, loss=loss, fit=fit)
+    values, done, built = [[0.5, 1.0], [3.0, 0.1]], [], []
+    real = Relaxed.from_record.__func__
+    monkeypatch.setattr(
+        Relaxed, "from_record", classmethod(lambda *a, **k: built.append(1) or real(*a, **k))
+    )
+    found = sweep(problem, mu, values, progress=done.append, n_jobs=1)
+    assert len(built) == N + Q
+    assert done == list(range(1, N + Q + 1))
+    np.testing.assert_array_equal(problem.var_dict["A"].value, found[1].A)
+    assert mu.value is None
+    two = sweep(problem, mu, values, n_jobs=2)
+    for value, one, other in zip(values, found, two, strict=True):
+        mu.value = value
+        alone = solve_cvxpy(problem)
+        for name in "ABCD":
+            np.testing.assert_array_equal(one.values[name], alone.values[name])
+            np.testing.assert_array_equal(one.values[name], other.values[name])
+        assert one.raise_if_failed().objective == alone.objective
+        assert one.bounds == other.bounds
+        assert one.bound <= alone.objective + 1e-9 * one.scale
+    assert sweep(problem, mu, []) == []
+
+
+def test_a_bound_that_is_enough_is_not_refined(data, monkeypatch):
+    called = []
+    real = cone_certificate._refined
+    monkeypatch.setattr(cone_certificate, "_refined", lambda *a: called.append(1) or real(*a))
+    mu = cp.Parameter(nonneg=True, value=1.0)
+    problem = Relaxed(*data, kappa=0.5, loss=L1() * mu)
+    assert all(solution.passed for solution in sweep(problem, mu, [0.5, 1.0]))
+    assert not called
+    solve_cvxpy(problem)
+    assert len(called) == N + Q
 
 
 def test_bad_sweeps(data):
