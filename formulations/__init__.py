@@ -15,6 +15,7 @@ from formulations.errors import CimfError, FormulationError, InputError, Unknown
 if TYPE_CHECKING:
     from formulations.catalogue import FORMULATIONS
     from formulations.constrained import Constrained, RowProblem
+    from formulations.constraint_set import ConstraintSet
     from formulations.exact import Exact
     from formulations.fits import FITS, Fit
     from formulations.lasso import Lasso
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from formulations.matrix_rows import Rows
     from formulations.problem import ExactRecord, ModelRecord, RelaxedRecord, RowRecord
     from formulations.relaxed import ModelProblem, OutputRow, Relaxed, StateRow
-    from formulations.sets import SETS, ConstraintSet
+    from formulations.sets import SETS
     from formulations.state_rows import StateRows
     from formulations.terms import Check
 
@@ -36,7 +37,7 @@ _MODULES = {
     "SETS": "sets",
     "Check": "terms",
     "Constrained": "constrained",
-    "ConstraintSet": "sets",
+    "ConstraintSet": "constraint_set",
     "Exact": "exact",
     "ExactRecord": "problem",
     "Fit": "fits",

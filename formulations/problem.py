@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import Columns, shrink
+from formulations.constraint_set import ConstraintSet
 from formulations.fits import Group, Misfit
 from formulations.least_squares import LeastSquares
 from formulations.level import Penalty, Radius, stated
 from formulations.loss import Loss
 from formulations.matrix_rows import Rows
-from formulations.sets import ConstraintSet
 
 Array = NDArray[np.float64]
 

@@ -12,6 +12,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64, per_row
+from formulations.constraint_set import ConstraintSet
 from formulations.errors import InputError
 from formulations.fits import Misfit, as_fit
 from formulations.least_squares import LeastSquares, sample_weights
@@ -20,7 +21,7 @@ from formulations.losses import as_loss
 from formulations.matrix_rows import Rows
 from formulations.problem import ModelRecord, RelaxedRecord
 from formulations.registry import known_names
-from formulations.sets import ConstraintSet, as_set
+from formulations.sets import as_set
 
 Array = NDArray[np.float64]
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from formulations.catalogue import FORMULATIONS
+from formulations.constraint_set import ConstraintSet
 from formulations.errors import FormulationError, InputError, UnknownNameError
 from formulations.loss import minimum
 from formulations.losses import (
@@ -19,7 +20,7 @@ from formulations.losses import (
 )
 from formulations.matrix_rows import Rows
 from formulations.relaxed import Relaxed
-from formulations.sets import SETS, Box, Causal, ConstraintSet, NoSelfLoop, Pattern, as_set
+from formulations.sets import SETS, Box, Causal, NoSelfLoop, Pattern, as_set
 from formulations.terms import disagree
 
 N_STATES, N_INPUTS, N_OUTPUTS = 4, 3, 2

@@ -28,11 +28,12 @@ from cimf.methods.stacked.found import FoundLoss
 from cimf.methods.stacked.loss_options import LossOptions
 from cimf.methods.stacked.row_problems import RowProblems
 from cimf.solve.conic.cvxpy_models import solve_model_record
+from formulations.constraint_set import ConstraintSet
 from formulations.fits import Misfit
 from formulations.least_squares import LeastSquares
 from formulations.loss import Loss
 from formulations.matrix_rows import Rows
-from formulations.sets import ConstraintSet, L1Ball
+from formulations.sets import L1Ball
 from formulations.state_rows import StateRows, StateRowsRecord
 
 Array = NDArray[np.float64]

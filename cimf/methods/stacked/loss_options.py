@@ -12,10 +12,11 @@ import numpy as np
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.stacked.row_options import BallOptions
 from cimf.solve.conic.backends import candidates
+from formulations.constraint_set import ConstraintSet
 from formulations.fits import LogisticFit, SoftmaxFit, SquaredFit, as_fit
 from formulations.loss import Loss
 from formulations.losses import LOSSES, as_loss
-from formulations.sets import ConstraintSet, as_set
+from formulations.sets import as_set
 
 # Losses of the main job that are no formulation.
 _OTHERS = ("sensitivity",)
