@@ -204,9 +204,9 @@ def test_the_certificate_speaks_of_the_smallest_radius_of_the_parts(data, monkey
 
     asked = []
 
-    def noted(program, primal, dual, radius):
+    def noted(program, primal, dual, radius, enough):
         asked.append((radius, np.abs(primal).max()))
-        return lower_bound(program, primal, dual, radius)
+        return lower_bound(program, primal, dual, radius, enough)
 
     monkeypatch.setattr(cvxpy_models, "lower_bound", noted)
     solution = solve_cvxpy(Relaxed(*data, kappa=0.5, loss="l1"))
