@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cimf.errors import InputError
 from cimf.judge import Solution
-from cimf.judge.certificate import certify_bounds
+from cimf.judge.certificate import certify, certify_bounds
 from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference, Rescale
 from cimf.methods.stacked.fit_rows import fit_models
@@ -32,6 +32,7 @@ from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.row_problems import RowProblems
 from cimf.solve import solve_rows
 from cimf.solve.conic.cvxpy_models import solve_model_record
+from cimf.solve.conic.cvxpy_rows import GROUND_TRUTH
 from cimf.statistics import Gram
 from formulations.columns import Columns
 from formulations.least_squares import LeastSquares
@@ -107,13 +108,18 @@ def _l1_rows(
     """
     gram, weights = problem.moments.gram, problem.weights
     how: dict[str, Any] = {"tol": options.tol, "n_jobs": options.n_jobs}
+    mark = max(options.tol, GROUND_TRUTH)  # as for every loss
     solution = solve_rows(gram, lam=lam, weights=weights, progress=progress, **how)
+    judged = certify(gram, solution.coef, lam=lam, weights=weights, tol=mark)
+    solution = replace(solution, certificate=judged)
     outside = np.flatnonzero(solution.certificate.norm > kappa)
     if outside.size:
         own = weights if weights.ndim == 1 else weights[outside]
-        held = solve_rows(gram.rows(outside), kappa=kappa, weights=own, **how)
-        cost = held.objective + lam * held.certificate.norm
-        held = replace(held, certificate=replace(held.certificate, objective=cost))
+        part = gram.rows(outside)
+        held = solve_rows(part, kappa=kappa, weights=own, **how)
+        judged = certify(part, held.coef, kappa=kappa, weights=own, tol=mark)
+        judged = replace(judged, objective=judged.objective + lam * judged.norm)
+        held = replace(held, certificate=judged)
         solution = _with_rows(solution, outside, held)
     free = problem.reference.calibration.layout.free_columns
     slack = solution.certificate.norm < kappa * (1.0 - solution.certificate.tol)
