@@ -6,8 +6,8 @@ Both problems have N columns, several rows and m > N samples: least squares with
 Huber with l1; the weight of l1 takes several values. By hand: one problem with parameters for the
 target and the weight, compiled once, solved for every row and value by Clarabel; for least squares
 also on the triangular factor of the data. Neither has a certificate; `cimf.sweep` has, by the same
-solver at the same tolerance. All in one run, in turns, in one process but where two are named. Needs
-an idle machine of two cores. Results go to results/benchmark_hand_written.
+solver at the same tolerance. All in one run, in turns, in one process but where two are named.
+Needs an idle machine of two cores. Results go to results/benchmark_hand_written.
 """
 
 from __future__ import annotations
