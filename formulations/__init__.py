@@ -15,7 +15,9 @@ from formulations.errors import CimfError, FormulationError, InputError, Unknown
 if TYPE_CHECKING:
     from formulations.catalogue import FORMULATIONS
     from formulations.constrained import Constrained, RowProblem
+    from formulations.constraint_set import ConstraintSet
     from formulations.exact import Exact
+    from formulations.fits import FITS, Fit
     from formulations.lasso import Lasso
     from formulations.least_squares import LeastSquares
     from formulations.level import Penalty, Radius
@@ -24,19 +26,21 @@ if TYPE_CHECKING:
     from formulations.matrix_rows import Rows
     from formulations.problem import ExactRecord, ModelRecord, RelaxedRecord, RowRecord
     from formulations.relaxed import ModelProblem, OutputRow, Relaxed, StateRow
-    from formulations.sets import SETS, ConstraintSet
+    from formulations.sets import SETS
     from formulations.state_rows import StateRows
     from formulations.terms import Check
 
 _MODULES = {
+    "FITS": "fits",
     "FORMULATIONS": "catalogue",
     "LOSSES": "losses",
     "SETS": "sets",
     "Check": "terms",
     "Constrained": "constrained",
-    "ConstraintSet": "sets",
+    "ConstraintSet": "constraint_set",
     "Exact": "exact",
     "ExactRecord": "problem",
+    "Fit": "fits",
     "Lasso": "lasso",
     "LeastSquares": "least_squares",
     "Loss": "loss",
@@ -55,6 +59,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "FITS",
     "FORMULATIONS",
     "LOSSES",
     "SETS",
@@ -65,6 +70,7 @@ __all__ = [
     "ConstraintSet",
     "Exact",
     "ExactRecord",
+    "Fit",
     "FormulationError",
     "InputError",
     "Lasso",

@@ -89,6 +89,8 @@ class Constrained(RowProblem):
         w_j >= 0; 0: free; infinity: excluded, a_j = 0. Default: ones.
     signs : (N,), optional
         +1: a_j >= 0; -1: a_j <= 0; 0: either.
+    sample_weight : (m,), optional
+        s_k >= 0: what the squared error of sample k counts. Integers are repeated samples.
 
     Raises
     ------
@@ -106,8 +108,9 @@ class Constrained(RowProblem):
         bounded: ArrayLike | None = None,
         weights: ArrayLike | None = None,
         signs: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
     ) -> None:
-        fit = LeastSquares.from_arrays(design, target)
+        fit = LeastSquares.from_arrays(design, target, sample_weight)
         self._build(
             RowRecord.build(fit, kappa=kappa, bounded=bounded, weights=weights, signs=signs)
         )

@@ -50,8 +50,8 @@ class Exact(ModelProblem):
 
     Parameters
     ----------
-    X, U, Z, Y, kappa, loss, sets
-        As `Relaxed`.
+    X, U, Z, Y, kappa, loss, sets, sample_weight
+        As `Relaxed`. Weights matter where there is a tolerance, and where they are 0.
     tolerance : float
         Each row may miss its target by tolerance * ||z_i||. 0: exact.
 
@@ -82,8 +82,11 @@ class Exact(ModelProblem):
         loss: Any = "l1",
         sets: Any = (),
         tolerance: float = 0.0,
+        sample_weight: ArrayLike | None = None,
     ) -> None:
         fit, n, index = states_and_targets(X, U, Z, Y)
+        if sample_weight is not None:
+            fit = LeastSquares.from_arrays(fit.design, fit.target, sample_weight)
         tolerance = float(per_row("tolerance", tolerance, 1)[0])
         self.preflight = preflight(fit)
         _refuse_unmatched(self.preflight, n, tolerance)

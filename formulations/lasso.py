@@ -28,8 +28,9 @@ class Lasso(RowProblem):
         bounded: ArrayLike | None = None,
         weights: ArrayLike | None = None,
         signs: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
     ) -> None:
-        fit = LeastSquares.from_arrays(design, target)
+        fit = LeastSquares.from_arrays(design, target, sample_weight)
         self._build(RowRecord.build(fit, lam=lam, bounded=bounded, weights=weights, signs=signs))
 
     @classmethod

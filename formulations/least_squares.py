@@ -46,14 +46,22 @@ class LeastSquares:
     moments: tuple[Array, Array, Array] | None = None
 
     @classmethod
-    def from_arrays(cls, design: Any, target: ArrayLike) -> LeastSquares:
+    def from_arrays(
+        cls, design: Any, target: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> LeastSquares:
         """Return the data of a design (m, N), dense or scipy.sparse, and target(s) (m,) or (m, r).
+
+        Parameters
+        ----------
+        sample_weight : (m,), optional
+            s_k >= 0: h_i(a) = 1/2 sum_k s_k (m_k' a - z_ik)^2. Both sides are multiplied by their
+            roots; samples of weight 0 are left out.
 
         Raises
         ------
         InputError
             Wrong shapes, no samples or columns, float16, masked or complex arrays, NaN, infinity,
-            values whose squares overflow or underflow.
+            values whose squares overflow or underflow; as `sample_weights`.
         """
         if scipy.sparse.issparse(design):
             m = scipy.sparse.csc_array(design)
@@ -70,6 +78,15 @@ class LeastSquares:
             raise InputError(
                 f"design {m.shape} and target {z.shape} do not fit: (m, N) and (m, r) needed"
             )
+        if sample_weight is not None:
+            weight, kept = sample_weights(sample_weight, z.shape[0])
+            fit = cls(m, z, np.zeros(z.shape[1])).samples(kept)
+            root = np.sqrt(weight)[:, None]
+            sparse = scipy.sparse.issparse(m)
+            m = scipy.sparse.csc_array(fit.design.multiply(root)) if sparse else root * fit.design
+            z = root * fit.target
+            check_range("weighted design", m.data if sparse else m)
+            check_range("weighted target", z, axis=0)
         return cls(m, z, np.zeros(z.shape[1]))
 
     @classmethod
@@ -165,6 +182,10 @@ class LeastSquares:
             moments = (moments[0], moments[1][select], moments[2][select])
         return LeastSquares(self.design, self.target[:, select], self.remainder[select], moments)
 
+    def samples(self, index: Any) -> LeastSquares:
+        """Return the data of a selection of the samples, of data as given."""
+        return LeastSquares(self.design[index], self.target[index], self.remainder)
+
     def reduced(self) -> LeastSquares:
         """Return data with the same h and at most N samples: the triangular factor of (M, Z).
 
@@ -190,6 +211,25 @@ class LeastSquares:
         else:
             design = self.design / column
         return LeastSquares(design, self.target / target, self.remainder / np.square(target))
+
+
+def sample_weights(value: ArrayLike, length: int) -> tuple[Array, NDArray[np.intp]]:
+    """Return the weights (m',) of the samples that have any, and their places.
+
+    Raises
+    ------
+    InputError
+        Weights of another shape than (length,), negative or not finite, or all 0.
+    """
+    weight = as_float64("sample_weight", value, 1)
+    if weight.shape != (length,):
+        raise InputError(f"sample_weight has shape {weight.shape}; ({length},) needed")
+    if (weight < 0).any():
+        raise InputError("sample_weight must be >= 0")
+    kept = np.flatnonzero(weight)
+    if not kept.size:
+        raise InputError("sample_weight is 0 for every sample: nothing is left")
+    return weight[kept], kept
 
 
 def _squared_norms(matrix: Array) -> Array:

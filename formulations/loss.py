@@ -61,6 +61,13 @@ class Loss(Term):
         expression, constraints = self.lifted(_constant(rows))
         return minimum(expression, constraints)[1] if constraints else 0.0
 
+    def coordinates(self, rows: Rows) -> tuple[Any, Any] | None:
+        """Return c, d >= 0, (r, N), with l = sum_ij c_ij |W_ij| + 1/2 d_ij W_ij^2, if it has them.
+
+        A bound on the optimum can then be computed from the data alone.
+        """
+        return None
+
     def lifted(self, rows: Rows) -> tuple[Any, list[Any]]:
         """Return `expression` as a pair (expression, constraints)."""
         return _pair(self.expression(rows))
@@ -119,6 +126,11 @@ class Loss(Term):
         found = []
         if disagree(value, written, tolerance):
             found.append(f"value() gives {value:.10g} where expression() gives {written:.10g}")
+        if (pair := self.coordinates(point)) is not None:
+            w = point.values
+            closed = float((pair[0] * np.abs(w) + 0.5 * pair[1] * np.square(w)).sum())
+            if disagree(value, closed, tolerance):
+                found.append(f"value() gives {value:.10g} where coordinates() give {closed:.10g}")
         if self.separable:
             total = sum(self.value(one_row(point, i)) for i in range(len(point.index)))
             if disagree(value, total, tolerance):
@@ -161,6 +173,14 @@ class Sum(Loss):
             for weight, loss in self.parts
         )
 
+    def coordinates(self, rows: Rows) -> tuple[Any, Any] | None:
+        """Return the sums of c and d, if all parts have them."""
+        found = [(_number(weight), loss.coordinates(rows)) for weight, loss in self.parts]
+        pairs = [(weight * c[0], weight * c[1]) for weight, c in found if c is not None]
+        if len(pairs) < len(found):
+            return None
+        return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+
     def violation(self, rows: Rows) -> float:
         """Return the largest of the violations."""
         return max(loss.violation(rows) for _, loss in self.parts)
@@ -176,8 +196,9 @@ class Sum(Loss):
 class FunctionLoss(Loss):
     """A loss given as a plain function of CVXPY expressions.
 
-    l(a, b), with a (n,) and b (p,) of one row, is summed over the rows; l(A, B, C, D) is taken to
-    couple them. It returns an expression, or (expression, constraints) as `Loss.expression`.
+    l(a, b) or l(a, b, row), with a (n,) and b (p,) of one row and its place in W, is summed over
+    the rows; l(A, B, C, D) is taken to couple them. It returns an expression, or (expression,
+    constraints) as `Loss.expression`.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64
 from formulations.errors import InputError
-from formulations.loss import FunctionLoss, Loss
+from formulations.loss import FunctionLoss, Loss, Sum
 from formulations.matrix_rows import Rows
 from formulations.registry import Registry
 from formulations.terms import as_term
@@ -29,6 +29,10 @@ class Zero(Loss):
     def expression(self, rows: Rows) -> cp.Expression:
         """Return 0."""
         return cp.Constant(0.0)
+
+    def coordinates(self, rows: Rows) -> tuple[Any, Any]:
+        """Return zeros."""
+        return _filled(rows, 0.0), _filled(rows, 0.0)
 
     def value(self, rows: Rows) -> float:
         """Return 0."""
@@ -48,6 +52,10 @@ class L1(Loss):
         """Return weight * sum_ij |W_ij|."""
         total: cp.Expression = self.weight * cp.sum(cp.abs(rows.values))
         return total
+
+    def coordinates(self, rows: Rows) -> tuple[Any, Any]:
+        """Return the weight, and zeros."""
+        return _filled(rows, self.weight), _filled(rows, 0.0)
 
     def value(self, rows: Rows) -> float:
         """Return weight * sum_ij |W_ij|."""
@@ -87,6 +95,10 @@ class WeightedL1(Loss):
         total: cp.Expression = cp.sum(cp.multiply(self._of(rows), cp.abs(rows.values)))
         return total
 
+    def coordinates(self, rows: Rows) -> tuple[Any, Any]:
+        """Return V, and zeros."""
+        return self._of(rows), _filled(rows, 0.0)
+
     def value(self, rows: Rows) -> float:
         """Return sum_ij V_ij |W_ij|."""
         return float((self._of(rows) * np.abs(rows.values)).sum())
@@ -107,6 +119,10 @@ class ElasticNet(Loss):
         w = rows.values
         total: cp.Expression = self.l1 * cp.sum(cp.abs(w)) + 0.5 * self.l2 * cp.sum_squares(w)
         return total
+
+    def coordinates(self, rows: Rows) -> tuple[Any, Any]:
+        """Return l1 and l2."""
+        return _filled(rows, self.l1), _filled(rows, self.l2)
 
     def value(self, rows: Rows) -> float:
         """Return l1 * sum_ij |W_ij| + 1/2 l2 * sum_ij W_ij^2."""
@@ -351,8 +367,22 @@ LOSSES: Registry[type[Loss]] = Registry(
 
 
 def as_loss(given: Any) -> Loss:
-    """Return a loss from an instance, a name in `LOSSES`, or a function of CVXPY expressions."""
+    """Return a loss from an instance, a name in `LOSSES`, a function, or the sum of several.
+
+    Raises
+    ------
+    InputError
+        An empty list; as `as_term`.
+    """
+    if isinstance(given, list | tuple):
+        if not given:
+            raise InputError("an empty list of losses: give 'zero' for none")
+        return Sum(tuple((1.0, as_loss(part)) for part in given))
     return as_term(given, Loss, LOSSES, FunctionLoss)
+
+
+def _filled(rows: Rows, value: float) -> NDArray[np.float64]:
+    return np.full(rows.values.shape, value)
 
 
 def _nonnegative(**values: float) -> None:

@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import Columns, shrink
+from formulations.constraint_set import ConstraintSet
+from formulations.fits import Group, Misfit
 from formulations.least_squares import LeastSquares
 from formulations.level import Penalty, Radius, stated
 from formulations.loss import Loss
 from formulations.matrix_rows import Rows
-from formulations.sets import ConstraintSet
 
 Array = NDArray[np.float64]
 
@@ -179,6 +180,18 @@ class ModelRecord:
         return rows.states
 
     @property
+    def ball_columns(self) -> NDArray[np.intp]:
+        """The columns that count in the ball."""
+        index = np.arange(self.fit.n_features)
+        columns: NDArray[np.intp] = self.in_ball(self.rows(index[None]))[0]
+        return columns
+
+    @property
+    def support(self) -> NDArray[np.bool_]:
+        """Where W may be non-zero, (r, N)."""
+        return np.ones((self.index.size, self.fit.n_features), dtype=bool)
+
+    @property
     def separable(self) -> bool:
         """Whether the loss and every set separate over the rows."""
         return self.loss.separable and all(s.separable for s in self.sets)
@@ -246,27 +259,60 @@ class ModelRecord:
 class RelaxedRecord(ModelRecord):
     """Problem (3) and its rows (4), (5): min l(W) + sum_i lam_i ||z_i - M w_i||^2, W in C, ball.
 
+    With another fit, lam_i sum_k s_k phi(m_k' w_i; z_ik) in the place of the squares (`fits`).
+
     Attributes
     ----------
     lam : (r,)
         lam_1 for rows of (A, B), lam_2 for rows of (C, D); in the paper's scaling, without 1/2.
+    misfit : Misfit
+        Which fit, and what each sample counts.
     """
 
     lam: Array
+    misfit: Misfit
+
+    @property
+    def groups(self) -> list[Group]:
+        """The rows of each fit, with the weights of their samples."""
+        k = self.rows(np.empty((self.index.size, 0))).n_state_rows
+        return self.misfit.groups(k, self.lam, self.fit.target)
+
+    @property
+    def separable(self) -> bool:
+        """Whether the loss, every set and the fits separate over the rows."""
+        return super().separable and all(group.fit.separable for group in self.groups)
 
     @property
     def scale(self) -> float:
-        """sum_i lam_i ||z_i||^2, the matching term at W = 0 (1 where that is 0)."""
-        return float(self.lam @ self.fit.target_sq) or 1.0
+        """The matching term at W = 0 (1 where that is 0): sum_i lam_i ||z_i||^2 for squares."""
+        if self.misfit.is_squares:
+            return float(self.lam @ self.fit.target_sq) or 1.0
+        return self.matching(np.zeros_like(self.fit.target)) or 1.0
+
+    def matching(self, predictions: Array) -> float:
+        """Return sum_i lam_i sum_k s_k phi(p_ik; z_ik) at predictions p (m, r)."""
+        z = self.fit.target
+        return sum(
+            float((g.weight * g.fit.values(predictions[:, g.rows], z[:, g.rows])).sum())
+            for g in self.groups
+        )
 
     def objective(self, values: Array) -> float:
-        """Return l(W) + sum_i lam_i ||z_i - M w_i||^2."""
-        matching = float(paper_weight(self.lam) @ self.fit.value(values))
+        """Return l(W) + sum_i lam_i ||z_i - M w_i||^2, or with the fits in its place."""
+        if self.misfit.is_squares:
+            matching = float(paper_weight(self.lam) @ self.fit.value(values))
+        else:
+            matching = self.matching(np.asarray(self.fit.design @ values.T))
         return self.loss.value(self.rows(values)) + matching
 
     def take(self, rows: Sequence[int]) -> Self:
         """Return the record of some of the rows."""
         return replace(super().take(rows), lam=self.lam[rows])
+
+    def reduced(self) -> Self:
+        """Return the same problem on at most N samples; of another fit the problem itself."""
+        return super().reduced() if self.misfit.is_squares else self
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import cvxpy as cp
@@ -11,14 +12,16 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64, per_row
+from formulations.constraint_set import ConstraintSet
 from formulations.errors import InputError
-from formulations.least_squares import LeastSquares
+from formulations.fits import Misfit, as_fit
+from formulations.least_squares import LeastSquares, sample_weights
 from formulations.loss import Loss, minimum
 from formulations.losses import as_loss
 from formulations.matrix_rows import Rows
 from formulations.problem import ModelRecord, RelaxedRecord
 from formulations.registry import known_names
-from formulations.sets import ConstraintSet, as_set
+from formulations.sets import as_set
 
 Array = NDArray[np.float64]
 
@@ -64,10 +67,11 @@ class ModelProblem(cp.Problem):
     def coefficients(self, values: Array) -> None:
         """Set W, and the loss's own variables to their best for it; not if `normalised`."""
         settings = self._settings(values)
-        if set(self.variables()) - {variable for variable, _ in settings}:
+        own = {v for part in (self._loss[0], *self._loss[1]) for v in part.variables()}
+        if own - {variable for variable, _ in settings}:
             fixed = [variable == block for variable, block in settings]
             minimum(self._loss[0], [*self._loss[1], *fixed])
-        for variable, block in settings:
+        for variable, block in [*settings, *self._following(values)]:
             variable.value = block
 
     def _build(self, record: ModelRecord, unit: Array | None = None, scale: float = 1.0) -> None:
@@ -106,6 +110,18 @@ class ModelProblem(cp.Problem):
         """Return what the variables are at W = values; not if `normalised`."""
         return [(self._blocks[name], block) for name, block in self.record.split(values).items()]
 
+    @property
+    def slopes(self) -> Array | None:
+        """Slopes of the matching terms over the predictions, (m, r), where a solver has left them.
+
+        Of a problem that is `normalised` those of its objective; None for least squares.
+        """
+        return None
+
+    def _following(self, values: Array) -> list[tuple[cp.Variable, Array]]:
+        """Return what further variables of the problem are at W = values."""
+        return []
+
     def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
         """Return the matching terms of the objective, over scale, and the matching constraints."""
         raise NotImplementedError
@@ -124,24 +140,33 @@ class Relaxed(ModelProblem):
         samples in columns.
     kappa : float, (n,) or None
         None: no ball.
-    loss : str, Loss, or function
-        A name in `LOSSES`, an instance, or a function l(a, b) of one row or l(A, B, C, D) of all,
-        of CVXPY expressions.
+    loss : str, Loss, function, or a list of these
+        A name in `LOSSES`, an instance, or a function l(a, b) or l(a, b, row) of one row or
+        l(A, B, C, D) of all, of CVXPY expressions (see `Loss.expression`); a list is their sum.
     sets : the same for `SETS`, one or several
         A function returns CVXPY constraints.
     lam1, lam2 : float
         >= 0.
+    fit : str or Fit, or a pair of these
+        What the predictions A X + B U and C X + D U cost beside Z and Y, summed over the samples: a
+        name in `FITS` or an instance; a pair is for Z and for Y. "least-squares" as above; "huber",
+        "absolute", "quantile"; "logistic" and "softmax" for outputs that are classes.
+    sample_weight : (m,), optional
+        s_k >= 0: what sample k counts. Integers are repeated samples.
 
     Raises
     ------
     InputError
-        Wrong shapes, NaN, unknown names.
+        Wrong shapes, NaN, unknown names, targets that the fit has no meaning for.
     FormulationError
         A loss or set that is not convex by the DCP rules, whose numpy value does not agree with
         its expression, or that is declared separable and is not. The message names the part.
     """
 
     record: RelaxedRecord
+    _matched: cp.Constraint | None
+    _predictions: cp.Variable
+    _sizes: Array
 
     @known_names
     def __init__(
@@ -156,12 +181,43 @@ class Relaxed(ModelProblem):
         sets: Any = (),
         lam1: float = 1.0,
         lam2: float = 1.0,
+        fit: Any = "least-squares",
+        sample_weight: ArrayLike | None = None,
     ) -> None:
-        fit, n, index = states_and_targets(X, U, Z, Y)
+        data, n, index = states_and_targets(X, U, Z, Y)
         lam = np.where(index < n, _weight("lam1", lam1), _weight("lam2", lam2))
-        self._build(RelaxedRecord(*checked(fit, n, index, kappa, loss, sets), lam))
+        data, misfit = fitted(data, n, fit, sample_weight)
+        self._build(RelaxedRecord(*checked(data, n, index, kappa, loss, sets), lam, misfit))
+
+    def _following(self, values: Array) -> list[tuple[cp.Variable, Array]]:
+        if self._matched is None:
+            return []
+        return [(self._predictions, np.asarray(self.record.fit.design @ values.T) / self._sizes)]
+
+    @property
+    def slopes(self) -> Array | None:
+        """As `ModelProblem.slopes`."""
+        found = None if self._matched is None else self._matched.dual_value
+        return None if found is None else -np.asarray(found) / self._sizes
 
     def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
+        record, self._matched = self.record, None
+        if record.misfit.is_squares:
+            return self._squares(values, scale)
+        # Predictions as variables of size 1: the design is written once, and the multiplier of
+        # the equation is the dual point of the fit.
+        z, self._sizes = record.fit.target, np.ones(record.index.size)
+        self._predictions = p = cp.Variable(z.shape, name="predictions")
+        terms = []
+        for group in record.groups:
+            fit, size, factor = group.fit.scaled(z[:, group.rows])
+            self._sizes[group.rows] = size
+            each = fit.terms(p[:, group.rows], z[:, group.rows] / size)
+            terms.append(cp.sum(cp.multiply(factor / scale * group.weight, each)))
+        self._matched = p == record.fit.design @ values.T @ np.diag(1.0 / self._sizes)
+        return cp.sum(cp.hstack(terms)), [self._matched]
+
+    def _squares(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
         fit, lam = self.record.fit, self.record.lam / scale
         # Row weights go on the residual: one quadratic form instead of one per row.
         root = np.sqrt(lam)
@@ -188,13 +244,16 @@ class StateRow(Relaxed):
         loss: Any = "zero",
         sets: Any = (),
         lam1: float = 1.0,
+        fit: Any = "least-squares",
+        sample_weight: ArrayLike | None = None,
     ) -> None:
-        fit, n = states_and_row(X, U, z)
+        data, n = states_and_row(X, U, z)
         if not 0 <= row < n:
             raise InputError(f"row {row} of A does not exist: it has {n} rows")
         lam = np.array([_weight("lam1", lam1)])
-        fields = checked(fit, n, np.array([row]), kappa, loss, sets, by_rows="a row of (A, B)")
-        self._build(RelaxedRecord(*fields, lam))
+        data, misfit = fitted(data, 1, fit, sample_weight)
+        fields = checked(data, n, np.array([row]), kappa, loss, sets, by_rows="a row of (A, B)")
+        self._build(RelaxedRecord(*fields, lam, misfit))
 
 
 class OutputRow(Relaxed):
@@ -215,13 +274,16 @@ class OutputRow(Relaxed):
         loss: Any = "zero",
         sets: Any = (),
         lam2: float = 1.0,
+        fit: Any = "least-squares",
+        sample_weight: ArrayLike | None = None,
     ) -> None:
-        fit, n = states_and_row(X, U, y)
+        data, n = states_and_row(X, U, y)
         if row < 0:
             raise InputError(f"row {row} of C does not exist")
         lam = np.array([_weight("lam2", lam2)])
-        fields = checked(fit, n, np.array([n + row]), None, loss, sets, by_rows="a row of (C, D)")
-        self._build(RelaxedRecord(*fields, lam))
+        data, misfit = fitted(data, 0, fit, sample_weight)
+        fields = checked(data, n, np.array([n + row]), None, loss, sets, by_rows="a row of (C, D)")
+        self._build(RelaxedRecord(*fields, lam, misfit))
 
 
 def states_and_targets(
@@ -243,6 +305,37 @@ def states_and_row(X: ArrayLike, U: ArrayLike, z: ArrayLike) -> tuple[LeastSquar
     """Return the data with the one target z (m,), and n."""
     design, n = _design(X, U)
     return LeastSquares.from_arrays(design, as_float64("target", z, 1)), n
+
+
+def fitted(
+    data: LeastSquares, n_state_rows: int, fit: Any, sample_weight: ArrayLike | None
+) -> tuple[LeastSquares, Misfit]:
+    """Return the data and the misfit of `fit` and `sample_weight`, as `Relaxed` takes them.
+
+    Raises
+    ------
+    InputError
+        Unknown names, targets that a fit has no meaning for, a fit that couples a row alone; as
+        `sample_weights`.
+    """
+    pair = tuple(fit) if isinstance(fit, tuple | list) else (fit, fit)
+    if len(pair) != 2:
+        raise InputError(f"fit is one, or a pair for Z and for Y, got {len(pair)}")
+    states, outputs = as_fit(pair[0]), as_fit(pair[1])
+    weight = None
+    if Misfit(states, outputs).is_squares:
+        if sample_weight is not None:
+            data = LeastSquares.from_arrays(data.design, data.target, sample_weight)
+        return data, Misfit(states, outputs)
+    if sample_weight is not None:
+        weight, kept = sample_weights(sample_weight, data.design.shape[0])
+        data = data.samples(kept)
+    k, z = n_state_rows, data.target.copy()
+    if k:
+        z[:, :k] = states.targets("Z", z[:, :k])
+    if k < z.shape[1]:
+        z[:, k:] = outputs.targets("Y", z[:, k:])
+    return replace(data, target=z), Misfit(states, outputs, weight)
 
 
 def _design(X: ArrayLike, U: ArrayLike) -> tuple[Array, int]:

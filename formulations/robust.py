@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import as_float64, per_row
 from formulations.errors import InputError, UnknownNameError
+from formulations.least_squares import sample_weights
 from formulations.registry import known_names
 
 Array = NDArray[np.float64]
@@ -49,6 +50,10 @@ class RobustRow(cp.Problem):
         Columns inside the ball. Default: all.
     certain : (N,) bool, optional
         Columns without errors, such as the bias. Default: none.
+    sample_weight : (m,), optional
+        s_k >= 0: the norm of the residual is sqrt(sum_k s_k r_k^2). Integers are repeated samples,
+        whose errors are bounded together ("matrix", "columns") or each ("samples"). Samples of
+        weight 0 are left out: `design`, `target`, `rho` and errors are those of the others.
 
     Raises
     ------
@@ -72,6 +77,7 @@ class RobustRow(cp.Problem):
         kappa: float | None = None,
         bounded: ArrayLike | None = None,
         certain: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
     ) -> None:
         m, z = as_float64("design", design, 2), as_float64("target", target, 1)
         if z.shape != m.shape[:1] or not m.size:
@@ -81,17 +87,24 @@ class RobustRow(cp.Problem):
         self.design, self.target, self.errors = m, z, errors
         length = {"matrix": 1, "columns": m.shape[1], "samples": m.shape[0]}[errors]
         self.rho = per_row("rho", rho, length)
+        self.root = np.ones(len(z))
+        if sample_weight is not None:
+            weight, kept = sample_weights(sample_weight, len(z))
+            m, z, self.root = m[kept], z[kept], np.sqrt(weight)
+            self.rho = self.rho[kept] if errors == "samples" else self.rho
+            self.design, self.target = m, z
         self.certain = _mask("certain", certain, m.shape[1], False)
         inside = _mask("bounded", bounded, m.shape[1], True)
         a = cp.Variable(m.shape[1], name="a")
-        residual, moved = m @ a - z, a[np.flatnonzero(~self.certain)]
+        root = self.root
+        residual, moved = (root[:, None] * m) @ a - root * z, a[np.flatnonzero(~self.certain)]
         norm = cp.norm2(moved) if moved.size else cp.Constant(0.0)
         if errors == "matrix":
             worst = cp.norm2(residual) + float(self.rho[0]) * norm
         elif errors == "columns":
             worst = cp.norm2(residual) + cp.abs(a) @ np.where(self.certain, 0.0, self.rho)
         else:
-            worst = cp.norm2(cp.abs(residual) + norm * self.rho)
+            worst = cp.norm2(cp.abs(residual) + norm * (root * self.rho))
         constraints: list[cp.Constraint] = []
         if kappa is not None:
             radius = float(per_row("kappa", kappa, 1)[0])
@@ -105,13 +118,14 @@ class RobustRow(cp.Problem):
         a = as_float64("coef", coef, 1)
         residual, moved = self.design @ a - self.target, np.where(self.certain, 0.0, a)
         if self.errors == "samples":
-            return float(np.linalg.norm(np.abs(residual) + self.rho * np.linalg.norm(moved)))
+            each = np.abs(residual) + self.rho * np.linalg.norm(moved)
+            return float(np.linalg.norm(self.root * each))
         size = (
             self.rho[0] * np.linalg.norm(moved)
             if self.errors == "matrix"
             else self.rho @ np.abs(moved)
         )
-        return float(np.linalg.norm(residual) + size)
+        return float(np.linalg.norm(self.root * residual) + size)
 
     def worst_error(self, coef: ArrayLike) -> Array:
         """Return errors E (m, N) that attain the worst case at a = coef (N,)."""
@@ -120,7 +134,8 @@ class RobustRow(cp.Problem):
         if self.errors == "samples":
             signs = np.where(residual < 0, -1.0, 1.0)
             return _outer(signs * self.rho, moved / (np.linalg.norm(moved) or 1.0))
-        along = residual / np.linalg.norm(residual) if residual.any() else np.eye(len(residual))[0]
+        along = residual if residual.any() else np.eye(len(residual))[0]
+        along = along / np.linalg.norm(self.root * along)
         if self.errors == "matrix":
             return _outer(self.rho[0] * along, moved / (np.linalg.norm(moved) or 1.0))
         return _outer(along, self.rho * np.sign(moved))

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.columns import per_row, shrink
 from formulations.errors import InputError
+from formulations.fits import Misfit
 from formulations.least_squares import LeastSquares
 from formulations.matrix_rows import Rows
 from formulations.problem import ModelRecord, RelaxedRecord
@@ -43,6 +44,7 @@ class StateRowsRecord(RelaxedRecord):
         loss: Any,
         sets: Any,
         lam1: float,
+        misfit: Misfit = Misfit(),  # noqa: B008
     ) -> Self:
         """Validate; parameters and errors as `StateRows`."""
         mask, shape = np.asarray(allowed), (n_states, fit.n_features)
@@ -51,7 +53,12 @@ class StateRowsRecord(RelaxedRecord):
         if not mask.any(axis=1).all():
             raise InputError(f"row {int(mask.any(axis=1).argmin())} may use no column")
         fields = checked(fit, n_states, np.arange(n_states), kappa, loss, sets)
-        return cls(*fields, per_row("lam1", lam1, n_states), mask)
+        return cls(*fields, per_row("lam1", lam1, n_states), misfit, mask)
+
+    @property
+    def support(self) -> NDArray[np.bool_]:
+        """The places that may be non-zero."""
+        return self.allowed
 
     def in_ball(self, rows: Rows) -> Any:
         """Return all columns."""
@@ -137,7 +144,7 @@ class StateRows(Relaxed):
             for (entries, columns, _), row in zip(self._entries, values, strict=True)
         ]
 
-    def _matching(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
+    def _squares(self, values: cp.Expression, scale: float) -> tuple[Any, list[cp.Constraint]]:
         fit, lam = self.record.fit, self.record.lam / scale
         residuals, lost = [], 0.0
         for i, (entries, columns, unit) in enumerate(self._entries):

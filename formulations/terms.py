@@ -217,8 +217,9 @@ def _cones(problem: cp.Problem) -> tuple[tuple[str, ...], dict[str, str]]:
 class RowFunction:
     """Calls a plain function of (a, b) row by row, or one of (A, B, C, D) with all of W.
 
-    The number of parameters decides: l(a, b), with a (n,) and b (p,) of one row, is summed over
-    the rows and separable by construction; l(A, B, C, D) may couple them.
+    The number of parameters decides: l(a, b) or l(a, b, row), with a (n,) and b (p,) of one row and
+    its place in W (0..n-1 in (A, B), from n on in (C, D)), is summed over the rows and separable by
+    construction; l(A, B, C, D) may couple them.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -229,13 +230,14 @@ class RowFunction:
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
         ]
         self.name = getattr(function, "__name__", type(function).__name__)
-        if len(positional) not in (2, 4):
+        if len(positional) not in (2, 3, 4):
             raise InputError(
-                f"function {self.name} takes {len(positional)} arguments; (a, b) of one row or "
-                "(A, B, C, D) needed"
+                f"function {self.name} takes {len(positional)} arguments; (a, b) or (a, b, row) of "
+                "one row, or (A, B, C, D) needed"
             )
         self.function = function
-        self.by_rows = len(positional) == 2
+        self.by_rows = len(positional) < 4
+        self.by_place = len(positional) == 3
 
     def __call__(self, rows: Rows) -> list[Any]:
         """Return the function's values: one per row, or a single one.
@@ -250,7 +252,10 @@ class RowFunction:
         if not self.by_rows:
             return [self._value(*rows.blocks)]
         n = rows.n_states
-        return [self._value(values[i, :n], values[i, n:]) for i in range(values.shape[0])]
+        return [
+            self._value(values[i, :n], values[i, n:], *([place] if self.by_place else []))
+            for i, place in enumerate(rows.index.tolist())
+        ]
 
     def _value(self, *blocks: Any) -> Any:
         try:

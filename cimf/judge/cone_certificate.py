@@ -116,24 +116,33 @@ class Bound:
     residual: float
 
 
-def lower_bound(program: ConeProgram, x: Array, z: Array, radius: float) -> Bound:
+def lower_bound(
+    program: ConeProgram, x: Array, z: Array, radius: float, enough: float = np.inf
+) -> Bound:
     """Return the bound that a primal-dual point (x (k,), z (l,)) proves.
 
     Parameters
     ----------
     radius : float
         Size of the points that the bound speaks of.
+    enough : float
+        A bound that the dual point need not be refined to better.
     """
     if not (np.isfinite(x).all() and np.isfinite(z).all()):
         return Bound(-np.inf, radius, np.inf)
     px = program.P @ x
     dual = program.cones.dual_point(z)
-    found = []
-    for point in (dual, _refined(program, px, dual)):
+
+    def proved(point: Array) -> Bound:
         residual = float(np.abs(px + program.q + program.A.T @ point).sum())
         value = program.offset - 0.5 * float(x @ px) - float(program.b @ point) - radius * residual
-        found.append(Bound(value, radius, residual))
-    return max(found, key=lambda bound: bound.value)
+        return Bound(value, radius, residual)
+
+    first = proved(dual)
+    if first.value >= enough:
+        return first
+    refined = proved(_refined(program, px, dual))
+    return max(first, refined, key=lambda bound: bound.value)
 
 
 def _refined(program: ConeProgram, px: Array, dual: Array) -> Array:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from formulations.catalogue import FORMULATIONS
+from formulations.constraint_set import ConstraintSet
 from formulations.errors import FormulationError, InputError, UnknownNameError
 from formulations.loss import minimum
 from formulations.losses import (
@@ -19,7 +20,7 @@ from formulations.losses import (
 )
 from formulations.matrix_rows import Rows
 from formulations.relaxed import Relaxed
-from formulations.sets import SETS, Box, Causal, ConstraintSet, NoSelfLoop, Pattern, as_set
+from formulations.sets import SETS, Box, Causal, NoSelfLoop, Pattern, as_set
 from formulations.terms import disagree
 
 N_STATES, N_INPUTS, N_OUTPUTS = 4, 3, 2
@@ -115,6 +116,27 @@ def test_known_values():
     )
 
 
+def test_norms_of_the_balls():
+    w = np.array([[3.0, -4.0, 1.0]])
+    for ball, norm in (
+        (SETS["weighted-l1-ball"](weights=[1.0, 2.0, 0.0]), 11.0),
+        (SETS["l2-ball"](), np.sqrt(26.0)),
+        (SETS["l-infinity-ball"](), 4.0),
+        (SETS["largest-sum"](k=2), 7.0),
+        (SETS["largest-sum"](k=9), 8.0),
+        (SETS["sorted-l1-ball"](weights=[2.0, 1.0]), 11.0),
+    ):
+        assert ball.norm(w)[0] == pytest.approx(norm, rel=1e-15)
+        assert ball.written(cp.Constant(w)).value[0] == pytest.approx(norm, rel=1e-12)
+        row = Rows(w, np.array([0]), 2)
+        assert ball.violation(row) == pytest.approx(norm - 1.0, rel=1e-12)
+    states = SETS["l2-ball"](2.5, columns="states")
+    np.testing.assert_allclose(states.nearest(row), [[1.5, -2.0, 1.0]], rtol=1e-12)
+    assert states.violation(row) == 2.5
+    zero = SETS["l2-ball"](0.0, columns="inputs")
+    np.testing.assert_array_equal(zero.nearest(row), [[3.0, -4.0, 0.0]])
+
+
 def test_patterns():
     every = Rows(np.ones((6, 7)), INDEX, N_STATES)
     np.testing.assert_array_equal(
@@ -143,6 +165,11 @@ def test_patterns():
         lambda: Causal(()),
         lambda: SETS["l1-ball"](-1.0),
         lambda: SETS["l1-ball"](1.0, "rows"),
+        lambda: SETS["l2-ball"](-1.0),
+        lambda: SETS["largest-sum"](k=0),
+        lambda: SETS["weighted-l1-ball"](),
+        lambda: SETS["weighted-l1-ball"](0.0, weights=[1.0, 0.0]),
+        lambda: SETS["sorted-l1-ball"](weights=[0.5, 1.0]),
     ],
 )
 def test_bad_parameters(make):
@@ -160,6 +187,22 @@ def test_small_disagreements_are_found():
 
     with pytest.raises(FormulationError, match=r"value\(\) gives"):
         Off().check(*SIZES).raise_if_failed()
+
+
+def test_wrong_coordinates_are_found():
+    class Half(L1):
+        def expression(self, rows):
+            return 0.5 * super().expression(rows)
+
+        def value(self, rows):
+            return 0.5 * super().value(rows)
+
+    for loss in (Half(), 2.0 * Half() + L1()):
+        with pytest.raises(FormulationError, match=r"where coordinates\(\) give"):
+            loss.check(*SIZES).raise_if_failed()
+    total = (2.0 * L1(3.0) + ElasticNet(0.5, 4.0)).coordinates(rows())
+    assert [(part == number).all() for part, number in zip(total, (6.5, 4.0), strict=True)]
+    assert (L1() + Group()).coordinates(rows()) is None
 
 
 def test_weights_of_any_size():
@@ -511,3 +554,42 @@ def test_a_keyword_that_a_problem_does_not_take_is_named(name):
     problem = FORMULATIONS[name]
     with pytest.raises(UnknownNameError, match=f"argument of {problem.__name__} 'lozs'; known: "):
         problem(np.eye(3), np.eye(3), lozs="l1")
+
+
+def test_a_function_may_ask_for_the_place_of_its_row():
+    """Weights per row of W, as an array and as a CVXPY parameter; a set of one row alone."""
+    weight = np.linspace(1.0, 2.0, 6)
+    mu = cp.Parameter(6, nonneg=True, value=weight)
+    point = rows(6)
+    expected = (weight[:, None] * np.abs(point.values[:, :4])).sum()
+    for function in (
+        lambda a, b, row: weight[row] * cp.norm1(a),
+        lambda a, b, row: mu[row] * cp.norm1(a),
+    ):
+        loss = as_loss(function)
+        loss.check(*SIZES).raise_if_failed()
+        assert loss.separable
+        assert loss.value(point) == pytest.approx(expected, rel=1e-12)
+        assert loss.value(some(point, np.array([5]))) == pytest.approx(
+            2.0 * np.abs(point.values[5, :4]).sum(), rel=1e-12
+        )
+    fifth = as_set(lambda a, b, row: [b == 0] if row == 4 else [])
+    fifth.check(*SIZES).raise_if_failed()
+    assert fifth.violation(point) == np.abs(point.values[4, 4:]).max()
+    assert fifth.violation(some(point, np.array([0, 5]))) == 0.0
+    with pytest.raises(InputError, match=r"takes 5 arguments; \(a, b\) or \(a, b, row\)"):
+        as_loss(lambda a, b, c, d, e: cp.norm1(a))
+
+
+def test_lists_of_losses_are_their_sum():
+    point = rows(4)
+    l1 = np.abs(point.values).sum()
+    loss = as_loss(["l1", 0.5 * L1(), lambda a, b: cp.sum_squares(b)])
+    loss.check(*SIZES).raise_if_failed()
+    assert loss.value(point) == pytest.approx(1.5 * l1 + np.square(point.values[:, 4:]).sum())
+    assert loss.separable
+    assert not as_loss(("l1", "column-group")).separable
+    with pytest.raises(InputError, match="an empty list of losses"):
+        as_loss([])
+    with pytest.raises(UnknownNameError):
+        as_loss(["l1", "l3"])

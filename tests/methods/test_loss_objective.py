@@ -21,6 +21,7 @@ from cimf.methods.stacked.sensitivity_options import SensitivityOptions
 from cimf.solve.conic import cvxpy_models
 from formulations import LOSSES, SETS, LeastSquares, Relaxed, Rows, StateRow, StateRows
 from formulations.columns import Columns
+from formulations.fits import HuberFit
 from formulations.state_rows import StateRowsRecord
 
 
@@ -152,6 +153,24 @@ def test_coupled_rows_are_solved_whole(reference, loss):
     assert "solved together, with one certificate" in str(report)
 
 
+@pytest.mark.parametrize("kappa", [0.0, 0.2, 0.5, None])
+def test_l1_by_the_exact_path_is_that_of_the_cone_solver(reference, kappa):
+    """Some rows are held back by the ball and some by the loss; the same optimum and zeros."""
+    exact = solved(reference, kappa, loss=2.0 * LOSSES["l1"](), lam=4.0).report
+    cone = solved(reference, kappa, loss="l1", lam=8.0, backend="clarabel").report
+    assert set(exact.methods) != {"clarabel"} == set(cone.methods)
+    np.testing.assert_allclose(
+        exact.solution.objective, cone.solution.objective, rtol=1e-6, atol=1e-7
+    )
+    np.testing.assert_allclose(exact.solution.coef, cone.solution.coef, atol=1e-4)
+    assert exact.certified == cone.certified == 11
+    assert exact.loss.value == pytest.approx(2.0 * cone.loss.value, rel=1e-4)
+    if kappa == 0.2:
+        assert 0 < exact.loss.inside < 11, "both kinds of rows"
+    assert (exact.solution.gap <= 1e-9).all()
+    assert exact.loss.inside == cone.loss.inside
+
+
 def test_kappa_zero_leaves_the_bias(reference):
     report = solved(reference, 0.0, loss="l1").report
     (states,) = reference.calibration.chunks()
@@ -263,16 +282,16 @@ def test_sets_that_exclude_each_other_are_named(reference):
 def test_a_row_on_which_the_backend_fails_is_reported_or_raises(reference, monkeypatch):
     honest, rows = cvxpy_models._solve_piece, []
 
-    def failing(kind, record, *arguments):
-        rows.append(record.index[0])
-        if record.index[0] == 3:
+    def failing(problem, *arguments):
+        rows.append(problem.record.index[0])
+        if problem.record.index[0] == 3:
             raise cimf.errors.BackendError("planted")
-        return honest(kind, record, *arguments)
+        return honest(problem, *arguments)
 
     monkeypatch.setattr(cvxpy_models, "_solve_piece", failing)
     with pytest.raises(CertificateError, match=r"kappa = 0.5: 1 of 11 rows.*worst row 3") as caught:
-        solved(reference, loss="l1")
-    kept = solved(reference, loss="l1", keep_going=True).report
+        solved(reference, loss="robust")
+    kept = solved(reference, loss="robust", keep_going=True).report
     assert kept.certified == 10
     assert kept.methods == {"clarabel": 10, "none": 1}
     np.testing.assert_array_equal(kept.solution.coef, caught.value.solution.coef)
@@ -448,3 +467,42 @@ def test_faults_of_a_users_function_are_named(reference):
     assert isinstance(raised.value.__cause__, AttributeError)
     with pytest.raises(InputError, match="n_jobs=1"):
         solved(reference, loss=locked(threading.Lock()), n_jobs=2)
+
+
+@pytest.mark.parametrize(("fit", "kappa"), [("huber", 0.3), ("absolute", None)])
+def test_other_fits_against_cvxpy_by_hand(reference, fit, kappa):
+    report = solved(reference, kappa, loss="l1", lam=0.5, fit=fit, sets="box").report
+    (states,) = reference.calibration.chunks()
+    states = states.scaled(reference.scale(True))
+    for i in (0, 7):
+        used = DESIGNS["causal"].allowed(states)[i] & ~states.free_columns
+        a, bias = cp.Variable(int(used.sum())), cp.Variable()
+        rest = states.Z[i] - np.concatenate([states.X, states.U]).T[:, used] @ a - bias
+        cost = cp.sum(cp.huber(rest)) if fit == "huber" else cp.norm1(rest)
+        inside = [cp.abs(a) <= 1] + ([] if kappa is None else [cp.norm1(a) <= kappa])
+        problem = cp.Problem(cp.Minimize(0.5 * cost + 0.5 * cp.norm1(a)), inside)
+        problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10)
+        assert report.solution.objective[i] == pytest.approx(problem.value, rel=1e-6)
+    assert report.certified == 11
+    assert "fit HuberFit(knee=1.0)" in str(report) or "fit AbsoluteFit" in str(report)
+    assert report.row()["fit"].startswith(("HuberFit", "AbsoluteFit"))
+
+
+def test_a_wide_knee_is_least_squares(net, inputs, reference):
+    wide = HuberFit(1e3)
+    huber = cimf.sparsify(net, [inputs], 0.3, "causal", fit=wide).report.solution
+    plain = cimf.sparsify_path(reference, [0.3], "causal")[0].report.solution
+    np.testing.assert_allclose(huber.objective, plain.objective, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(huber.coef, plain.coef, atol=1e-3)
+
+
+def test_bad_fits(reference):
+    with pytest.raises(InputError, match="the states are no labels"):
+        solved(reference, loss="l1", fit="logistic")
+    options = LossOptions(loss="l1", fit="huber")
+    with pytest.raises(InputError, match="needs the samples, not moments"):
+        cimf.sparsify_path(
+            reference, [0.5], "causal", options=options, moments=Moments.of(reference)
+        )
+    assert "fit" not in LossOptions(loss="l1").decisive
+    assert options.decisive["fit"] == "HuberFit(knee=1.0)"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cimf.errors import BackendError, CertificateError, FormulationError, InputError
-from cimf.judge import ModelSolution
+from cimf.judge import ModelSolution, cone_certificate
 from cimf.solve.conic import cvxpy_models
 from cimf.solve.conic.cvxpy_front import solve_cvxpy
 from cimf.solve.parameter_sweep import sweep
@@ -204,9 +204,9 @@ def test_the_certificate_speaks_of_the_smallest_radius_of_the_parts(data, monkey
 
     asked = []
 
-    def noted(program, primal, dual, radius):
+    def noted(program, primal, dual, radius, enough):
         asked.append((radius, np.abs(primal).max()))
-        return lower_bound(program, primal, dual, radius)
+        return lower_bound(program, primal, dual, radius, enough)
 
     monkeypatch.setattr(cvxpy_models, "lower_bound", noted)
     solution = solve_cvxpy(Relaxed(*data, kappa=0.5, loss="l1"))
@@ -420,6 +420,47 @@ def test_sweep_over_a_parameter(data):
     assert same[0].objective == pytest.approx(found[1].objective, rel=1e-9)
 
 
+@pytest.mark.parametrize("fit", ["least-squares", "huber"])
+def test_sweeps_are_the_solutions_of_each_value(data, monkeypatch, fit):
+    """To the bit, compiled once per row, in one process and in two."""
+    mu = cp.Parameter(2, nonneg=True)
+    loss = lambda a, b: mu[0] * cp.norm1(a) + mu[1] * cp.norm(b)  # noqa: E731
+    problem = Relaxed(*data, kappa=0.5, loss=loss, fit=fit)
+    values, done, built = [[0.5, 1.0], [3.0, 0.1]], [], []
+    real = Relaxed.from_record.__func__
+    monkeypatch.setattr(
+        Relaxed, "from_record", classmethod(lambda *a, **k: built.append(1) or real(*a, **k))
+    )
+    found = sweep(problem, mu, values, progress=done.append, n_jobs=1)
+    assert len(built) == N + Q
+    assert done == list(range(1, N + Q + 1))
+    np.testing.assert_array_equal(problem.var_dict["A"].value, found[1].A)
+    assert mu.value is None
+    two = sweep(problem, mu, values, n_jobs=2)
+    for value, one, other in zip(values, found, two, strict=True):
+        mu.value = value
+        alone = solve_cvxpy(problem)
+        for name in "ABCD":
+            np.testing.assert_array_equal(one.values[name], alone.values[name])
+            np.testing.assert_array_equal(one.values[name], other.values[name])
+        assert one.raise_if_failed().objective == alone.objective
+        assert one.bounds == other.bounds
+        assert one.bound <= alone.objective + 1e-9 * one.scale
+    assert sweep(problem, mu, []) == []
+
+
+def test_a_bound_that_is_enough_is_not_refined(data, monkeypatch):
+    called = []
+    real = cone_certificate._refined
+    monkeypatch.setattr(cone_certificate, "_refined", lambda *a: called.append(1) or real(*a))
+    mu = cp.Parameter(nonneg=True, value=1.0)
+    problem = Relaxed(*data, kappa=0.5, loss=L1() * mu)
+    assert all(solution.passed for solution in sweep(problem, mu, [0.5, 1.0]))
+    assert not called
+    solve_cvxpy(problem)
+    assert len(called) == N + Q
+
+
 def test_bad_sweeps(data):
     mu, other = cp.Parameter(nonneg=True), cp.Parameter(name="other")
     problem = Relaxed(*data, kappa=0.5, loss=lambda a, b: mu * cp.norm1(a))
@@ -435,6 +476,25 @@ def test_bad_sweeps(data):
     assert mu.value is None
     with pytest.raises(InputError, match="have no value"):
         solve_cvxpy(problem)
+
+
+def test_losses_of_rows_with_parameters_and_lists(data):
+    """A parameter per row, an epigraph variable and a name, in this process and in two."""
+    mu = cp.Parameter(N + Q, nonneg=True, value=np.linspace(0.5, 3.0, N + Q))
+
+    def weighted(a, b, row):
+        t = cp.Variable()
+        return mu[row] * t, [cp.norm1(a) <= t]
+
+    problem = Relaxed(*data, kappa=0.5, loss=[weighted, 0.1 * L1()])
+    found = solve_cvxpy(problem).raise_if_failed()
+    by_hand = as_loss(lambda a, b, row: float(mu.value[row]) * cp.norm1(a))
+    plain = solve_cvxpy(Relaxed(*data, kappa=0.5, loss=by_hand + 0.1 * L1()))
+    assert found.objective == pytest.approx(plain.objective, abs=2e-7 * found.scale)
+    two = solve_cvxpy(problem, n_jobs=2)
+    assert two.objective == found.objective
+    mu.value = 10.0 * mu.value
+    assert solve_cvxpy(problem).objective > found.objective + 1e-3
 
 
 def test_a_solve_that_stalls_is_repeated_with_care(data, monkeypatch):

@@ -77,6 +77,8 @@ class FoundLoss:
         Rows that the ball does not hold back; None where there is none.
     whole : bool
         The rows were coupled and solved as one problem: they share their certificate.
+    fit : str
+        The data fit; empty for least squares.
     """
 
     name: str
@@ -85,14 +87,17 @@ class FoundLoss:
     sets: tuple[str, ...]
     inside: int | None
     whole: bool
+    fit: str = ""
 
     def columns(self) -> dict[str, Any]:
         """Return its numbers for a table."""
-        return {"loss": self.name, "lam": self.lam, "loss_value": self.value}
+        fit = {"fit": self.fit} if self.fit else {}
+        return {"loss": self.name, "lam": self.lam, "loss_value": self.value, **fit}
 
     def __str__(self) -> str:
         return (
             f"loss          {self.name} = {self.value:.6g}, multiplier {shortest(self.lam)}"
+            + (f", fit {self.fit}" if self.fit else "")
             + (f", in {', '.join(self.sets)}" if self.sets else "")
             + ("" if self.inside is None else f"; {self.inside} rows inside the ball")
             + ("; all rows solved together, with one certificate" if self.whole else "")

@@ -12,9 +12,11 @@ import numpy as np
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.stacked.row_options import BallOptions
 from cimf.solve.conic.backends import candidates
+from formulations.constraint_set import ConstraintSet
+from formulations.fits import LogisticFit, SoftmaxFit, SquaredFit, as_fit
 from formulations.loss import Loss
 from formulations.losses import LOSSES, as_loss
-from formulations.sets import ConstraintSet, as_set
+from formulations.sets import as_set
 
 # Losses of the main job that are no formulation.
 _OTHERS = ("sensitivity",)
@@ -26,13 +28,18 @@ class LossOptions(BallOptions):
 
     Attributes
     ----------
-    loss : str, Loss, or function
+    loss : str, Loss, function, or a list of these
         A name in `formulations.LOSSES`; an instance, also a sum ``0.5 * L1() + mine``; a function
-        of CVXPY expressions, (a, b) of one row or (A, B, C, D), where C and D have no rows.
+        of CVXPY expressions, (a, b) or (a, b, row) of one row or (A, B, C, D), where C and D have
+        no rows.
     sets : the same for `formulations.SETS`, one or several
     lam : float
         Multiplier of the loss, beside 1/2 of the squared errors summed over the samples: (3) of the
         paper with lam1 = 1 / (2 lam).
+    fit : str or Fit
+        What the errors of the states cost, with the factor 1/2: a name in `formulations.FITS` or an
+        instance; "huber", "absolute" and "quantile" hold the states of all samples in memory, in
+        the units of `rescale`. Default: least squares, on moments.
     backend : str
         "auto" (MOSEK, else Clarabel), or the name of a solver that CVXPY has.
     tol : float
@@ -53,6 +60,7 @@ class LossOptions(BallOptions):
     loss: Any = "zero"
     sets: Any = ()
     lam: float = 1.0
+    fit: Any = "least-squares"
     backend: str = "auto"
 
     no_ball: ClassVar[bool] = True
@@ -66,6 +74,11 @@ class LossOptions(BallOptions):
             candidates(self.backend)
         super().__post_init__()
         object.__setattr__(self, "lam", float(self.lam))
+        object.__setattr__(self, "fit", as_fit(self.fit))
+        if isinstance(self.fit, LogisticFit | SoftmaxFit):
+            raise InputError(
+                "the states are no labels: fit 'huber', 'absolute' or 'quantile'", options=["fit"]
+            )
         object.__setattr__(self, "loss", as_loss(self.loss))
         several = isinstance(self.sets, Sequence) and not isinstance(self.sets, str)
         sets = self.sets if several else (self.sets,)
@@ -84,7 +97,15 @@ class LossOptions(BallOptions):
     @property
     def decisive(self) -> dict[str, Any]:
         """What can change a number, terms by what they print as."""
-        return {**super().decisive, "loss": _text(self.loss), "sets": [_text(s) for s in self.sets]}
+        found = {**super().decisive, "loss": _text(self.loss), "fit": repr(self.fit)}
+        if self.squares:
+            del found["fit"]
+        return {**found, "sets": [_text(s) for s in self.sets]}
+
+    @property
+    def squares(self) -> bool:
+        """Whether the fit is least squares, which needs moments alone."""
+        return isinstance(self.fit, SquaredFit)
 
 
 def _name(term: Loss | ConstraintSet) -> str:

@@ -11,26 +11,32 @@ are a factor of the moments; every certificate is taken from the moments themsel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import compress
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from cimf.errors import InputError
 from cimf.judge import Solution
-from cimf.judge.certificate import certify_bounds
+from cimf.judge.certificate import certify, certify_bounds
 from cimf.methods.stacked.assemble import Sparsified
 from cimf.methods.stacked.captured import Reference, Rescale
+from cimf.methods.stacked.fit_rows import fit_models
 from cimf.methods.stacked.found import FoundLoss
 from cimf.methods.stacked.loss_options import LossOptions
 from cimf.methods.stacked.moments import Moments
 from cimf.methods.stacked.row_problems import RowProblems
+from cimf.solve import solve_rows
 from cimf.solve.conic.cvxpy_models import solve_model_record
+from cimf.solve.conic.cvxpy_rows import GROUND_TRUTH
 from cimf.statistics import Gram
 from formulations.columns import Columns
 from formulations.least_squares import LeastSquares
+from formulations.matrix_rows import Rows
 from formulations.state_rows import StateRows, StateRowsRecord
 
 Array = NDArray[np.float64]
@@ -52,8 +58,18 @@ def loss_models(
     progress: Callable[[int], None] | None,
 ) -> Iterator[Sparsified]:
     """Yield the model of every wanted kappa, infinity for no ball; else as `iter_path`."""
+    if not options.squares:
+        if moments is not None:
+            raise InputError("a fit other than least squares needs the samples, not moments")
+        yield from fit_models(reference, levels, wanted, design, rescale, options, progress)
+        return
     problem = RowProblems.of(reference, design, rescale, moments)
     layout = reference.calibration.layout
+    if (weight := _l1_weight(options, layout.n_states, layout.n_inputs)) > 0.0:
+        for kappa in compress(levels, wanted):
+            solution, found = _l1_rows(problem, kappa, weight, options, progress)
+            yield problem.sparsified(kappa, solution, options, loss=found)
+        return
     factored = _Factored.of(problem.moments.gram, layout.free_columns)
     record = StateRowsRecord.build(
         factored.fit, len(problem.allowed), problem.allowed & ~factored.free, None,
@@ -63,6 +79,84 @@ def loss_models(
         record = replace(record, kappa=np.full(len(problem.allowed), kappa))
         solution, found = _solved(problem, factored, record, options, progress)
         yield problem.sparsified(kappa, solution, options, loss=found)
+
+
+def _l1_weight(options: LossOptions, n_states: int, n_inputs: int) -> float:
+    """Return mu where the loss is lam l = mu sum |W_ij| and nothing else is asked, else 0."""
+    if options.sets or options.backend != "auto" or not options.lam:
+        return 0.0
+    rows = Rows(np.zeros((n_states, n_states + n_inputs)), np.arange(n_states), n_states)
+    pair = options.loss.coordinates(rows)
+    if pair is None or pair[1].any() or (pair[0] != pair[0][0, 0]).any():
+        return 0.0
+    options.loss.check(n_states, n_inputs, 0, cones=False).raise_if_failed()
+    return options.lam * float(pair[0][0, 0])
+
+
+def _l1_rows(
+    problem: RowProblems,
+    kappa: float,
+    lam: float,
+    options: LossOptions,
+    progress: Callable[[int], None] | None,
+) -> tuple[Solution, FoundLoss]:
+    """Return the rows of Q(lam) in the ball by the exact path, milliseconds each.
+
+    Where the solution of Q(lam) is outside the ball, the best point inside has norm kappa and is
+    that of P(kappa). Its gap, g the gradient of h, is one for both problems:
+    <g, a> + lam |a| + kappa (max|g| - lam) <= <g, a> + kappa max|g|, as |a| <= kappa.
+    """
+    gram, weights = problem.moments.gram, problem.weights
+    how: dict[str, Any] = {"tol": options.tol, "n_jobs": options.n_jobs}
+    mark = max(options.tol, GROUND_TRUTH)  # as for every loss
+    solution = solve_rows(gram, lam=lam, weights=weights, progress=progress, **how)
+    judged = certify(gram, solution.coef, lam=lam, weights=weights, tol=mark)
+    solution = replace(solution, certificate=judged)
+    outside = np.flatnonzero(solution.certificate.norm > kappa)
+    if outside.size:
+        own = weights if weights.ndim == 1 else weights[outside]
+        part = gram.rows(outside)
+        held = solve_rows(part, kappa=kappa, weights=own, **how)
+        judged = certify(part, held.coef, kappa=kappa, weights=own, tol=mark)
+        judged = replace(judged, objective=judged.objective + lam * judged.norm)
+        held = replace(held, certificate=judged)
+        solution = _with_rows(solution, outside, held)
+    free = problem.reference.calibration.layout.free_columns
+    slack = solution.certificate.norm < kappa * (1.0 - solution.certificate.tol)
+    found = FoundLoss(
+        name=options.name,
+        value=lam / options.lam * float(np.abs(np.where(free, 0.0, solution.coef)).sum()),
+        lam=options.lam,
+        sets=(),
+        inside=int(slack.sum()) if np.isfinite(kappa) else None,
+        whole=False,
+    )
+    return replace(solution, why="the loss is the l1 norm: exact path"), found
+
+
+def _with_rows(solution: Solution, index: NDArray[np.intp], other: Solution) -> Solution:
+    """Return the solution with the rows `index` replaced by those of another."""
+    certificate = {
+        field.name: _placed(old, index, getattr(other.certificate, field.name))
+        for field in fields(solution.certificate)
+        if isinstance(old := getattr(solution.certificate, field.name), np.ndarray)
+    }
+    seconds = {
+        name: value + other.seconds.get(name, 0.0) for name, value in solution.seconds.items()
+    }
+    return Solution(
+        _placed(solution.coef, index, other.coef),
+        replace(solution.certificate, **certificate),
+        _placed(solution.method, index, other.method),
+        _placed(solution.iterations, index, other.iterations),
+        seconds,
+    )
+
+
+def _placed(old: Any, index: NDArray[np.intp], new: Any) -> Any:
+    out = old.astype(np.result_type(old, new))
+    out[index] = new
+    return out
 
 
 def _solved(

@@ -78,14 +78,15 @@ def sparsify(
         bound |dY| <= S |dU| (see `cimf.methods.stacked.least_sensitivity`); units play no part.
         Anything else, as `formulations` takes it: the rows minimise 1/2 of the squared errors of
         the (rescaled) states, summed over the samples, plus ``lam`` (default 1) times the loss of
-        (A, B), inside the ball (see `LossOptions` and `cimf.methods.stacked.loss_rows`).
+        (A, B), inside the ball (see `LossOptions` and `cimf.methods.stacked.loss_rows`). With
+        ``fit="huber"``, "absolute" or "quantile" the errors cost that instead of their squares.
     sets : as in `formulations`, optional
         Convex sets, one or several, that the rows of (A, B) are in as well.
     test : iterable, optional
         Held-out batches; (input, integer label) pairs give accuracies.
     **options
         Attributes of `PathOptions`; of `SensitivityOptions` with loss "sensitivity"; of
-        `LossOptions` (lam, backend, ...) with another loss or with sets.
+        `LossOptions` (lam, fit, backend, ...) with another loss, with sets or a fit.
 
     Returns
     -------
@@ -131,7 +132,7 @@ def row_options(loss: Any, sets: Any, options: Mapping[str, Any]) -> RowOptions:
         if not no_sets:
             raise InputError("the loss 'sensitivity' takes no sets")
         return as_record(SensitivityOptions, options, "option", _BESIDE)
-    if loss is None and no_sets:
+    if loss is None and no_sets and "fit" not in options:
         if "lam" in options:
             raise InputError(
                 "lam is the multiplier of a loss: give one, for example 'l1'",

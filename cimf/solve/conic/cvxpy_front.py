@@ -63,13 +63,7 @@ def solve_cvxpy(
     FormulationError
         The problem is infeasible or unbounded, or not convex by the DCP rules.
     """
-    if not isinstance(prob, cp.Problem):
-        raise InputError(f"a cvxpy.Problem is needed, got {type(prob).__name__}")
-    unset = [parameter.name() for parameter in prob.parameters() if parameter.value is None]
-    if unset:
-        raise InputError(f"the parameters {', '.join(unset)} have no value: set .value first")
-    if n_jobs == 0:
-        raise InputError("n_jobs must not be 0: a number of processes, -1 for all cores, or None")
+    check_solvable(prob, n_jobs)
     if isinstance(prob, RowProblem):
         solution = solve_record(type(prob), prob.record, backend, tol, progress)
         prob.coefficients = solution.coef
@@ -77,3 +71,19 @@ def solve_cvxpy(
     if isinstance(prob, ModelProblem):
         return solve_model(prob, backend, tol, progress, n_jobs)
     return solve_any(prob, backend, tol)
+
+
+def check_solvable(prob: cp.Problem, n_jobs: int | None) -> None:
+    """Refuse what is no problem, parameters without a value, and no processes.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(prob, cp.Problem):
+        raise InputError(f"a cvxpy.Problem is needed, got {type(prob).__name__}")
+    unset = [parameter.name() for parameter in prob.parameters() if parameter.value is None]
+    if unset:
+        raise InputError(f"the parameters {', '.join(unset)} have no value: set .value first")
+    if n_jobs == 0:
+        raise InputError("n_jobs must not be 0: a number of processes, -1 for all cores, or None")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cvxpy as cp
 import joblib
@@ -14,10 +16,11 @@ from numpy.typing import NDArray
 
 from cimf.errors import BackendError, FormulationError, InputError
 from cimf.judge.cone_certificate import Bound, lower_bound
+from cimf.judge.fit_bound import fit_bound
 from cimf.judge.model_solution import ModelSolution
 from cimf.solve.conic.backends import Outcome, candidates, run, solve
 from cimf.solve.conic.cvxpy_rows import GROUND_TRUTH, Progress
-from formulations.problem import ModelRecord
+from formulations.problem import ModelRecord, RelaxedRecord
 from formulations.relaxed import ModelProblem
 from formulations.terms import largest_violation
 
@@ -77,22 +80,45 @@ def solve_model_record(
     solution : ModelSolution
         A row on which the backend fails does not end the run: it is zero, and its bound -infinity.
     """
+    return next(solve_model_values(kind, record, None, [None], backend, tol, progress, n_jobs))
+
+
+def solve_model_values(
+    kind: type[ModelProblem],
+    record: ModelRecord,
+    parameter: cp.Parameter | None,
+    settings: Sequence[Any],
+    backend: str,
+    tol: float,
+    progress: Progress | None = None,
+    n_jobs: int | None = None,
+) -> Iterator[tuple[Array, ModelSolution]]:
+    """Yield what `solve_model_record` returns for every value of a parameter.
+
+    Each part is compiled once, by the process that solves it, for all values. The parameter is left
+    at the last value.
+
+    Parameters
+    ----------
+    parameter : cvxpy.Parameter or None
+        Of the loss or the sets. None: there is one setting, the problem as it is.
+    settings : sequence
+        Values that the parameter takes.
+    progress : function of int, optional
+        Called with the number of rows done so far, for all values.
+    """
     candidates(backend)
     work = record.reduced()
     everything = list(range(record.index.size))
     parts = [[i] for i in everything] if record.separable else [everything]
     mark = max(tol, GROUND_TRUTH)
-    values = np.empty((record.index.size, record.fit.n_features))
-    solved = []
+    asked = _Asked(parameter, tuple(settings), backend, tol, mark, alone=len(parts) == 1)
+    solved: list[list[_Piece]] = []
     pool = joblib.Parallel(n_jobs=n_jobs, return_as="generator")
-    pieces = pool(
-        joblib.delayed(_piece)(kind, work.take(part), backend, tol, mark, len(parts) == 1)
-        for part in parts
-    )
+    pieces = pool(joblib.delayed(_pieces)(kind, work.take(part), asked) for part in parts)
     try:
-        for part, piece in zip(parts, pieces, strict=True):
-            values[part] = piece.values
-            solved.append(piece)
+        for part, of_part in zip(parts, pieces, strict=True):
+            solved.append(of_part)
             if progress is not None:
                 progress(part[-1] + 1)
     except pickle.PicklingError as error:
@@ -101,7 +127,20 @@ def solve_model_record(
             "open file): use n_jobs=1",
             options=["n_jobs"],
         ) from error
+    for value, of_value in zip(settings, zip(*solved, strict=True), strict=True):
+        if parameter is not None:
+            parameter.value = value
+        yield _solution(record, parts, of_value, mark)
+
+
+def _solution(
+    record: ModelRecord, parts: list[list[int]], solved: tuple[_Piece, ...], mark: float
+) -> tuple[Array, ModelSolution]:
+    """Return W and its solution from those of the parts, at the present value of parameters."""
     start = time.perf_counter()
+    values = np.empty((record.index.size, record.fit.n_features))
+    for part, piece in zip(parts, solved, strict=True):
+        values[part] = piece.values
     outcomes = [outcome for piece in solved for outcome in piece.outcomes]
     bounds = tuple(piece.bound for piece in solved)
     objective, bound = record.objective(values), sum(bounds)
@@ -133,6 +172,24 @@ def solve_model_record(
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """What a part is solved for: values of a parameter, by which backend, how exactly.
+
+    Attributes
+    ----------
+    alone : bool
+        The part is the whole problem: a failure of the backend is an error.
+    """
+
+    parameter: cp.Parameter | None
+    settings: tuple[Any, ...]
+    backend: str
+    tol: float
+    mark: float
+    alone: bool
+
+
+@dataclass(frozen=True)
 class _Piece:
     """The solution of one part of a model: a row, or everything."""
 
@@ -156,48 +213,64 @@ class _Piece:
         return self.outcomes[-1].status if self.outcomes else "failed"
 
 
-def _piece(
-    kind: type[ModelProblem],
-    record: ModelRecord,
-    backend: str,
-    tol: float,
-    mark: float,
-    alone: bool,
-) -> _Piece:
-    """Solve one part in whatever process this is, to the same bits; failed, unless it is alone."""
+def _pieces(kind: type[ModelProblem], record: ModelRecord, asked: _Asked) -> list[_Piece]:
+    """Solve one part for every value, in whatever process this is, to the same bits.
+
+    A part that fails is zero, unless it is alone.
+    """
     start = time.perf_counter()
+    found = []
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        try:
-            piece = _solve_piece(kind, record, backend, tol, mark)
-        except BackendError:
-            if alone:
-                raise
-            nothing = np.zeros((record.index.size, record.fit.n_features))
-            piece = _Piece(nothing, -np.inf, 0.0, np.inf, ())
-    return replace(piece, seconds=time.perf_counter() - start)
-
-
-def _solve_piece(
-    kind: type[ModelProblem], record: ModelRecord, backend: str, tol: float, mark: float
-) -> _Piece:
-    """Solve one part; once more, tighter and with care, if the certificate asks for it."""
-    outcomes: list[Outcome] = []
-    best, best_cost = None, np.inf
-    for asked, careful in ((tol, False), (_TIGHTER * tol, True)):
-        start = time.perf_counter()
         problem = kind.from_record(record, normalised=True)
         written = time.perf_counter() - start
+        for value in asked.settings:
+            if asked.parameter is not None:
+                asked.parameter.value = value
+            try:
+                piece = _solve_piece(problem, asked, written)
+            except BackendError:
+                if asked.alone:
+                    raise
+                nothing = np.zeros((record.index.size, record.fit.n_features))
+                piece = _Piece(nothing, -np.inf, 0.0, np.inf, ())
+            now = time.perf_counter()
+            found.append(replace(piece, seconds=now - start))
+            start, written = now, 0.0
+    return found
+
+
+def _solve_piece(problem: ModelProblem, asked: _Asked, written: float) -> _Piece:
+    """Solve one part; once more, tighter and with care, if the certificate asks for it.
+
+    Parameters
+    ----------
+    written : float
+        Seconds that it took to write the problem.
+    """
+    record, mark = problem.record, asked.mark
+    outcomes: list[Outcome] = []
+    best, best_cost = None, np.inf
+    for tol, careful in ((asked.tol, False), (_TIGHTER * asked.tol, True)):
         try:
-            outcome = solve(problem, backend, asked, careful=careful)
+            outcome = solve(problem, asked.backend, tol, careful=careful)
         except (BackendError, FormulationError):
             if best is None:
                 raise
             break  # the first attempt's point, judged as it is
         outcomes.append(replace(outcome, build=outcome.build + written))
-        proved = _bound(problem, outcome, asked)
-        raw = problem.coefficients
+        written = 0.0
+        raw, slopes = problem.coefficients, problem.slopes
         assert raw is not None
+        # Of many values, the refinement of a bound that passes as it is would take longest.
+        enough = np.inf
+        if len(asked.settings) > 1:
+            enough = record.objective(raw) / record.scale - _COMFORT * mark
+        proved = _bound(problem, outcome, tol, enough)
         bound = proved.value * record.scale
+        if slopes is not None:
+            assert isinstance(record, RelaxedRecord)
+            reach = proved.radius * record.unit
+            bound = max(bound, fit_bound(record, slopes * record.scale, reach))
         values = _exact_zeros(record, raw, bound, mark)
         cost = _cost(record, values, bound)
         if best is None or cost < best_cost:
@@ -278,10 +351,11 @@ def _violations(prob: cp.Problem) -> dict[str, float]:
     return found
 
 
-def _bound(problem: cp.Problem, outcome: Outcome, tol: float) -> Bound:
+def _bound(problem: cp.Problem, outcome: Outcome, tol: float, enough: float = np.inf) -> Bound:
     """Return the lower bound of the dual point; from Clarabel where the backend gives none.
 
-    A bound is true of the problem, whoever found the point that it is compared with.
+    A bound is true of the problem, whoever found the point that it is compared with. One of at
+    least `enough` is not refined.
     """
     if outcome.program is None:
         candidates("clarabel")
@@ -290,7 +364,8 @@ def _bound(problem: cp.Problem, outcome: Outcome, tol: float) -> Bound:
     assert outcome.primal is not None
     assert outcome.dual is not None
     size = float(np.abs(outcome.primal).max(initial=0.0))
-    return lower_bound(outcome.program, outcome.primal, outcome.dual, _RADIUS * max(size, 1.0))
+    reach = _RADIUS * max(size, 1.0)
+    return lower_bound(outcome.program, outcome.primal, outcome.dual, reach, enough)
 
 
 def _exact_zeros(record: ModelRecord, raw: Array, bound: float, mark: float) -> Array:
