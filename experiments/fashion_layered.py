@@ -32,7 +32,8 @@ def main(
         import torch
 
         from cimf.data import datasets
-        from cimf.studies.compare import Case, compare
+        from cimf.studies.case import Case
+        from cimf.studies.compare import compare
         from cimf.train.supervised import Schedule, trained_mlp
 
         schedule = Schedule(epochs=20, learning_rate=5e-3, batch_size=256)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cimf.data.corpora import Texts
     from cimf.data.datasets import Dataset
     from cimf.data.text import TokenClassifier
-    from cimf.studies.compare import Case
+    from cimf.studies.case import Case
 
 VOCABULARY = 8000
 LENGTH = 64
@@ -72,7 +72,7 @@ def task(corpus: Texts, texts: int | None, checkpoint: str | None, seed: int) ->
 
     from cimf.data import datasets, text
     from cimf.errors import InputError
-    from cimf.studies.compare import Case
+    from cimf.studies.case import Case
 
     train, test = (
         [text.subject_and_body(message) for message in messages]

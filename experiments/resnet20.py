@@ -22,7 +22,7 @@ from experiments.options import (
 if TYPE_CHECKING:
     from cimf.data.datasets import Dataset
     from cimf.data.networks import Pretrained
-    from cimf.studies.compare import Case
+    from cimf.studies.case import Case
 
 
 def cifar10(
@@ -66,7 +66,7 @@ def task(
     """Return a trained network with its first calibration and test images."""
     import torch
 
-    from cimf.studies.compare import Case
+    from cimf.studies.case import Case
 
     data, trained = images_of(images, tests), network()
     return Case(

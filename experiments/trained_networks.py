@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cimf.data.networks import Pretrained
-    from cimf.studies.compare import Case
+    from cimf.studies.case import Case
 
 
 def digits() -> Case:
@@ -133,7 +133,7 @@ def _images(load: Callable[[], Any], network: Callable[[], Pretrained]) -> Case:
 def _case(net: Any, data: Any) -> Case:
     import torch
 
-    from cimf.studies.compare import Case
+    from cimf.studies.case import Case
 
     return Case(
         net,

@@ -17,7 +17,7 @@ from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import log, out, print_table
 from cimf.solve.bisection.algorithms import EPSILON, Trace, bisect_rows
-from cimf.studies.compare import Case, share
+from cimf.studies.case import Case, share
 from cimf.studies.line_figure import plot_lines
 from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from cimf.errors import CimfError, warn_outside
 from cimf.evaluate.paired import packed
@@ -20,6 +19,7 @@ from cimf.methods.layered.calibration import Calibration
 from cimf.methods.layered.statistics_options import Statistics
 from cimf.runs.folder import UNFINISHED, RunFolder
 from cimf.runs.terminal import out, print_table
+from cimf.studies.case import Case, share
 from cimf.studies.differences import differences, differences_text
 from cimf.studies.line_figure import plot_lines
 from cimf.studies.origin import loaded
@@ -32,57 +32,6 @@ OURS = "layered"
 ONE_SHOT = tuple(name for name, method in METHODS.items() if not method.needs)
 # Statistics of the one-shot methods in all experiments.
 FAST: dict[str, Any] = {"positions": 128, "precision": torch.float32}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A trained network, the samples that a method may see, and those that it is judged on.
-
-    Attributes
-    ----------
-    network : nn.Module
-    calibration : (m, ...)
-        Inputs without labels.
-    inputs, labels : (t, ...), (t,)
-        The test set.
-    data : dict
-        Where the samples come from, for the manifest.
-    train_labels : (m,), optional
-        Of the calibration samples; they reach the methods that train on them alone.
-    """
-
-    network: nn.Module
-    calibration: Tensor
-    inputs: Tensor
-    labels: Tensor
-    data: dict[str, Any]
-    train_labels: Tensor | None = None
-
-    def task(self, samples: int | None, labelled: bool) -> Task:
-        """Return the task on the first samples, with their labels where a method needs them."""
-        inputs = self.calibration[:samples]
-        if not labelled or self.train_labels is None:
-            return Task(self.network, inputs)
-        return Task(self.network, inputs, [(inputs, self.train_labels[:samples])])
-
-    def with_tests(self, tests: int | None) -> Case:
-        """Return the case with the first so many test samples."""
-        return replace(self, inputs=self.inputs[:tests], labels=self.labels[:tests])
-
-    @torch.no_grad()
-    def classes(self, net: nn.Module, batch: int = 100) -> Tensor:
-        """Return the class that a network gives each test sample, (t,)."""
-        return torch.cat([net(u).argmax(1) for u in self.inputs.split(batch)])
-
-    @cached_property
-    def dense_classes(self) -> Tensor:
-        """What the trained network says, (t,)."""
-        return self.classes(self.network)
-
-    @property
-    def dense(self) -> float:
-        """Accuracy of the trained network."""
-        return share(self.dense_classes == self.labels)
 
 
 @dataclass(frozen=True)
@@ -179,11 +128,6 @@ def measure(
         out.print(f"  {k}/{len(points)} {headline}")
         rows.append({**point.labels, **row, "report": f"{headline}\n{row['report']}"})
     return rows
-
-
-def share(true: Tensor) -> float:
-    """Return the share of true entries."""
-    return float(true.double().mean())
 
 
 def _row(result: Pruned) -> dict[str, Any]:

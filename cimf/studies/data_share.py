@@ -13,7 +13,8 @@ import pandas as pd
 
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import print_table
-from cimf.studies.compare import OURS, Case, Point, finish, measure
+from cimf.studies.case import Case
+from cimf.studies.compare import OURS, Point, finish, measure
 from cimf.studies.kappa_steps import STEPS, claimed, head_of, require_certificates
 from cimf.studies.line_figure import plot_lines
 from cimf.studies.origin import loaded

@@ -17,7 +17,8 @@ from cimf.methods.stacked.captured import Reference
 from cimf.methods.stacked.path_options import PathOptions
 from cimf.runs.companions import save_figure
 from cimf.runs.terminal import out
-from cimf.studies.compare import OURS, Case, accuracy_lines, compare
+from cimf.studies.case import Case
+from cimf.studies.compare import OURS, accuracy_lines, compare
 from cimf.studies.kappa_sweep import run_sweep
 from cimf.studies.line_figure import draw_lines
 from cimf.studies.sweep_figure import draw_sweep

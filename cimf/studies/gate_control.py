@@ -12,7 +12,8 @@ from cimf.methods.by_name import prune_task
 from cimf.methods.gates.prune_gates import bisect_penalty
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import out, print_table
-from cimf.studies.compare import Case, Point, claim, finish, measure
+from cimf.studies.case import Case
+from cimf.studies.compare import Point, claim, finish, measure
 from cimf.studies.line_figure import plot_lines
 from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown

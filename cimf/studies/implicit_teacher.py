@@ -23,7 +23,7 @@ from cimf.methods.stacked.sparsify import sparsify_path
 from cimf.model import ImplicitModel
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import log, out, print_table
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 from cimf.studies.line_figure import plot_lines
 from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown

@@ -20,7 +20,8 @@ from cimf.methods.layered.supports import Convex
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import print_table
-from cimf.studies.compare import OURS, Case, Point, finish, measure
+from cimf.studies.case import Case
+from cimf.studies.compare import OURS, Point, finish, measure
 from cimf.studies.line_figure import plot_lines
 from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import PAPER_COLUMNS, PAPER_TABLE_1, markdown

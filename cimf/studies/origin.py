@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from cimf.errors import RunError
 from cimf.methods.stacked.captured import digest
 from cimf.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    from cimf.studies.compare import Case
+from cimf.studies.case import Case
 
 
 def loaded(run: RunFolder, load: Callable[[], Case]) -> Case:

@@ -13,7 +13,8 @@ from cimf.errors import InputError
 from cimf.methods.by_name import prune_task
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import duration, out, print_table
-from cimf.studies.compare import FAST, OURS, Case, claim, finish, share
+from cimf.studies.case import Case, share
+from cimf.studies.compare import FAST, OURS, claim, finish
 from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown
 from cimf.studies.trained_rows import costs

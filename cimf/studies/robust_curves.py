@@ -24,7 +24,8 @@ from cimf.network.magnitude import MagnitudeNetwork
 from cimf.runs.companions import save_figure
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import log, out, print_table
-from cimf.studies.compare import FAST, Case
+from cimf.studies.case import Case
+from cimf.studies.compare import FAST
 from cimf.studies.line_figure import draw_lines
 from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown

@@ -17,7 +17,7 @@ from cimf.runs.companions import save_figure
 from cimf.runs.folder import RunFolder
 from cimf.runs.terminal import out
 from cimf.solve import solve_path, solve_rows
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 from cimf.studies.line_figure import frame
 from cimf.studies.sweep_tables import markdown
 

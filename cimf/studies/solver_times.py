@@ -21,7 +21,7 @@ from cimf.runs.terminal import log, out, print_table
 from cimf.solve import solve_rows
 from cimf.solve.bisection.algorithms import bisect_rows
 from cimf.solve.conic.cvxpy_rows import solve_path_cvxpy
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 from cimf.studies.line_figure import plot_lines
 from cimf.studies.origin import loaded
 from cimf.studies.sweep_tables import markdown

@@ -22,7 +22,8 @@ from cimf.methods.stacked.path_options import PathOptions
 from cimf.runs.folder import RunFolder
 from cimf.runs.numbers import shortest
 from cimf.runs.terminal import log, out, print_table
-from cimf.studies.compare import FAST, Case, Point, claim, measure
+from cimf.studies.case import Case
+from cimf.studies.compare import FAST, Point, claim, measure
 from cimf.studies.convex_objectives import OBJECTIVES, Problem, measured
 from cimf.studies.implicit_teacher import TeacherPlan, trained_teacher
 from cimf.studies.origin import loaded

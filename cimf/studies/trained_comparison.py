@@ -11,7 +11,8 @@ from typing import Any
 from cimf.methods.by_name import METHODS
 from cimf.methods.layered.supports import ball
 from cimf.runs.terminal import print_table
-from cimf.studies.compare import FAST, OURS, Case, Point, claim, finish, measure
+from cimf.studies.case import Case
+from cimf.studies.compare import FAST, OURS, Point, claim, finish, measure
 from cimf.studies.origin import loaded
 from cimf.studies.recovery import Tuning, plain, tuned_row
 from cimf.studies.sweep_tables import markdown

@@ -9,7 +9,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from cimf.studies import solver_times
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 from experiments import figure4, trained_networks
 from experiments.__main__ import app
 

@@ -8,7 +8,7 @@ from torch import nn
 from cimf.errors import InputError
 from cimf.model import ImplicitModel
 from cimf.studies import robust_curves as study
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 from cimf.train.adversarial import train_adversarially
 from cimf.train.training_options import Training
 

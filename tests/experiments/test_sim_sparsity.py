@@ -13,7 +13,7 @@ from cimf.errors import CertificateError
 from cimf.methods.stacked.captured import Reference
 from cimf.studies import convex_objectives as objectives
 from cimf.studies import sparsity_curves as study
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 from cimf.studies.implicit_teacher import TeacherPlan
 
 ALL = {

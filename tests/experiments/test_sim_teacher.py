@@ -8,7 +8,7 @@ from torch import nn
 
 from cimf.model import ImplicitModel
 from cimf.studies import implicit_teacher as study
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 
 TINY = study.TeacherPlan(8, 0.9, (0.3,), 150, 4, 2, 2e-2)
 

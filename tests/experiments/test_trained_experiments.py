@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from cimf.data.networks import LeNet5
 from cimf.methods.base import Task
 from cimf.studies import gate_control, trained_comparison
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 from cimf.studies.trained_rows import costs
 from experiments import gate_runs, table2, trained_networks
 from experiments.__main__ import app

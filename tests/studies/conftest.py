@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 
 
 @pytest.fixture(scope="module")

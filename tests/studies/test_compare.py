@@ -13,7 +13,8 @@ from cimf.errors import RunError
 from cimf.methods.by_name import METHODS
 from cimf.runs.folder import MANIFEST
 from cimf.studies import compare
-from cimf.studies.compare import Case, accuracy_lines
+from cimf.studies.case import Case
+from cimf.studies.compare import accuracy_lines
 
 LEVELS, SHOWN = (0.5, 0.3), ("layered", "magnitude-layer")
 

@@ -31,7 +31,7 @@ time.perf_counter = lambda: 0.0
 from cimf.files import write_text
 from cimf.runs import folder, provenance
 from cimf.runs.folder import RunFolder
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 from cimf.studies.kappa_steps import KappaPlan, kappa_steps
 
 provenance.datetime = SimpleNamespace(now=lambda zone: datetime(2026, 1, 1))

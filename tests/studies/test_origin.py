@@ -9,7 +9,7 @@ from torch import nn
 
 from cimf.errors import RunError
 from cimf.runs.folder import RunFolder
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 from cimf.studies.origin import loaded, samples_digest
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from cimf.errors import CertificateError
 from cimf.judge import Solution
 from cimf.studies import row_path as study
-from cimf.studies.compare import Case
+from cimf.studies.case import Case
 
 
 def case():
