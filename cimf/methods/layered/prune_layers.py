@@ -59,8 +59,7 @@ class LayeredOptions(Statistics):
     support : str or Rule
         A key of `SUPPORTS`: "auto" is "obs" where exact elimination is affordable, else "admm", as
         the report says layer by layer. Or a rule such as ``Convex("relative", 0.5)``, whose
-        budget decides
-        every row in place of a target sparsity.
+        budget decides every row in place of a target sparsity.
     allocation : str, or counts per layer
         "output", "error" or "uniform", see `Survey.allocate`; or integer arrays (r,), one per layer
         in the order of the report, which say what every row keeps.
