@@ -15,9 +15,9 @@ import joblib
 _ROW, _EXACT = 3e-4, 3e-10
 # ADMM: the calls of a layer, its inverses per N^3, its products and its selections per row.
 # Measured over the model at (64, 256): 1.6, (64, 576): 1.0, (512, 512): 1.0.
-_CALLS, _INVERSES, _PRODUCTS, _SELECTIONS = 3e-3, 2.5e-10, 1.1e-9, 5e-8
+_CALLS, _INVERSES, _PRODUCTS, _SELECTIONS = 4e-3, 4e-10, 1.6e-9, 7.5e-8
 # Elimination in blocks, of the survey, has this many times ADMM's products, without its inverses.
-_BLOCKS = 4.0
+_BLOCKS = 2.7
 # Least squares of a row on k columns by Cholesky, per k^3 and k^2.
 _FACTOR, _GATHER = 1.8e-11, 5e-9
 # A step of conjugate gradients, per N^2 and row.

@@ -195,6 +195,7 @@ def keep_largest(point, sparse, dual, inside, counts, least):  # pragma: no cove
     r, n = point.shape
     changed = 0
     size, near = np.empty(n, point.dtype), np.empty(n, point.dtype)
+    before = np.empty(n, np.bool_)
     for i in range(r):
         for j in range(n):
             point[i, j] += dual[i, j]
@@ -216,16 +217,16 @@ def keep_largest(point, sparse, dual, inside, counts, least):  # pragma: no cove
             least[i] = _nth_largest(near, counts[i])
         kept = 0
         for j in range(n):
-            new = size[j] >= least[i]
-            kept += new
-            changed += new != inside[i, j]
-            inside[i, j] = new
+            before[j] = inside[i, j]
+            inside[i, j] = size[j] >= least[i]
+            kept += inside[i, j]
         for j in range(n - 1, -1, -1):
             if kept <= counts[i]:
                 break
             if size[j] == least[i]:  # equal sizes
                 inside[i, j], kept = False, kept - 1
         for j in range(n):
+            changed += inside[i, j] != before[j]
             value = point[i, j]
             sparse[i, j] = value if inside[i, j] else 0.0
             dual[i, j] = value - sparse[i, j]
