@@ -16,6 +16,7 @@ from cimf.methods.layered.block_elimination import block_elimination
 from cimf.methods.layered.kernels import keep_largest
 from cimf.methods.layered.supports import SUPPORTS
 from cimf.statistics import Gram
+from cimf.studies.prune_run import run_prune
 
 
 def layer(n=24, r=6, seed=0, scale=1.0):
@@ -163,3 +164,12 @@ def test_the_report_says_which_rule_chose():
     for line, word in zip(str(report).splitlines(), ("support", "admm", "obs"), strict=False):
         assert word in line
     assert report.sparsity["network_weights"] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_an_estimate_comes_before_the_work(tmp_path, capsys):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(200, 40), nn.ReLU(), nn.Linear(40, 3))
+    run_prune(tmp_path, {}, lambda: (net, [torch.randn(300, 200)]), 0.8, options={"n_jobs": 1})
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said.startswith("rows of 2 layers: about ")
+    assert said.endswith("by ADMM: 0 (40 x 200)")
