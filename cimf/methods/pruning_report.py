@@ -28,6 +28,8 @@ class LayerRecord:
         Output channels, weights per row, samples times positions.
     kept : int
         Non-zero weights, biases left out.
+    support : str
+        The rule that chose which: "obs", "admm", another key of `SUPPORTS`, or its name; "given".
     emptied : tuple of int
         Rows without any non-zero weight.
     unread : int
@@ -51,6 +53,7 @@ class LayerRecord:
     columns: int
     samples: int
     kept: int
+    support: str
     emptied: tuple[int, ...]
     unread: int
     exchanges: int
@@ -181,9 +184,10 @@ class PruningReport:
     def _table(self) -> list[str]:
         """Return heading and rows; what a convex rule proves only where one was used."""
         width = max(len("layer"), *(len(r.path) for r in self.layers)) + 2
+        wide = max(len("support"), *(len(r.support) for r in self.layers)) + 2
         proofs = any(r.solved for r in self.layers)
         lines = [
-            f"{'layer':<{width}}{'rows':>6}{'columns':>9}{'kept':>10}{'sparsity':>10}{'swaps':>7}"
+            f"{'layer':<{width}}{'rows':>6}{'columns':>9}{'kept':>10}{'sparsity':>10}{'support':>{wide}}{'swaps':>7}"
             + (f"{'certified':>11}{'worst gap':>11}" if proofs else "")
             + f"{'mismatch':>10}{'empty':>7}{'unread':>8}"
         ]
@@ -191,7 +195,7 @@ class PruningReport:
             proof = f"{f'{r.certified}/{r.solved}':>11}{r.worst_gap:>11.0e}" if proofs else ""
             lines.append(
                 f"{r.path:<{width}}{r.rows:>6}{r.columns:>9}{r.kept:>10,}{r.sparsity:>10.1%}"
-                f"{r.exchanges:>7}{proof}{r.mismatch:>10.4f}{len(r.emptied):>7}{r.unread:>8}"
+                f"{r.support:>{wide}}{r.exchanges:>7}{proof}{r.mismatch:>10.4f}{len(r.emptied):>7}{r.unread:>8}"
             )
         return lines
 

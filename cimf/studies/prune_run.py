@@ -10,13 +10,15 @@ from typing import Any
 from cimf.errors import CimfError
 from cimf.evaluate.held_out import HeldOut
 from cimf.evaluate.main_job import as_task
-from cimf.methods.base import Pruned, run_method
+from cimf.methods.base import Pruned, Task, run_method
 from cimf.methods.by_name import METHODS
+from cimf.methods.layered.cost import estimated_seconds, exact_is_affordable
+from cimf.methods.layered.prune_layers import LayeredOptions
 from cimf.model.operators import implicit_summary
 from cimf.network.batches import as_batches, as_list, one_tensor
 from cimf.network.layers import working_dtype
 from cimf.runs.folder import RunFolder
-from cimf.runs.terminal import out, progress_bar
+from cimf.runs.terminal import duration, err, out, progress_bar
 
 WEIGHTS, REPORT = "network.safetensors", "report.txt"
 
@@ -62,7 +64,9 @@ def run_prune(
         task = as_task(net, batches, method)
         held_out = HeldOut(net, test[0]) if test else None
         if "progress" in found.option_names:
-            with progress_bar("layers", None) as progress:
+            if isinstance(record, LayeredOptions) and sparsity is not None:
+                _say_estimate(task, sparsity, record)
+            with progress_bar("layers", len(task.graph.layers)) as progress:
                 result = run_method(
                     task, method, found, sparsity, replace(record, progress=progress)
                 )
@@ -85,6 +89,27 @@ def run_prune(
         )
     out.print(f"written to {run.path}/: {', '.join(run.written)}, manifest.json")
     return result
+
+
+def _say_estimate(task: Task, sparsity: float, options: LayeredOptions) -> None:
+    """Say how long the rows will take, and which layers are so wide that ADMM solves them."""
+    if options.structure is not None or options.support != "auto":
+        return
+    layers = task.graph.layers
+    sizes = [(layer.n_rows, layer.n_columns) for layer in layers]
+    surveyed = isinstance(options.allocation, str) and options.allocation != "uniform"
+    seconds = estimated_seconds(sizes, 1.0 - sparsity, surveyed, options.n_jobs)
+    wide = [
+        f"{layer.path or 'the network itself'} ({layer.n_rows:,} x {layer.n_columns:,})"
+        for layer in layers
+        if not exact_is_affordable(layer.n_rows // layer.groups, layer.n_columns)
+    ]
+    by_admm = f"; by ADMM: {', '.join(wide)}" if wide else ""
+    err.print(
+        f"rows of {len(layers)} layers: about {duration(seconds)} on free cores, without the "
+        f"forward passes and their statistics{by_admm}",
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
 
 
 def _implicit(result: Pruned, batches: list[Any]) -> str:

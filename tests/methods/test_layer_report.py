@@ -83,9 +83,10 @@ def test_rules_without_a_certificate_show_none(trained):
     text = str(cimf.prune(net, u, 0.5, n_jobs=1).report)
     heading = text.splitlines()[0]
     assert heading.split() == [
-        "layer", "rows", "columns", "kept", "sparsity", "swaps", "mismatch", "empty", "unread",
+        "layer", "rows", "columns", "kept", "sparsity", "support", "swaps", "mismatch",
+        "empty", "unread",
     ]  # fmt: skip
-    assert len(text.splitlines()[1].split()) == 9
+    assert len(text.splitlines()[1].split()) == 10
     assert "test samples" not in text
 
 

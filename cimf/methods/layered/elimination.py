@@ -112,7 +112,7 @@ def elimination(
     def row(i: int) -> tuple[NDArray[np.int64], Matrix]:
         return eliminate(table.copy(), start[i].copy(), group, room.copy(), keep)
 
-    found = _per_row(row, gram.n_targets, n_jobs)
+    found = per_row(row, gram.n_targets, n_jobs)
     return np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
 
 
@@ -191,7 +191,7 @@ def swapped(
         steps = exchange(table, coef, rho, inside, group, n_free, least, limit)
         return inside, steps
 
-    found = _per_row(row, gram.n_targets, n_jobs)
+    found = per_row(row, gram.n_targets, n_jobs)
     return np.stack([f[0] for f in found]), np.array([f[1] for f in found])
 
 
@@ -222,7 +222,7 @@ def polished(
         gradient = block @ coef[inside] - target
         return coef, float(abs(gradient @ solve(gradient)) / max(gram.target_sq[i], 1e-300))
 
-    found = _per_row(row, gram.n_targets, n_jobs)
+    found = per_row(row, gram.n_targets, n_jobs)
     return np.stack([f[0] for f in found]), np.array([f[1] for f in found])
 
 
@@ -258,7 +258,7 @@ def inverse(G: Matrix) -> Matrix:
     return _solver(G)(np.eye(len(G)))
 
 
-def _per_row(row: Callable[[int], Any], n_rows: int, n_jobs: int | None) -> list[Any]:
+def per_row(row: Callable[[int], Any], n_rows: int, n_jobs: int | None) -> list[Any]:
     """Run a function of the row index on threads; the kernels and LAPACK release the GIL."""
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         return joblib.Parallel(n_jobs=-1 if n_jobs is None else n_jobs, prefer="threads")(

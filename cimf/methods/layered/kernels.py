@@ -166,3 +166,92 @@ def _sweep(table, coef, rho, inside, p):  # pragma: no cover - compiled
     table[p, p] = 1.0 / pivot
     coef[p], rho[p] = (step, 0.0) if entering else (0.0, step)
     inside[p] = entering
+
+
+@numba.njit(nogil=True, cache=True)
+def keep_largest(point, sparse, dual, inside, counts, least):  # pragma: no cover - compiled
+    """Split every row of point + dual into its largest entries and the rest, the next dual.
+
+    Parameters
+    ----------
+    point : (r, N)
+        Finite. Overwritten.
+    sparse, dual : (r, N)
+        The largest entries, zeros elsewhere; the rest. Of equal ones those in front are kept.
+        Overwritten.
+    inside : (r, N) bool
+        Which entries are kept. Overwritten.
+    counts : (r,) int64
+        How many entries every row keeps.
+    least : (r,)
+        The size of the smallest entry that is kept, from the call before: where it is about the
+        same, only entries of about that size are sorted. Overwritten.
+
+    Returns
+    -------
+    int
+        Entries of `inside` that are not what they were.
+    """
+    r, n = point.shape
+    changed = 0
+    size, near = np.empty(n, point.dtype), np.empty(n, point.dtype)
+    before = np.empty(n, np.bool_)
+    for i in range(r):
+        for j in range(n):
+            point[i, j] += dual[i, j]
+            size[j] = abs(point[i, j])
+        low, high = 0.8 * least[i], 1.25 * least[i]
+        above, between = 0, 0
+        for j in range(n):
+            above += size[j] > high
+            near[between] = size[j]
+            between += low <= size[j] <= high
+            if between == n:
+                break
+        if counts[i] == 0:
+            least[i] = np.inf
+        elif above < counts[i] <= above + between:
+            least[i] = _nth_largest(near[:between], counts[i] - above)
+        else:
+            near[:] = size
+            least[i] = _nth_largest(near, counts[i])
+        kept = 0
+        for j in range(n):
+            before[j] = inside[i, j]
+            inside[i, j] = size[j] >= least[i]
+            kept += inside[i, j]
+        for j in range(n - 1, -1, -1):
+            if kept <= counts[i]:
+                break
+            if size[j] == least[i]:  # equal sizes
+                inside[i, j], kept = False, kept - 1
+        for j in range(n):
+            changed += inside[i, j] != before[j]
+            value = point[i, j]
+            sparse[i, j] = value if inside[i, j] else 0.0
+            dual[i, j] = value - sparse[i, j]
+    return changed
+
+
+@numba.njit(nogil=True, cache=True)
+def _nth_largest(values, n):  # pragma: no cover - compiled
+    """Return the n-th largest value (n from 1), by quickselect; reorders the values."""
+    low, high = 0, values.shape[0] - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i, j = i + 1, j - 1
+        if n - 1 <= j:
+            high = j
+        elif n - 1 >= i:
+            low = i
+        else:
+            break
+    return values[n - 1]

@@ -27,6 +27,7 @@ from cimf.methods.base import Outcome, Task, check_switches
 from cimf.methods.layered import elimination
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts, given_counts
 from cimf.methods.layered.calibration import Calibration
+from cimf.methods.layered.conjugate_gradients import fitted
 from cimf.methods.layered.elimination import Groups, Matrix
 from cimf.methods.layered.pattern import Pattern, pattern_counts
 from cimf.methods.layered.propagate import propagate
@@ -56,13 +57,14 @@ class LayeredOptions(Statistics):
         "2:4", or another "N:M": of every M consecutive inputs a row reads at most N, see `Pattern`;
         layers whose inputs M does not divide stay dense, named in a warning.
     support : str or Rule
-        A key of `SUPPORTS`, or a rule such as ``Convex("relative", 0.5)``, whose budget decides
-        every row in place of a target sparsity.
+        A key of `SUPPORTS`: "auto" is "obs" where exact elimination is affordable, else "admm", as
+        the report says layer by layer. Or a rule such as ``Convex("relative", 0.5)``, whose
+        budget decides every row in place of a target sparsity.
     allocation : str, or counts per layer
         "output", "error" or "uniform", see `Survey.allocate`; or integer arrays (r,), one per layer
         in the order of the report, which say what every row keeps.
     swaps : bool
-        Improve the supports by exact exchanges.
+        Improve the supports by exact exchanges, except those of "admm".
     polish : bool
         Least squares on the support. False: the rule's own coefficients, else the network's.
     correct : bool
@@ -76,7 +78,7 @@ class LayeredOptions(Statistics):
     """
 
     structure: str | None = None
-    support: str | Rule = "obs"
+    support: str | Rule = "auto"
     allocation: str | Counts = "output"
     swaps: bool = True
     polish: bool = True
@@ -101,7 +103,7 @@ class LayeredOptions(Statistics):
         """Refuse options that a structure would not use."""
         chosen = self.allocation if isinstance(self.allocation, str) else "counts"
         if self.structure == "channels":
-            if self.support != "obs" or not (self.swaps and self.polish):
+            if self.support != "auto" or not (self.swaps and self.polish):
                 raise InputError(
                     'support, swaps and polish are not used by structure="channels": whole '
                     "channels are eliminated and the rest is refitted"
@@ -116,7 +118,7 @@ class LayeredOptions(Statistics):
             if not takes_groups(self.rule):
                 raise InputError(
                     f"the support rule {self.support!r} does not choose within groups, as the "
-                    f'pattern {self.pattern} needs it: take "obs" or "magnitude"'
+                    f'pattern {self.pattern} needs it: take "auto" or "magnitude"'
                 )
 
     @property
@@ -135,6 +137,13 @@ class LayeredOptions(Statistics):
     def rule(self) -> Rule:
         """How the columns of a row are chosen."""
         return SUPPORTS[self.support] if isinstance(self.support, str) else self.support
+
+    @property
+    def rule_name(self) -> str:
+        """What the report calls the rule."""
+        if isinstance(self.support, str):
+            return self.support
+        return getattr(self.support, "__name__", type(self.support).__name__).lower()
 
 
 def prune_layers(task: Task, sparsity: float | None, options: LayeredOptions) -> Outcome:
@@ -268,7 +277,7 @@ def _solve_layer(
         part = slice(g * size, (g + 1) * size)
         given = counts.dtype == bool
         choice = (
-            Choice(counts[part])
+            Choice(counts[part], rule="given")
             if given
             else rule(problem, dense[part], counts[part], free, n_jobs)
         )
@@ -279,17 +288,22 @@ def _solve_layer(
             )
         choices.append(choice)
         mask = choice.mask
-        if options.swaps and not given:
+        by_admm = choice.rule == "admm"
+        if options.swaps and not given and not by_admm:
             mask, exchanges[part] = elimination.swapped(
                 problem, mask, free, n_jobs=n_jobs, groups=groups
             )
         if options.polish:
-            coef[part], gaps[part] = elimination.polished(problem, mask, n_jobs)
+            fit = partial(fitted, n_free=free) if by_admm else elimination.polished
+            coef[part], gaps[part] = fit(problem, mask, n_jobs=n_jobs)
         else:
             own = dense[part] if choice.coef is None else choice.coef
             coef[part] = np.where(mask, own, 0.0)
     certificates = [choice.solution.certificate for choice in choices if choice.solution]
-    return coef, layer_record(layer, statistics.n_samples, coef, certificates, exchanges, gaps)
+    return coef, layer_record(
+        layer, statistics.n_samples, coef, certificates, exchanges, gaps,
+        support=choices[0].rule or options.rule_name,
+    )  # fmt: skip
 
 
 def layer_record(
@@ -299,6 +313,8 @@ def layer_record(
     certificates: Sequence[Certificate],
     exchanges: Any = 0,
     polish_gaps: Any = np.nan,
+    *,
+    support: str,
 ) -> LayerRecord:
     """Return the record of a layer's rows (r, N'), without its mismatch."""
     size = layer.n_rows // layer.groups
@@ -314,6 +330,7 @@ def layer_record(
         columns=layer.n_columns,
         samples=samples,
         kept=int(np.count_nonzero(weight)),
+        support=support,
         emptied=tuple(int(i) for i in np.flatnonzero(~weight.any(axis=1))),
         unread=int((~read).sum()),
         exchanges=int(np.sum(exchanges)),

@@ -184,7 +184,8 @@ class LayerSensitivity:
             if coef is not solved:
                 shortened.append(layer.path)
             rows[layer.path] = as_rows(coef, int(layer.has_bias))
-            records.append(layer_record(layer, statistics.n_samples, coef, certificates))
+            samples = statistics.n_samples
+            records.append(layer_record(layer, samples, coef, certificates, support="sensitivity"))
             return rows[layer.path]
 
         mismatch = propagate(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from cimf.errors import InputError, UnknownNameError
 from cimf.judge import Solution
 from cimf.methods.layered import elimination as rows
+from cimf.methods.layered.admm import admm
+from cimf.methods.layered.cost import exact_is_affordable
 from cimf.methods.layered.elimination import Groups, Mask, Matrix
 from cimf.solve import solve_rows
 from cimf.statistics import Gram
@@ -48,11 +50,15 @@ class Choice:
         Coefficients where the rule fixes them; None: the network's own.
     solution : Solution or None
         The certified convex problem behind the rule, where there is one.
+    rule : str
+        Which rule it was, where a rule chooses among several. "admm": its steps have done what
+        exchanges would, and its rows are so wide that exchanges cost more than all else.
     """
 
     mask: Mask
     coef: Matrix | None = None
     solution: Solution | None = None
+    rule: str = ""
 
 
 Counts = NDArray[np.int64]
@@ -77,6 +83,27 @@ def obs(
     if groups is not None:
         return Choice(rows.without(order, gram.n_features))
     return Choice(rows.last_columns(order, counts, n_free))
+
+
+def wide(
+    gram: Gram, dense: Matrix, counts: Counts, n_free: int, n_jobs: int | None = None
+) -> Choice:
+    """ADMM on the number of non-zeros, all rows at once."""
+    return Choice(admm(gram, dense, counts, n_free, n_jobs), rule="admm")
+
+
+def cheaper(
+    gram: Gram,
+    dense: Matrix,
+    counts: Counts,
+    n_free: int,
+    n_jobs: int | None = None,
+    groups: Groups | None = None,
+) -> Choice:
+    """As `obs` where that is affordable, and in patterns; else `wide`. See `cost`."""
+    if groups is not None or exact_is_affordable(gram.n_targets, gram.n_features - n_free):
+        return replace(obs(gram, dense, counts, n_free, n_jobs, groups), rule="obs")
+    return wide(gram, dense, counts, n_free, n_jobs)
 
 
 def by_score(score: Matrix, counts: Counts, n_free: int, groups: Groups | None) -> Choice:
@@ -197,7 +224,9 @@ def _or_before(coef: Matrix, before: Matrix, width: int) -> Matrix:
 
 
 SUPPORTS: dict[str, Rule] = {
+    "auto": cheaper,
     "obs": obs,
+    "admm": wide,
     "magnitude": magnitude,
     "ball": ball,
     "ball-ones": partial(ball, weighting="ones"),

@@ -21,6 +21,9 @@ from torch import Tensor
 from cimf.errors import UnknownNameError
 from cimf.methods.layered import elimination as rows
 from cimf.methods.layered.allocation import ALLOCATIONS, Counts, by_price, uniform
+from cimf.methods.layered.block_elimination import block_elimination
+from cimf.methods.layered.conjugate_gradients import fitted
+from cimf.methods.layered.cost import exact_is_affordable
 from cimf.methods.layered.propagate import propagate
 from cimf.methods.layered.sensitivity import Counting, output_sensitivity
 from cimf.methods.layered.statistics_options import Statistics
@@ -63,9 +66,21 @@ class LayerCurves:
 
     @cached_property
     def _dropped(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        parts = [rows.elimination(problem, self.n_free, self.n_jobs) for problem in self.problems]
+        drop = rows.elimination if self._exact else block_elimination
+        parts = [drop(problem, self.n_free, self.n_jobs) for problem in self.problems]
         order, increase = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
         return order, increase / self.problems[0].n_samples
+
+    @property
+    def _exact(self) -> bool:
+        first = self.problems[0]
+        return exact_is_affordable(first.n_targets, first.n_features - self.n_free)
+
+    def fit(self, problem: Gram, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the least squares (r, N') of one of the problems on supports."""
+        if self._exact:
+            return rows.polished(problem, mask, self.n_jobs)[0]
+        return fitted(problem, mask, self.n_free, self.n_jobs)[0]
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -231,7 +246,7 @@ class Survey:
         layer, curve, output = self.graph.layers[k], self.curves[k], self._output
         free, size = curve.n_free, layer.n_rows // layer.groups
         parts = [
-            rows.polished(problem, mask[g * size : (g + 1) * size], self.n_jobs)[0]
+            curve.fit(problem, mask[g * size : (g + 1) * size])
             for g, problem in enumerate(curve.problems)
         ]
         own = dense_rows(layer)
