@@ -71,7 +71,7 @@ def test_an_interrupted_control_goes_on(small, monkeypatch):
     assert run("gates").exit_code == 130
     monkeypatch.setattr(gate_control, "bisect_penalty", plain)
     points = json.loads((small / "results/gates/digits/unfinished.json").read_text())["points"]
-    assert len(points) == 4 + len(gate_control.PENALTIES)
+    assert len(points.keys() - {"origin"}) == 4 + len(gate_control.PENALTIES)
     result = run("gates")
     assert result.exit_code == 0, result.output
     assert "points are there from an interrupted run" in result.output

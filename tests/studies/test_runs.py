@@ -259,10 +259,11 @@ def test_an_interrupted_sweep_continues_to_the_same_files(tmp_path, monkeypatch)
     ("options", "solver"),
     [
         (PathOptions(), "sparsify.prefer_own_rows"),
-        (row_options("l1", (), {}), "loss_rows._solved"),
+        (row_options("l1", (), {}), "loss_rows._l1_rows"),
+        (row_options("elastic-net", (), {}), "loss_rows._solved"),
         (row_options("sensitivity", (), {}), "sensitivity_model._least_sensitive"),
     ],
-    ids=["ball", "l1", "sensitivity"],
+    ids=["ball", "l1", "cone", "sensitivity"],
 )
 def test_models_that_are_not_wanted_are_not_made_and_change_no_bit(monkeypatch, options, solver):
     reference, kappas, wanted = Reference.capture(*network()), (0.1, 0.3, 0.9), (False, True, False)
