@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.network.copies import plain_copy
+from cimf.network.expansion import kind_of
 from cimf.network.layers import LayerGraph, working_dtype
 from cimf.train.descent import Descent
 from cimf.train.loop import fit, with_notes
@@ -22,7 +23,7 @@ from cimf.train.objectives import (
     label_loss,
     relative_error,
 )
-from cimf.train.sparse_pattern import dead_channels, keep_zeros, release_zeros
+from cimf.train.sparse_pattern import hold, release_zeros
 from cimf.train.training_data import TrainingData
 from cimf.train.training_options import Training, check_numbers
 from cimf.train.training_report import TrainingReport
@@ -99,9 +100,10 @@ def finetune(
     Parameters
     ----------
     network : nn.Module, or what `cimf.prune` or `finetune` returned
-        Not modified. Its convolution and linear weights keep their zeros, and so do the biases of
-        rows that are zero, and batch norms where scale and shift are: channels that are gone stay
-        so. Everything else that requires a gradient is trained.
+        Not modified. Its convolution and linear weights, and those of attention and of recurrent
+        layers, keep their zeros, and so do the biases of rows that are zero, and batch norms where
+        scale and shift are: channels that are gone stay so. Everything else that requires a
+        gradient is trained.
     batches : iterable
         Input tensors with a teacher, (input, label) pairs without. All samples are read and put
         into batches of `batch_size`, in a new order in every epoch.
@@ -153,8 +155,8 @@ def finetune(
     student.to(device)
     if record.norms == "train":
         align_norms(student, (u.to(device) for u in data.inputs.split(record.batch_size)))
-    held = dead_channels(student)
-    keep_zeros(student).train()
+    held = hold(student)
+    student.train()
     if record.norms == "frozen":
         freeze_norms(student)
     objective = _objective(student, master, loss, record, paths)
@@ -207,9 +209,15 @@ def _state_paths(student: nn.Module, teacher: nn.Module | None, data: TrainingDa
     Raises
     ------
     InputError
-        The teacher has other layers, or other shapes.
+        The teacher has other layers, or other shapes; a layer is no module of its own.
     """
     assert teacher is not None
+    for path, module in student.named_modules():
+        if kind_of(module) is not None:
+            raise InputError(
+                f"the loss 'states' cannot see the layers within {path or 'the network itself'!r} "
+                f"({type(module).__name__}): take loss='outputs' or 'distillation'"
+            )
     one, two = (LayerGraph(net, data.inputs[:8]).layers for net in (student, teacher))
     if [(x.path, x.norm, x.output_shape) for x in one] != [
         (x.path, x.norm, x.output_shape) for x in two
