@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from cimf.errors import InputError, UnknownNameError
+from cimf.network.batches import as_list
 from cimf.network.copies import plain_copy
 from cimf.network.expansion import kind_of
 from cimf.network.layers import LayerGraph, working_dtype
+from cimf.network.second_entries import second_entries
 from cimf.train.descent import Descent
 from cimf.train.loop import fit, with_notes
 from cimf.train.norms import align_norms, freeze_norms
@@ -140,8 +142,10 @@ def finetune(
     if not labelled and teacher is None:
         raise InputError("give a teacher, or (input, label) pairs as batches")
     dtype, device = working_dtype(network), record.where()
-    data = TrainingData.read(batches, dtype, labelled=labelled)
+    given = as_list("training", batches)
+    data = TrainingData.read(given, dtype, labelled=labelled)
     student = plain_copy(network)
+    notes = () if labelled else second_entries(student, given, data.inputs)
     home = next(student.parameters()).device
     modes = [(path, module.training) for path, module in student.named_modules()]
     kinds = {p.dtype for p in student.parameters() if p.is_floating_point()}
@@ -168,8 +172,8 @@ def finetune(
     for path, training in modes:
         student.get_submodule(path).training = training
     if loss == "labels" and teacher is not None:
-        report = with_notes(report, "the teacher was not used: the loss is that of the labels")
-    return Finetuned(student, report)
+        notes = ("the teacher was not used: the loss is that of the labels",)
+    return Finetuned(student, with_notes(report, *notes))
 
 
 _OWN = {f.name for f in fields(FinetuneOptions)} - {f.name for f in fields(Training)}

@@ -170,9 +170,9 @@ def _matrices(network: nn.Module) -> Iterator[tuple[str, Any, str]]:
             found.append(_stored(module, name))
             yield path, module, name
     for path, module in network.named_modules():
-        if isinstance(module, nn.Embedding) and (table := _stored(module, "weight")) is not None:
-            if any(table is matrix for matrix in found):
-                yield path, module, "weight"
+        table = _stored(module, "weight") if isinstance(module, nn.Embedding) else None
+        if table is not None and any(table is matrix for matrix in found):
+            yield path, module, "weight"
 
 
 def _names(module: nn.Module) -> list[str]:
@@ -191,7 +191,7 @@ def _names(module: nn.Module) -> list[str]:
 def _stored(module: Any, name: str) -> Any:
     """Return the parameter of a matrix, whether its zeros are held or not."""
     if parametrize.is_parametrized(module, name):
-        return module.parametrizations[name].original
+        return getattr(module.parametrizations[name], "original", None)
     return module._parameters.get(name)
 
 
