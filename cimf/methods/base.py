@@ -20,9 +20,10 @@ from torch import nn
 
 from cimf.errors import CimfError, InputError, UnknownNameError, warn_outside
 from cimf.methods.pruning_report import LayerRecord, PruningReport
-from cimf.network.batches import Batch, as_batches, joined, one_tensor, tensors_of
+from cimf.network.batches import Batch, as_batches, as_list, joined, one_tensor, tensors_of
 from cimf.network.copies import plain_copy
 from cimf.network.layers import LayerGraph, working_dtype
+from cimf.network.second_entries import second_entries
 from cimf.train.training_report import TrainingReport
 
 T = TypeVar("T")
@@ -54,16 +55,20 @@ class Task:
         A copy of the network without wrappers (data parallel, compiled) and reparametrisations.
     inputs : list of Tensor or Inputs (b, ...)
         The calibration inputs on the CPU.
+    notes : tuple of str
+        As `cimf.network.second_entries.second_entries`.
 
     Raises
     ------
     InputError
-        As `cimf.network.batches.as_batches`.
+        As `cimf.network.batches.as_batches` and `second_entries`.
     """
 
     def __init__(self, net: nn.Module, batches: Any, train: Any = None) -> None:
-        self.inputs: list[Batch] = as_batches(batches, working_dtype(net))
+        given = as_list("calibration", batches)
+        self.inputs: list[Batch] = as_batches(given, working_dtype(net))
         self.net, self.train = plain_copy(net), train
+        self.notes = second_entries(self.net, given, self.inputs[0])
         self._kept: dict[Any, Any] = {}
 
     @cached_property
@@ -78,7 +83,7 @@ class Task:
         sample = [self.inputs[0][:8]]
         for k, kind in enumerate(tensors_of(sample[0])):
             if kind.dtype in (torch.int32, torch.int64):  # token ids: also the extreme ones
-                ids = [tensors_of(batch)[k].flatten(1) for batch in self.inputs]
+                ids = [tensors_of(batch)[k].reshape(len(batch), -1) for batch in self.inputs]
                 low = min(range(len(ids)), key=lambda j: int(ids[j].min()))
                 high = max(range(len(ids)), key=lambda j: int(ids[j].max()))
                 sample.append(self.inputs[low][[int(ids[low].amin(1).argmin())]])
@@ -289,7 +294,7 @@ def run_method(
     warned = (*outcome.warnings, *_missed_target(report))
     for sentence in warned:
         warn_outside(sentence)
-    notes = (*outcome.notes, *report.notes, *warned)
+    notes = (*task.notes, *outcome.notes, *report.notes, *warned)
     report = replace(report, layers=outcome.layers, notes=notes, training=outcome.training)
     return Pruned(outcome.network, report, task.inputs)
 

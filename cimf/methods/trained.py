@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from cimf.errors import InputError, UnknownNameError
 from cimf.methods.base import Task
+from cimf.network.expansion import kind_of
 from cimf.network.layers import working_dtype
 from cimf.train.descent import Descent
 from cimf.train.loop import fit
 from cimf.train.norms import align_norms, reset_norms
 from cimf.train.objectives import Objective, label_loss
-from cimf.train.sparse_pattern import dead_channels, keep_zeros, release_zeros
+from cimf.train.sparse_pattern import hold, release_zeros
 from cimf.train.training_data import TrainingData
 from cimf.train.training_options import Training, check_whole
 from cimf.train.training_report import TrainingReport
@@ -61,10 +62,12 @@ class Workshop:
     Raises
     ------
     InputError, UnknownNameError
-        Samples or labels that do not fit the network; 16-bit parameters; an unknown layer to keep.
+        Samples or labels that do not fit the network; 16-bit parameters; an unknown layer to keep;
+        a network with matrices that are no weight of a linear layer or convolution alone.
     """
 
     def __init__(self, task: Task, options: TrainedOptions) -> None:
+        _refuse(task)
         dtype = working_dtype(task.net)
         self.data: TrainingData = task.once(
             "labelled", lambda: TrainingData.read(task.train, dtype, labelled=True)
@@ -131,8 +134,8 @@ class Workshop:
         path = options.checkpoint
         later = None if path is None else Path(f"{path}.tuned")
         record = replace(options, epochs=options.tune_epochs, checkpoint=later)
-        held = dead_channels(network)
-        keep_zeros(network).train()
+        held = hold(network)
+        network.train()
         loss = objective or self.label_objective(network)
         descent = Descent(network, loss, record, len(self.data), held=held)
         report = fit(descent, self.data, record, settings, "tuning")
@@ -145,3 +148,25 @@ class Workshop:
         for path, module in self._task.net.named_modules():
             network.get_submodule(path).training = module.training
         return network.to(home)
+
+
+def _refuse(task: Task) -> None:
+    """Refuse networks with matrices that neither gates nor scores of channels reach.
+
+    Raises
+    ------
+    InputError
+    """
+    other = "give it to a method that does not train (layered, obs, wanda, ...), then cimf.finetune"
+    for path, module in task.net.named_modules():
+        if kind_of(module) is not None:
+            raise InputError(
+                "methods that train take networks of linear layers and convolutions, not layer "
+                f"{path or 'the network itself'!r} ({type(module).__name__}): {other}"
+            )
+    for layer in task.graph.layers:
+        if layer.lookups:
+            raise InputError(
+                f"methods that train take no networks with tied matrices, and layer {layer.path!r} "
+                f"shares its with an embedding: {other}"
+            )

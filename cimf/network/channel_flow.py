@@ -159,6 +159,13 @@ class _Follower:
             self.rows[path] = self.new(len(module.weight))
         if groups > 1:
             self.hold(self.rows[path], f"{self.graph.where(node)} has groups")
+        if any(
+            isinstance(m, torch.nn.Embedding) and m.weight is module.weight
+            for m in self.graph.module.modules()
+        ):
+            tied = f"{self.graph.where(node)} shares its matrix with an embedding"
+            self.hold(self.rows[path], tied)
+            self.hold(self.columns.get(path, ()), tied)
         self.names[node] = axis, self.rows[path]
 
     def _norm(self, node: fx.Node, lane: Lane) -> None:
@@ -266,7 +273,10 @@ class _Trial:
         """Return which indices of each axis of the output change."""
         now = self._run(changed)
         moved = ~((now == self.base) | (now.isnan() & self.base.isnan()))
-        return [moved.movedim(k, 0).flatten(1).any(1).numpy() for k in range(moved.ndim)]
+        return [
+            moved.movedim(k, 0).reshape(moved.shape[k], -1).any(1).numpy()
+            for k in range(moved.ndim)
+        ]
 
     def touched(self, source: fx.Node) -> list[NDArray[np.bool_]]:
         """Return which indices of each axis of the output change with an input as a whole."""

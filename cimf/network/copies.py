@@ -66,8 +66,9 @@ def plain_copy(net: nn.Module, *to: Any) -> nn.Module:
         ) from error
     modes = [(module, module.training) for module in out.modules()]
     out.eval()
+    made: dict[int, tuple[Tensor, nn.Parameter]] = {}
     for module, _ in modes:
-        _make_plain(module)
+        _make_plain(module, made)
     for module, training in modes:
         module.training = training
     for path, module in out.named_modules():
@@ -90,16 +91,29 @@ def plain_copy(net: nn.Module, *to: Any) -> nn.Module:
     return out
 
 
-def _make_plain(module: nn.Module) -> None:
-    """Replace what is computed from other parameters at every call by its present value."""
+def _make_plain(module: nn.Module, made: dict[int, tuple[Tensor, nn.Parameter]]) -> None:
+    """Replace what is computed from other parameters at every call by its present value.
+
+    Parameters
+    ----------
+    made : dict
+        Grows: by the id of a parameter, itself and what was made of it; a tied one stays tied.
+    """
     if parametrize.is_parametrized(module):
         # Not by remove_parametrizations: the copy shares its class with the original, which would
         # lose the property.
-        values = {name: getattr(module, str(name)) for name in module.parametrizations}  # type: ignore[union-attr]
+        computed: Any = module.parametrizations
+        values: dict[str, nn.Parameter] = {}
+        for name, steps in computed.items():
+            value = getattr(module, name).detach()
+            stored = next(steps.parameters(recurse=False), value)
+            _, one = made.setdefault(id(stored), (stored, nn.Parameter(value.clone())))
+            values[name] = one if torch.equal(one, value) else nn.Parameter(value.clone())
         del module.parametrizations
         module.__class__ = type(module).__bases__[0]
-        for name, value in values.items():
-            module.register_parameter(str(name), nn.Parameter(value.detach().clone()))
+        others = dict(module._parameters)
+        module._parameters.clear()
+        module._parameters.update({**values, **others})  # the weight first, as layers have it
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)

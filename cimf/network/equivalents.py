@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 
 from cimf.errors import CaptureError
 
@@ -123,8 +124,8 @@ class TransposedLayer(nn.Linear, Equivalent):
 
     @classmethod
     def takes(cls, module: Any) -> bool:
-        """See `Equivalent.takes`; without importing the library."""
-        kind = type(module)
+        """See `Equivalent.takes`; without importing the library, and also under `keep_zeros`."""
+        kind = type(module).__bases__[0] if is_parametrized(module) else type(module)
         return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
     def __init__(self, module: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,3 +73,15 @@ def expanded(net: nn.Module) -> Iterator[nn.Module]:
                 parent._modules[name] = module
                 if isinstance(equivalent, Equivalent):
                     equivalent.write(module)
+
+
+@contextmanager
+def by_modules() -> Iterator[None]:
+    """Run the block without torch's fused transformer layers: they read weights, call no module."""
+    mha: Any = torch.backends.mha
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(before)

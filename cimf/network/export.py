@@ -21,8 +21,12 @@ from torch import Tensor, nn
 
 from cimf.errors import InputError, RunError
 from cimf.files import atomic_path
+from cimf.network.copies import plain_copy
+from cimf.network.expansion import expand
+from cimf.network.exported import MATCHED
 
-_MATRICES = (nn.Conv1d, nn.Conv2d, nn.Linear)
+# Modules that read the weights of the linear layers in them, and do not only call them.
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def save_state(network: nn.Module, path: str | Path) -> None:
@@ -42,16 +46,18 @@ def save_state(network: nn.Module, path: str | Path) -> None:
 def csr_layers(network: nn.Module) -> dict[str, scipy.sparse.csr_array]:
     """Return the weight rows (r, N) of every convolution and linear layer, by path.
 
+    Those in attention, recurrent layers and transposed convolutions have the paths of the report.
     In float64 where the weights are, else in float32, which holds half precision exactly.
     """
     out = {}
-    for path, module in network.named_modules():
+    whole, _ = expand(plain_copy(network))
+    for path, module in whole.named_modules():
         if isinstance(module, SparseLinear):
             parts = (module.values, module.columns, module.starts)
             rows = scipy.sparse.csr_array(
                 tuple(part.cpu().numpy() for part in parts), shape=module.shape
             )
-        elif isinstance(module, _MATRICES):
+        elif isinstance(module, MATCHED):
             weight = module.weight.detach().cpu().flatten(1)
             double = weight.dtype == torch.float64
             rows = scipy.sparse.csr_array((weight if double else weight.float()).numpy())
@@ -186,14 +192,18 @@ class SparseLinear(nn.Module):
 def with_sparse_linear(network: nn.Module, density: float) -> nn.Module:
     """Return a copy whose linear layers of at most this density are `SparseLinear`.
 
+    Those within `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, which read their weights,
+    stay as they are.
+
     Raises
     ------
     InputError
         As `SparseLinear`.
     """
     out = copy.deepcopy(network)
+    read = {part for m in out.modules() if isinstance(m, _READERS) for part in m.children()}
     for path, module in list(out.named_modules()):
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module not in read:
             sparse = int(module.weight.count_nonzero()) <= density * module.weight.numel()
             if sparse and not path:  # the network is the layer
                 return SparseLinear(module).train(network.training)

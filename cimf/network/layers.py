@@ -23,7 +23,7 @@ from cimf.errors import CaptureError, InputError
 from cimf.network.batches import Batch, Inputs, joined, run, tensors_of
 from cimf.network.copies import check_hooks, difference, plain_copy, tolerance, working_copy
 from cimf.network.equivalents import Equivalent
-from cimf.network.expansion import expand, expanded
+from cimf.network.expansion import by_modules, expand, expanded
 from cimf.network.exported import MATCHED
 from cimf.network.fold import fold_norms, unfold
 from cimf.network.graph import Graph, as_output
@@ -111,6 +111,10 @@ class LayerGraph:
         check_hooks(self.original, reference, sample, *others)
         if not torch.isfinite(expected).all():
             raise CaptureError("the network's output has NaN or infinite values")
+        with by_modules():
+            self._follow(reference, sample, expected)
+
+    def _follow(self, reference: nn.Module, sample: Batch, expected: Tensor) -> None:
         whole, _ = expand(reference)
         graph = self.traced = trace(whole, self.dtype, sample)
         self.several = join_outputs(graph)

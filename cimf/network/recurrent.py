@@ -81,7 +81,7 @@ class RecurrentLayers(Equivalent):
             )
         axis = 1 if self.samples_first else 0
         count = 2 if self.kind == "LSTM" else 1
-        given = (hx if isinstance(hx, tuple) else (hx,)) if hx is not None else None
+        given = None if hx is None else hx if isinstance(hx, tuple | list) else (hx,)
         ends: list[tuple[Tensor, ...]] = []
         for k in range(self.n_layers):
             sides = []
@@ -129,7 +129,7 @@ class RecurrentCell(Equivalent):
 
     def forward(self, x: Tensor, hx: Any = None) -> Any:
         """Return the next state, as the module does."""
-        state = hx if isinstance(hx, tuple) else (hx,)
+        state = hx if isinstance(hx, tuple | list) else (hx,)
         if hx is None:
             state = (x.new_zeros(x.shape[0], self.size),) * (2 if self.kind == "LSTM" else 1)
         found = step(self.kind, self.ih(x), self.hh(state[0]), state)

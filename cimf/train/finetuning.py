@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from cimf.errors import InputError, UnknownNameError
+from cimf.network.batches import as_list
 from cimf.network.copies import plain_copy
+from cimf.network.expansion import kind_of
 from cimf.network.layers import LayerGraph, working_dtype
+from cimf.network.second_entries import second_entries
 from cimf.train.descent import Descent
 from cimf.train.loop import fit, with_notes
 from cimf.train.norms import align_norms, freeze_norms
@@ -22,7 +25,7 @@ from cimf.train.objectives import (
     label_loss,
     relative_error,
 )
-from cimf.train.sparse_pattern import dead_channels, keep_zeros, release_zeros
+from cimf.train.sparse_pattern import hold, release_zeros
 from cimf.train.training_data import TrainingData
 from cimf.train.training_options import Training, check_numbers
 from cimf.train.training_report import TrainingReport
@@ -99,9 +102,10 @@ def finetune(
     Parameters
     ----------
     network : nn.Module, or what `cimf.prune` or `finetune` returned
-        Not modified. Its convolution and linear weights keep their zeros, and so do the biases of
-        rows that are zero, and batch norms where scale and shift are: channels that are gone stay
-        so. Everything else that requires a gradient is trained.
+        Not modified. Its convolution and linear weights, and those of attention and of recurrent
+        layers, keep their zeros, and so do the biases of rows that are zero, and batch norms where
+        scale and shift are: channels that are gone stay so. Everything else that requires a
+        gradient is trained.
     batches : iterable
         Input tensors with a teacher, (input, label) pairs without. All samples are read and put
         into batches of `batch_size`, in a new order in every epoch.
@@ -138,8 +142,10 @@ def finetune(
     if not labelled and teacher is None:
         raise InputError("give a teacher, or (input, label) pairs as batches")
     dtype, device = working_dtype(network), record.where()
-    data = TrainingData.read(batches, dtype, labelled=labelled)
+    given = as_list("training", batches)
+    data = TrainingData.read(given, dtype, labelled=labelled)
     student = plain_copy(network)
+    notes = () if labelled else second_entries(student, given, data.inputs)
     home = next(student.parameters()).device
     modes = [(path, module.training) for path, module in student.named_modules()]
     kinds = {p.dtype for p in student.parameters() if p.is_floating_point()}
@@ -153,8 +159,8 @@ def finetune(
     student.to(device)
     if record.norms == "train":
         align_norms(student, (u.to(device) for u in data.inputs.split(record.batch_size)))
-    held = dead_channels(student)
-    keep_zeros(student).train()
+    held = hold(student)
+    student.train()
     if record.norms == "frozen":
         freeze_norms(student)
     objective = _objective(student, master, loss, record, paths)
@@ -166,8 +172,8 @@ def finetune(
     for path, training in modes:
         student.get_submodule(path).training = training
     if loss == "labels" and teacher is not None:
-        report = with_notes(report, "the teacher was not used: the loss is that of the labels")
-    return Finetuned(student, report)
+        notes = ("the teacher was not used: the loss is that of the labels",)
+    return Finetuned(student, with_notes(report, *notes))
 
 
 _OWN = {f.name for f in fields(FinetuneOptions)} - {f.name for f in fields(Training)}
@@ -207,9 +213,15 @@ def _state_paths(student: nn.Module, teacher: nn.Module | None, data: TrainingDa
     Raises
     ------
     InputError
-        The teacher has other layers, or other shapes.
+        The teacher has other layers, or other shapes; a layer is no module of its own.
     """
     assert teacher is not None
+    for path, module in student.named_modules():
+        if kind_of(module) is not None:
+            raise InputError(
+                f"the loss 'states' cannot see the layers within {path or 'the network itself'!r} "
+                f"({type(module).__name__}): take loss='outputs' or 'distillation'"
+            )
     one, two = (LayerGraph(net, data.inputs[:8]).layers for net in (student, teacher))
     if [(x.path, x.norm, x.output_shape) for x in one] != [
         (x.path, x.norm, x.output_shape) for x in two

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations, prune
 
 import cimf
 from cimf.errors import InputError
+from cimf.network.copies import plain_copy
 
 OPTIMISERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1),
@@ -169,3 +170,135 @@ def test_another_parametrization_on_top_is_refused_at_release(net):
     with pytest.raises(InputError, match="layer '4'"):
         cimf.release_zeros(net)
     assert type(net[0]) is not nn.Conv2d  # nothing has been changed
+
+
+class Reading(nn.Module):
+    """A body of its own, whose outputs are averaged over the steps."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.body(x)
+        return self.head((y[0] if isinstance(y, tuple) else y).mean(1))
+
+
+class Stepping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(x[:, 1], self.cell(x[:, 0])))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.body, self.head = nn.Embedding(3, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.head.weight = self.table.weight
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(self.table((x[:, 0, :3]).argmax(1)))))
+
+
+def conv1d():
+    layer = pytest.importorskip("transformers.pytorch_utils").Conv1D(8, 8)
+    return Reading(layer)
+
+
+PACKED = {
+    "encoder": lambda: Reading(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
+    "attention": lambda: Reading(Attention()),
+    "cell": Stepping,
+    "tied": Tied,
+    "conv1d": conv1d,
+}
+STEPS = torch.randn(60, 4, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, kdim=5, vdim=6, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x[..., :5], x[..., :6])
+
+
+def sparse(net):
+    """Half of the entries of every matrix are zero; but of one, so that orders are mixed."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    with torch.no_grad():
+        for p in matrices[: len(matrices) - (len(matrices) > 3)]:
+            p *= torch.rand(p.shape, generator=generator) < 0.5
+    return net.eval()
+
+
+def check_zeros(before, after):
+    assert [n for n, _ in after.named_parameters()] == [n for n, _ in before.named_parameters()]
+    assert [type(m) for m in after.modules()] == [type(m) for m in before.modules()]
+    for (name, one), two in zip(before.named_parameters(), after.parameters(), strict=True):
+        if one.ndim > 1:
+            assert torch.equal(one == 0, two == 0), name
+            assert (one != two)[one != 0].any(), name
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_matrices_within_other_modules_are_held(name):
+    torch.manual_seed(0)
+    net = sparse(PACKED[name]())
+    before = copy.deepcopy(net)
+    output = net(STEPS)
+    cimf.keep_zeros(net)
+    torch.testing.assert_close(net(STEPS), output)
+    optimiser = OPTIMISERS["adam"](net.parameters())
+    net.train()
+    for _ in range(5):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(STEPS), LABELS).backward()
+        optimiser.step()
+    output = net.eval()(STEPS)
+    cimf.release_zeros(net)
+    torch.testing.assert_close(net(STEPS), output)
+    assert not torch.allclose(output, before(STEPS), atol=1e-3)
+    check_zeros(before, net)
+    if name == "tied":
+        assert net.head.weight is net.table.weight
+
+
+@pytest.mark.parametrize("name", ["encoder", "gru", "lstm"])
+def test_finetune_holds_them_too(name):
+    torch.manual_seed(0)
+    recurrent = {
+        "gru": lambda: Reading(nn.GRU(8, 8, batch_first=True)),
+        "lstm": lambda: Reading(nn.LSTM(8, 4, 2, batch_first=True, bidirectional=True)),
+    }
+    net = sparse((PACKED | recurrent)[name]())
+    found = cimf.finetune(
+        net, [(STEPS, LABELS)], epochs=2, learning_rate=1e-2, weight_decay=0.1, optimizer="adam"
+    )
+    check_zeros(net, found.network)
+    assert not torch.allclose(found.network(STEPS), net(STEPS), atol=1e-3)
+    if name != "encoder":
+        with pytest.raises(InputError, match=r"layer 'body' \((GRU|LSTM)\).*finetune holds them"):
+            cimf.keep_zeros(net)
+        with torch.no_grad():
+            for p in net.body.parameters():
+                p.fill_(0.5)
+        cimf.keep_zeros(net)  # nothing to hold there
+
+
+def test_states_within_other_modules_are_refused():
+    net = sparse(PACKED["encoder"]())
+    with pytest.raises(InputError, match=r"'body.self_attn' \(MultiheadAttention\)"):
+        cimf.finetune(net, STEPS, teacher=net, loss="states", epochs=1)
+
+
+def test_copies_of_a_held_network_stay_tied():
+    net = cimf.keep_zeros(sparse(Tied()))
+    copied = plain_copy(net)
+    assert copied.head.weight is copied.table.weight
+    assert [n for n, _ in copied.named_parameters()] == [n for n, _ in Tied().named_parameters()]
