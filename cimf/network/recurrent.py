@@ -129,7 +129,7 @@ class RecurrentCell(Equivalent):
 
     def forward(self, x: Tensor, hx: Any = None) -> Any:
         """Return the next state, as the module does."""
-        state = hx if isinstance(hx, tuple | list) else (hx,)
+        state = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
         if hx is None:
             state = (x.new_zeros(x.shape[0], self.size),) * (2 if self.kind == "LSTM" else 1)
         found = step(self.kind, self.ih(x), self.hh(state[0]), state)

@@ -121,8 +121,9 @@ def test_test_samples_that_cannot_be_used():
         def forward(self, x):
             return super().forward(x)[:, None, :]
 
-    with pytest.raises(InputError, match=r"\(1, 2\) per test sample"):
-        HeldOut(Tokens(4, 2), u)
+    given = HeldOut(Tokens(4, 2), [(u, np.array([0, 1, 0]))])
+    assert given.labels is None
+    assert given.notes == ("outputs are (1, 2) per test sample, no vector: no accuracy",)
     for labels, words in (([0, 1], "2 labels for 3"), ([0, 1, 2], "classes 0 to 1")):
         with pytest.raises(InputError, match=words):
             HeldOut(nn.Linear(4, 2), [(u, np.array(labels))])
