@@ -19,8 +19,8 @@ METHODS: Registry[Method] = Registry(
     "method",
     {
         "layered": Method(
-            "cimf: exact Optimal Brain Surgeon per row with exchanges, error correction and an "
-            "allocation by the effect on the output (docs/layered.md)",
+            "cimf: exact Optimal Brain Surgeon per row with exchanges, ADMM where rows are wide, "
+            "error correction and an allocation by the effect on the output (docs/layered.md)",
             prune_layered,
             LayeredOptions,
             controlled=("sparsity", "budget", "pattern"),
