@@ -173,3 +173,15 @@ def test_an_estimate_comes_before_the_work(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()[0]
     assert said.startswith("rows of 2 layers: about ")
     assert said.endswith("by ADMM: 0 (40 x 200)")
+
+
+def test_supports_do_not_depend_on_the_number_of_jobs():
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(4000, 40)) @ rng.normal(size=(40, 600))
+    design = np.maximum(columns + rng.normal(size=(4000, 600)), 0)
+    dense = rng.normal(size=(96, 600))
+    gram = Gram.from_arrays(design, design @ dense.T)
+    counts = np.full(96, 120)
+    one, two = (admm(gram, dense, counts, 0, n_jobs) for n_jobs in (1, 2))
+    assert one.sum() == 96 * 120
+    np.testing.assert_array_equal(one, two)
