@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cimf.methods.layered.conjugate_gradients import conjugate_gradients
 from cimf.methods.layered.elimination import Mask, Matrix, largest
 from cimf.methods.layered.supports import Choice
 from cimf.statistics import Gram
@@ -52,21 +53,5 @@ def alps(
                 break
             rho *= next(factor for least, factor in _GROWTH if share >= least)
             before = mask
-    return Choice(mask, _refit(H, corr, sparse, mask) / unit)
-
-
-def _refit(H: Matrix, corr: Matrix, start: Matrix, mask: Mask) -> Matrix:
-    """Return conjugate gradients of all rows on their supports; H has (almost) unit diagonal."""
-    coef = np.where(mask, start, 0.0)
-    residual = np.where(mask, corr - coef @ H, 0.0)
-    direction, square = residual.copy(), np.square(residual).sum(axis=1)
-    for _ in range(_STEPS):
-        moved = np.where(mask, direction @ H, 0.0)
-        curvature = np.einsum("ij,ij->i", direction, moved)
-        length = np.divide(square, curvature, out=np.zeros_like(square), where=curvature > 0)
-        coef += length[:, None] * direction
-        residual -= length[:, None] * moved
-        new = np.square(residual).sum(axis=1)
-        ratio = np.divide(new, square, out=np.zeros_like(new), where=square > 0)
-        direction, square = residual + ratio[:, None] * direction, new
-    return coef
+    coef, _ = conjugate_gradients(H, corr, mask, sparse, _STEPS)
+    return Choice(mask, coef / unit)
