@@ -1,4 +1,4 @@
-"""Norm balls of the rows of W, beside the l1 ball: one norm per class, in CVXPY and in numpy."""
+"""Norm balls of the rows of W: one norm per class, in CVXPY and in numpy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cvxpy as cp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from formulations.columns import as_float64
+from formulations.columns import as_float64, shrink
 from formulations.constraint_set import ConstraintSet
 from formulations.errors import InputError
 from formulations.matrix_rows import Rows
@@ -71,6 +71,31 @@ class NormBall(ConstraintSet):
             # Rounding can leave the norm an ulp above the radius: shrink again until it is not.
             factor = np.nextafter(factor, 0.0)
             outside = outside & (self.norm(part) > self.radius)
+        return out
+
+
+@dataclass(frozen=True)
+class L1Ball(NormBall):
+    """sum_j |W_ij| <= radius in every row i of (A, B) and (C, D).
+
+    The well-posedness ball ||A||_inf <= kappa is an argument of the problems; this set is for
+    balls beyond it: over the inputs too, or over the rows of (C, D).
+    """
+
+    def written(self, values: cp.Expression) -> cp.Expression:
+        """Return the sums of |W_ij|."""
+        sums: cp.Expression = cp.sum(cp.abs(values), axis=1)
+        return sums
+
+    def norm(self, values: Array) -> Array:
+        """Return the sums of |W_ij|."""
+        return np.asarray(np.abs(values).sum(axis=1))
+
+    def nearest(self, rows: Rows) -> Array:
+        """Return the rows scaled into the ball, as the balls of the problems are."""
+        out: Array = rows.values.copy()
+        part = self._part(Rows(out, rows.index, rows.n_states))
+        part[:] = shrink(part, np.ones(part.shape[1]), np.full(part.shape[0], self.radius))
         return out
 
 

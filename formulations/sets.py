@@ -15,8 +15,7 @@ import cvxpy as cp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from formulations.balls import L2Ball, LargestSum, LInfBall, SortedL1Ball, WeightedL1Ball
-from formulations.columns import as_float64, shrink
+from formulations.balls import L1Ball, L2Ball, LargestSum, LInfBall, SortedL1Ball, WeightedL1Ball
 from formulations.constraint_set import ConstraintSet, FunctionSet
 from formulations.errors import InputError
 from formulations.matrix_rows import Rows
@@ -24,51 +23,6 @@ from formulations.registry import Registry
 from formulations.terms import as_term
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class L1Ball(ConstraintSet):
-    """sum_j |W_ij| <= radius in every row i of (A, B) and (C, D).
-
-    The well-posedness ball ||A||_inf <= kappa is an argument of the problems; this set is for
-    balls beyond it: over the inputs too, or over the rows of (C, D).
-
-    Parameters
-    ----------
-    radius : float
-    columns : {"all", "states", "inputs"}
-        Which columns count.
-    """
-
-    radius: float = 1.0
-    columns: str = "all"
-
-    def __post_init__(self) -> None:
-        as_float64("radius", self.radius, 0)
-        if self.radius < 0 or self.columns not in ("all", "states", "inputs"):
-            raise InputError("radius >= 0 and columns 'all', 'states' or 'inputs' needed")
-
-    def _part(self, rows: Rows) -> Any:
-        return rows.values if self.columns == "all" else getattr(rows, self.columns)
-
-    def constraints(self, rows: Rows) -> list[cp.Constraint]:
-        """Return one ball per row; of radius zero as equalities, which leave no empty interior."""
-        part = self._part(rows)
-        if self.radius == 0:
-            return [part == 0]
-        return [cp.sum(cp.abs(part), axis=1) <= self.radius]
-
-    def violation(self, rows: Rows) -> float:
-        """Return the largest excess over the radius."""
-        norm = np.abs(self._part(rows)).sum(axis=1)
-        return float(np.maximum(norm - self.radius, 0.0).max(initial=0.0))
-
-    def nearest(self, rows: Rows) -> Array:
-        """Return the rows scaled into the ball."""
-        out: Array = rows.values.copy()
-        part = self._part(Rows(out, rows.index, rows.n_states))
-        part[:] = shrink(part, np.ones(part.shape[1]), np.full(part.shape[0], self.radius))
-        return out
 
 
 class _Mask(ConstraintSet):

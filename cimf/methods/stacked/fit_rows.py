@@ -28,12 +28,12 @@ from cimf.methods.stacked.found import FoundLoss
 from cimf.methods.stacked.loss_options import LossOptions
 from cimf.methods.stacked.row_problems import RowProblems
 from cimf.solve.conic.cvxpy_models import solve_model_record
+from formulations.balls import L1Ball
 from formulations.constraint_set import ConstraintSet
 from formulations.fits import Misfit
 from formulations.least_squares import LeastSquares
 from formulations.loss import Loss
 from formulations.matrix_rows import Rows
-from formulations.sets import L1Ball
 from formulations.state_rows import StateRows, StateRowsRecord
 
 Array = NDArray[np.float64]
@@ -133,21 +133,29 @@ def _solved(
 
 
 @dataclass(frozen=True)
-class Hidden(Loss):
-    """A loss that sees 0 in the hidden columns, (N,) bool."""
+class _Hidden:
+    """A part of a problem that sees 0 in the hidden columns, (N,) bool."""
 
-    inner: Loss
+    inner: Any
     hidden: NDArray[np.bool_]
 
     @property
-    def separable(self) -> bool:  # type: ignore[override]
-        """As the inner loss."""
-        return self.inner.separable
+    def separable(self) -> bool:
+        """As the inner part."""
+        return bool(self.inner.separable)
 
     @property
     def name(self) -> str:
-        """Of the inner loss."""
-        return self.inner.name
+        """Of the inner part."""
+        return str(self.inner.name)
+
+    def violation(self, rows: Rows) -> float:
+        """Return the inner violation."""
+        return float(self.inner.violation(_seen(rows, self.hidden)))
+
+
+class Hidden(_Hidden, Loss):  # type: ignore[override]
+    """A loss that sees 0 in the hidden columns."""
 
     def expression(self, rows: Rows) -> Any:
         """Return the inner expression."""
@@ -155,11 +163,7 @@ class Hidden(Loss):
 
     def value(self, rows: Rows) -> float:
         """Return the inner value."""
-        return self.inner.value(_seen(rows, self.hidden))
-
-    def violation(self, rows: Rows) -> float:
-        """Return the inner violation."""
-        return self.inner.violation(_seen(rows, self.hidden))
+        return float(self.inner.value(_seen(rows, self.hidden)))
 
     def coordinates(self, rows: Rows) -> tuple[Any, Any] | None:
         """Return those of the inner loss, 0 in the hidden columns."""
@@ -167,30 +171,13 @@ class Hidden(Loss):
         return None if found is None else (found[0] * ~self.hidden, found[1] * ~self.hidden)
 
 
-@dataclass(frozen=True)
-class HiddenSet(ConstraintSet):
-    """A set that sees 0 in the hidden columns, (N,) bool."""
-
-    inner: ConstraintSet
-    hidden: NDArray[np.bool_]
-
-    @property
-    def separable(self) -> bool:  # type: ignore[override]
-        """As the inner set."""
-        return self.inner.separable
-
-    @property
-    def name(self) -> str:
-        """Of the inner set."""
-        return self.inner.name
+class HiddenSet(_Hidden, ConstraintSet):  # type: ignore[override]
+    """A set that sees 0 in the hidden columns."""
 
     def constraints(self, rows: Rows) -> list[cp.Constraint]:
         """Return the inner constraints."""
-        return self.inner.constraints(_seen(rows, self.hidden))
-
-    def violation(self, rows: Rows) -> float:
-        """Return the inner violation."""
-        return self.inner.violation(_seen(rows, self.hidden))
+        found: list[cp.Constraint] = self.inner.constraints(_seen(rows, self.hidden))
+        return found
 
     def nearest(self, rows: Rows) -> Array:
         """Return what is seen moved inside, and the hidden columns as they are."""
